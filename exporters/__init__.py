@@ -1,0 +1,1 @@
+"""Turn recursive checkpoints into bundles."""

@@ -1,0 +1,52 @@
+"""Relaxed Recursive Transformers for the edge: convert, train, export, run.
+
+Importing this package registers recursive checkpoints with transformers' Auto classes, so that
+`AutoModelForCausalLM.from_pretrained` loads them. torch and transformers are imported only where something asks for
+them: `rrt_edge.runtime` works without.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rrt_edge.registration import register
+from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+
+if TYPE_CHECKING:
+    from rrt_edge.configuration import RecursiveConfig
+    from rrt_edge.conversion import convert
+    from rrt_edge.exporters import export, verify
+    from rrt_edge.modeling import RecursiveForCausalLM
+    from rrt_edge.training import train
+
+__version__ = "0.1.0"
+__all__ = [
+    "BadInputError",
+    "BundleError",
+    "RRTEdgeError",
+    "RecursiveConfig",
+    "RecursiveForCausalLM",
+    "convert",
+    "export",
+    "train",
+    "verify",
+]
+
+_HOMES = {
+    "RecursiveConfig": "rrt_edge.configuration",
+    "RecursiveForCausalLM": "rrt_edge.modeling",
+    "convert": "rrt_edge.conversion",
+    "train": "rrt_edge.training",
+    "export": "rrt_edge.exporters",
+    "verify": "rrt_edge.exporters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rrt_edge' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+register()

@@ -1,0 +1,133 @@
+"""Read a Hugging Face checkpoint folder one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from rrt_edge.configuration import RecursiveConfig
+from rrt_edge.runtime.errors import BadInputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+class Checkpoint:
+    """A checkpoint folder: its config, and its tensors read on demand from safetensors.
+
+    Raises:
+        BadInputError: the folder, config.json or the weights are missing or damaged; the message names the file.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = _local_folder(str(folder))
+        self.config = self._read_config()
+        self._files = self._tensor_files()
+        self._open: dict[str, Any] = {}
+
+    @property
+    def is_recursive(self) -> bool:
+        return isinstance(self.config, RecursiveConfig)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type the weights are stored in, judged by the first tensor."""
+        name = next(iter(self._files))
+        stored: torch.dtype = self._handle(name).get_slice(name)[:1].dtype
+        return stored
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor as float32.
+
+        Raises:
+            BadInputError: the checkpoint has no such tensor, or its file is damaged.
+        """
+        if name not in self._files:
+            raise BadInputError(f"{self.folder}: the weights hold no tensor {name!r}; is this the model config.json says?")
+        try:
+            tensor: Tensor = self._handle(name).get_tensor(name)
+        except SafetensorError as error:
+            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({error})") from error
+        return tensor.float()
+
+    def copy_companions(self, out: Path) -> None:
+        """Copy tokenizer, chat template and generation settings to another folder."""
+        for name in COMPANIONS:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, out / name)
+
+    def _read_config(self) -> PreTrainedConfig:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise BadInputError(f"{self.folder}: holds no config.json; give the folder of a Hugging Face checkpoint")
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BadInputError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(fields, dict) or "model_type" not in fields:
+            raise BadInputError(f"{path}: names no model_type")
+        try:
+            return AutoConfig.from_pretrained(self.folder)
+        except BadInputError as error:
+            raise BadInputError(f"{path}: {error}") from error
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInputError(f"{path}: cannot be read as a {fields['model_type']!r} config: {reason}") from error
+
+    def _tensor_files(self) -> dict[str, str]:
+        index = self.folder / INDEX
+        if index.is_file():
+            try:
+                weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise BadInputError(f"{index}: not a safetensors index") from error
+            missing = sorted({name for name in weight_map.values() if not (self.folder / name).is_file()})
+            if missing:
+                raise BadInputError(f"{self.folder / missing[0]}: named by {INDEX} but missing; download it again")
+            return dict(weight_map)
+        if not (self.folder / SINGLE).is_file():
+            raise BadInputError(f"{self.folder}: holds no {SINGLE}; save the model with save_pretrained() first")
+        try:
+            with safe_open(self.folder / SINGLE, framework="pt") as file:
+                return dict.fromkeys(file.keys(), SINGLE)
+        except SafetensorError as error:
+            raise BadInputError(f"{self.folder / SINGLE}: damaged or cut short ({error}); copy it again") from error
+
+    def _handle(self, name: str) -> Any:
+        file = self._files[name]
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            except SafetensorError as error:
+                message = f"{self.folder / file}: damaged or cut short ({error}); copy it again"
+                raise BadInputError(message) from error
+        return self._open[file]
+
+
+def _local_folder(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    if not HUB_ID.fullmatch(source):
+        raise BadInputError(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise BadInputError(f"{source}: no such folder, and not to be had from the Hugging Face hub") from error

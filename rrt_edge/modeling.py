@@ -1,0 +1,217 @@
+"""`RecursiveForCausalLM`: one block of the base family's own layers, run several times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import ModelOutput
+
+from rrt_edge.configuration import RecursiveConfig
+from rrt_edge.families import family_of
+from rrt_edge.lora import Depth, DepthLoRALinear, relax_linears
+
+UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
+
+
+@dataclass
+class RecursiveOutput(ModelOutput):
+    """Output of `RecursiveForCausalLM`.
+
+    Attributes:
+        loss: cross entropy of the deepest logits, where labels were given.
+        logits: [B, S, V] after the deepest loop run ([N, V] with `logits_mask`).
+        depth_logits: the logits of every depth run, where `output_depths` was set; the last is `logits`.
+        gate_logits: [B, S, n] ([N, n] with `logits_mask`), one column for each depth run but the model's last.
+        past_key_values: the cache, slot `loop * layers_per_block + layer`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    depth_logits: tuple[Tensor, ...] | None = None
+    gate_logits: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class SlotCache:
+    """A view of a cache in which the block's layer k at one depth finds its slot, `first + k`."""
+
+    def __init__(self, cache: Cache, first: int) -> None:
+        self.cache = cache
+        self.first = first
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        updated: tuple[Tensor, Tensor] = self.cache.update(keys, values, self.first + layer, *args, **kwargs)
+        return updated
+
+
+class RecursivePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    config_class = RecursiveConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DepthLoRALinear):
+            std = self.config.text_config.initializer_range
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            if module.lora_A is not None and module.lora_B is not None:
+                init.normal_(module.lora_A, mean=0.0, std=std)
+                init.zeros_(module.lora_B)
+        if isinstance(module, ExitGate):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, UNTRAINED_GATE_BIAS)
+
+
+class ExitGate(nn.Linear):
+    """Predicts, from the normed hidden state after each loop but the last, that this depth's token is full depth's."""
+
+
+class RecursiveModel(RecursivePreTrainedModel):
+    """Embedding, looped block and final norm."""
+
+    def __init__(self, config: RecursiveConfig) -> None:
+        super().__init__(config)
+        text, family = config.text_config, family_of(config.text_config)
+        text._attn_implementation = config._attn_implementation  # the layers read it from their own config
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, text.pad_token_id)
+        self.block = nn.ModuleList(family.decoder_layer(text, layer) for layer in range(config.layers_per_block))
+        self.norm = family.norm(text)
+        self.rotary_emb = family.rotary(text)
+        self.depth = Depth()
+        relax_linears(self.block, config.loops, config.rank, self.depth)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [B, S]
+        attention_mask: Tensor | None = None,  # [B, P + S]
+        position_ids: Tensor | None = None,  # [B, S]
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,  # [B, S, H]
+        depth: int | None = None,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each."""
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        mask = create_causal_mask(
+            config=self.config.text_config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+
+        normed = []
+        for loop in range(depth or self.config.loops):
+            arguments = (loop, hidden, mask, position_ids, rotary, past_key_values)
+            if self.gradient_checkpointing and self.training:
+                hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
+            else:
+                hidden = self._run_block(*arguments)
+            normed.append(self.norm(hidden))
+        return normed
+
+    def _run_block(
+        self, loop: int, hidden: Tensor, mask: Tensor, position_ids: Tensor, rotary: Any, cache: Cache | None
+    ) -> Tensor:
+        self.depth.index = loop
+        slots = None if cache is None else SlotCache(cache, loop * self.config.layers_per_block)
+        for layer in self.block:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                position_embeddings=rotary,
+                past_key_values=slots,
+                use_cache=slots is not None,
+            )
+        return hidden
+
+
+class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A recursive language model; works with transformers' `generate()` and Trainer."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: RecursiveConfig) -> None:
+        super().__init__(config)
+        self.model = RecursiveModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.exit_gate = ExitGate(config.text_config.hidden_size, config.loops - 1) if config.loops > 1 else None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        depth: int | None = None,
+        output_depths: bool = False,
+        logits_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> RecursiveOutput:
+        """Run the model.
+
+        Args:
+            labels: [B, S], -100 where there is no loss.
+            logits_to_keep: compute logits for the last n positions only (0: all), as `generate()` asks.
+            depth: loops to run, 1 to `config.loops`; all by default.
+            output_depths: also return the logits of every depth run.
+            logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        normed = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, depth, **kwargs
+        )  # fmt: skip
+        if logits_mask is not None:
+            normed = [hidden[logits_mask] for hidden in normed]  # [N, H]
+        elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+            normed = [hidden[:, kept] for hidden in normed]
+
+        depth_logits = tuple(self.lm_head(hidden) for hidden in (normed if output_depths else normed[-1:]))
+        logits = depth_logits[-1]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return RecursiveOutput(
+            loss=loss,
+            logits=logits,
+            depth_logits=depth_logits if output_depths else None,
+            gate_logits=self._gate_logits(normed),
+            past_key_values=past_key_values,
+        )
+
+    def _gate_logits(self, normed: list[Tensor]) -> Tensor | None:
+        gated = normed[: self.config.loops - 1]
+        if self.exit_gate is None:
+            return None
+        columns = [self.exit_gate(hidden)[..., index] for index, hidden in enumerate(gated)]
+        return torch.stack(columns, dim=-1)
+
+
+AutoModelForCausalLM.register(RecursiveConfig, RecursiveForCausalLM, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Run bundles with onnxruntime: no torch, no transformers."""

@@ -1,0 +1,19 @@
+"""The errors users see: one family, each with one line that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class RRTEdgeError(Exception):
+    """Something failed while working on good input; the command line exits with status 1."""
+
+
+class BadInputError(RRTEdgeError):
+    """The input is wrong (a file, a field, an option); the command line exits with status 2."""
+
+
+class BundleError(BadInputError):
+    """A bundle is missing, damaged, or not one this version reads."""
+
+
+class ContextFullError(BadInputError):
+    """A prompt does not fit the context."""

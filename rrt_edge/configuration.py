@@ -21,6 +21,7 @@ class RecursiveConfig(PreTrainedConfig):
         rank: LoRA rank of each depth on every linear of the block; 0 shares without relaxation.
         init: how the block was initialised: `average`, `stepwise` or `lower`.
         gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
+        exit_threshold: the gate value calibrated for leaving early, where one was.
 
     Raises:
         BadInputError: `loops` does not divide the layers, or `rank` is negative.
@@ -34,6 +35,7 @@ class RecursiveConfig(PreTrainedConfig):
     rank: int = 0
     init: str = "average"
     gate_trained: bool = False
+    exit_threshold: float | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -75,6 +75,8 @@ def public_modules() -> Iterator[str]:
         if top.startswith("_") or top in SKIPPED:
             continue
         yield top
+        if top == "os":
+            yield "os.path"  # an attribute of os, known to users by this name
         try:
             paths = getattr(importlib.import_module(top), "__path__", [])
         except ImportError:  # a module of another operating system
@@ -97,7 +99,8 @@ def public_things() -> Iterator[tuple[str, object]]:
             thing = getattr(module, name, None)
             if name.startswith("_") or not (inspect.isclass(thing) or inspect.isroutine(thing)):
                 continue
-            if exported is None and getattr(thing, "__module__", module_name) not in (module_name, None):
+            home = getattr(thing, "__module__", None) or module_name
+            if exported is None and home != module_name and module_name != "builtins":
                 continue  # imported from elsewhere
             dotted = name if module_name == "builtins" else f"{module_name}.{name}"
             yield dotted, thing

@@ -3,7 +3,7 @@
     python samples/pydoc/recipe.py build/pydoc
     python samples/pydoc/train_teacher.py build/pydoc samples/pydoc/teacher
 
-transformers' LlamaForCausalLM and Trainer, one pass over train.jsonl; a GPU is used when there is one. Started again,
+transformers' LlamaForCausalLM and Trainer, two passes over train.jsonl; a GPU is used when there is one. Started again,
 it goes on from its last checkpoint (in build/pydoc/teacher-run). The result is stored in float16.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from rrt_edge.data import PadCollator, read_examples
 
 VOCABULARY = 4096
 CONTEXT = 512  # tokens
+CYCLES = 2  # passes over the data, the learning rate starting anew with each
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -103,10 +105,11 @@ def main() -> None:
         data_collator=PadCollator(tokenizer.pad_token_id),
         args=TrainingArguments(
             output_dir=str(run),
-            num_train_epochs=1,
+            num_train_epochs=CYCLES,
             per_device_train_batch_size=arguments.batch,
             learning_rate=arguments.lr,
-            lr_scheduler_type="cosine",
+            lr_scheduler_type="cosine_with_restarts",
+            lr_scheduler_kwargs={"num_cycles": CYCLES},
             warmup_steps=40,
             weight_decay=0.01,
             adam_beta2=0.95,
@@ -126,6 +129,8 @@ def main() -> None:
     partial = arguments.out.with_name(arguments.out.name + ".partial")
     model.to(torch.float16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    if arguments.out.exists():
+        shutil.rmtree(arguments.out)
     os.replace(partial, arguments.out)
     print(f"saved {arguments.out}")
 

@@ -1,0 +1,177 @@
+"""Emits the block: the loop body's layers, for one spec, writing each layer's weights as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.exporters.graph import MICROSOFT, Builder
+from rrt_edge.exporters.linears import Adapted, Bits, DepthMasks, Linears, fused, lora_columns, wide_a
+from rrt_edge.exporters.spec import BlockSpec
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The weights of one layer of the block."""
+
+    norms: tuple[Float, Float]  # before attention, before the MLP
+    q: Adapted
+    k: Adapted
+    v: Adapted
+    o: Adapted
+    gate: Adapted
+    up: Adapted
+    down: Adapted
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Values from around the loop and of this iteration that the layers read, by name."""
+
+    depth: str  # int64, counted from 1
+    masks: DepthMasks
+    cos: str  # [B * S, head_dim / 2]
+    sin: str
+    row_index: str  # int64 [B, S], into cos and sin
+    new_mask: str  # float [S * group, S], causal among the new rows
+    past_mask: str  # float [B, 1, 1, P], of this depth
+    past_split: str  # int64 [2]: P, S
+
+
+def pick_by_depth(
+    graph: Builder, depth: str, loops: int, outputs: int, emit: Callable[[Builder, int], Sequence[str]]
+) -> list[str]:
+    """Emit `emit(builder, d)` for each depth and let an If choose: no input of the others is touched or copied."""
+
+    def choose(here: Builder, first: int) -> Sequence[str]:
+        if first == loops:
+            return emit(here, first)
+        this, others = Builder(here), Builder(here)
+        then_names, else_names = emit(this, first), choose(others, first + 1)
+        branches = {
+            "then_branch": this.branch(then_names, f"depth_{first}"),
+            "else_branch": others.branch(else_names, f"depth_above_{first}"),
+        }
+        return here.ops("If", outputs, here.op("Equal", depth, here.constant(first)), **branches)
+
+    return list(choose(graph, 1))
+
+
+class BlockEmitter:
+    """Emits the layers of the block into the loop body."""
+
+    def __init__(self, spec: BlockSpec, bits: Bits, linears: Linears) -> None:
+        self.spec, self.bits, self.linears = spec, bits, linears
+
+    def norm(self, name: str, weight: Float) -> str:
+        return self.linears.weights.add(name, weight.astype(np.float32), "norms")
+
+    def skip_norm(self, graph: Builder, residual: str, update: str, weight: str) -> tuple[str, str]:
+        """(norm of the sum, the sum) of the residual stream and an update to it."""
+        epsilon = self.spec.norm_epsilon
+        normed, _, _, total = graph.ops(
+            "SkipSimplifiedLayerNormalization", 4, residual, update, weight, domain=MICROSOFT, epsilon=epsilon
+        )
+        graph.nodes[-1].output[1:3] = ["", ""]  # statistics nobody reads
+        return normed, total
+
+    def layer(
+        self, graph: Builder, index: int, weights: LayerWeights, normed: str, residual: str, around: Surroundings
+    ) -> tuple[str, str, str, str]:
+        """One layer. Returns (MLP output, residual it is added to, new keys, new values [B, KV, S, D])."""
+        name = f"block.{index}"
+        attended, keys, values = self._attention(graph, name, weights, normed, around)
+        second = self.norm(f"{name}.norm2", weights.norms[1])
+        normed, residual = self.skip_norm(graph, residual, attended, second)
+        return self._mlp(graph, name, weights, normed, around), residual, keys, values
+
+    def _mlp(self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings) -> str:
+        gate, up = self._linears_apart(graph, name, ("gate", "up"), (weights.gate, weights.up), x, around)
+        active = graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x), that is SiLU
+        return self._linear(graph, f"{name}.down", [weights.down], graph.op("Mul", active, up), around)
+
+    def _attention(
+        self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings
+    ) -> tuple[str, str, str]:
+        spec = self.spec
+        kv_size, q_size = spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim
+        qkv = self._linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around)
+        sizes = graph.constant([q_size + kv_size, kv_size])
+        rotated, v = graph.ops("Split", 2, qkv, sizes, axis=-1)
+        rotated = graph.op("RotaryEmbedding", rotated, around.row_index, around.cos, around.sin, domain=MICROSOFT)
+        q, k = graph.ops("Split", 2, rotated, graph.constant([q_size, kv_size]), axis=-1)
+
+        # The query heads of a KV head stand beside each other as rows: one product serves the group.
+        q = graph.reshape(q, 0, 0, spec.kv_heads, spec.group, spec.head_dim)  # [B, S, KV, G, D]
+        q = graph.reshape(graph.transpose(q, 0, 2, 1, 3, 4), 0, spec.kv_heads, -1, spec.head_dim)  # [B, KV, S*G, D]
+        keys = graph.transpose(graph.reshape(k, 0, 0, spec.kv_heads, spec.head_dim), 0, 2, 1, 3)  # [B, KV, S, D]
+        values = graph.transpose(graph.reshape(v, 0, 0, spec.kv_heads, spec.head_dim), 0, 2, 1, 3)
+
+        index = int(name.rsplit(".", 1)[1])
+        (mixed,) = pick_by_depth(
+            graph,
+            around.depth,
+            spec.loops,
+            1,
+            lambda branch, depth: [self._attend(branch, q, keys, values, depth, index, around)],
+        )
+        mixed = graph.reshape(mixed, 0, spec.kv_heads, -1, spec.group, spec.head_dim)
+        mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3, 4), 0, 0, q_size)  # [B, S, H*D]
+        return self._linear(graph, f"{name}.o", [weights.o], mixed, around), keys, values
+
+    def _attend(
+        self, graph: Builder, q: str, keys: str, values: str, depth: int, layer: int, around: Surroundings
+    ) -> str:
+        """Grouped attention over the past of one depth, read in place, and the new rows: [B, KV, S*G, D]."""
+        scale = self.spec.head_dim**-0.5
+        past_key, past_value = f"past_key.{depth}.{layer}", f"past_value.{depth}.{layer}"
+        old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, P]
+        new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, S]
+        old, new = graph.op("Add", old, around.past_mask), graph.op("Add", new, around.new_mask)
+        shares = graph.op("Softmax", graph.op("Concat", old, new, axis=-1), axis=-1)
+        old, new = graph.ops("Split", 2, shares, around.past_split, axis=-1)
+        return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
+
+    def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, around: Surroundings) -> str:
+        """Several linears of one input as one product; outputs side by side."""
+        if linears[0].a is not None:
+            x = graph.op("Concat", x, self._adapted(graph, name, linears, x, around), axis=-1)
+        return self._product(graph, name, linears, x)
+
+    def _linears_apart(
+        self, graph: Builder, name: str, labels: Sequence[str], linears: Sequence[Adapted], x: str, around: Surroundings
+    ) -> list[str]:
+        """Several linears of one input, a product each: wide ones, whose fused adapters would be mostly zeros."""
+        inputs = [x] * len(linears)
+        if linears[0].a is not None:
+            adapted = self._adapted(graph, f"{name}.{'_'.join(labels)}", linears, x, around)
+            ranks = [linear.a.shape[1] for linear in linears if linear.a is not None]
+            sizes = graph.constant([lora_columns(rank, self.spec.loops) for rank in ranks])
+            parts = graph.ops("Split", len(linears), adapted, sizes, axis=-1)
+            inputs = [graph.op("Concat", x, part, axis=-1) for part in parts]
+        return [
+            self._product(graph, f"{name}.{label}", [linear], columns)
+            for label, linear, columns in zip(labels, linears, inputs, strict=True)
+        ]
+
+    def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, around: Surroundings) -> str:
+        """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
+        matrix = wide_a(linears)
+        self.linears.write(f"{name}.lora_a", matrix, self.bits.lora, "lora")
+        product = Linears.matmul(graph, x, f"{name}.lora_a", matrix.shape[1], matrix.shape[0], self.bits.lora)
+        return graph.op("Mul", product, around.masks.mask(linears))
+
+    def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str) -> str:
+        matrix = fused(linears)
+        self.linears.write(name, matrix, self.bits.block, "block")
+        y = Linears.matmul(graph, x, name, matrix.shape[1], matrix.shape[0], self.bits.block)
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        if not biases:
+            return y
+        bias = self.linears.weights.add(f"{name}.bias", np.concatenate(biases).astype(np.float32), "block")
+        return graph.op("Add", y, bias)

@@ -1,0 +1,236 @@
+"""Export a checkpoint as a bundle: quantised loop graph, tokenizer, manifest."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rrt_edge import __version__
+from rrt_edge.checkpoint import Checkpoint
+from rrt_edge.conversion import Init, Progress, convert
+from rrt_edge.exporters.block import LayerWeights
+from rrt_edge.exporters.emit import OuterWeights, emit
+from rrt_edge.exporters.linears import Adapted, Bits
+from rrt_edge.exporters.quantize import BLOCK, pad_to_block
+from rrt_edge.exporters.spec import BlockSpec, spec_of
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.files import check_replaceable, new_folder
+from rrt_edge.runtime.manifest import FILE, Architecture, Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.memory import peak_memory_bytes
+
+Float = NDArray[np.float32]
+BITS = (4, 8, 16, 32)
+PARTS = ("block", "lora", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """`unshared_bytes` is what the weights of the same model without sharing take at the same bits."""
+
+    bundle: str
+    bytes: int
+    unshared_bytes: int
+    bits: int
+    weight_bytes: dict[str, int]
+    seconds: float
+    peak_memory_bytes: int
+
+
+def export(
+    source: Path | str,
+    bundle: Path | str,
+    *,
+    bits: int = 4,
+    eight_bit: Sequence[str] = (),
+    loops: int = 2,
+    init: Init = "average",
+    rank: int = 0,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a checkpoint as a bundle; a checkpoint that is not recursive is converted first.
+
+    Args:
+        source: a recursive checkpoint, or any checkpoint that `convert` takes.
+        bundle: the folder to write; replaced where it holds a bundle.
+        bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32.
+        eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head.
+        loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
+
+    Raises:
+        BadInputError: the source, an option or the place for the bundle is wrong.
+        RRTEdgeError: the disk is full.
+    """
+    started = time.perf_counter()
+    bundle = Path(bundle)
+    plan = plan_bits(bits, eight_bit)
+    check_replaceable(bundle, "bundle", is_bundle)
+    checkpoint = Checkpoint(source)
+    if checkpoint.is_recursive:
+        report = _export_recursive(checkpoint, bundle, bits, plan, progress, started)
+    else:
+        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
+            convert(source, Path(folder) / "recursive", loops=loops, init=init, rank=rank, progress=progress)
+            converted = Checkpoint(Path(folder) / "recursive")
+            report = _export_recursive(converted, bundle, bits, plan, progress, started)
+            del converted  # closes its files, which Windows cannot remove while open
+    return report
+
+
+def plan_bits(bits: int, eight_bit: Sequence[str]) -> Bits:
+    """The bits of each part.
+
+    Raises:
+        BadInputError: bits or parts that there are not.
+    """
+    if bits not in BITS:
+        raise BadInputError(f"bits {bits}: choose one of {', '.join(map(str, BITS))}")
+    unknown = [part for part in eight_bit if part not in PARTS]
+    if unknown:
+        raise BadInputError(f"eight-bit part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    if eight_bit and bits != 4:
+        raise BadInputError(f"eight-bit parts go with bits 4, not {bits}")
+    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def _export_recursive(
+    checkpoint: Checkpoint, bundle: Path, bits: int, plan: Bits, progress: Progress | None, started: float
+) -> ExportReport:
+    spec = spec_of(checkpoint.config)
+    if not (checkpoint.folder / "tokenizer.json").is_file():
+        message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
+        raise BadInputError(f"{checkpoint.folder}: {message}")
+    with new_folder(bundle, "bundle", is_bundle) as folder:
+        layers = _watched(layer_weights(checkpoint, spec), spec.layers, progress)
+        weight_bytes = emit(spec, plan, outer_weights(checkpoint, spec), layers, folder)
+        checkpoint.copy_companions(folder)
+        manifest = _manifest(checkpoint, spec, bits, plan, weight_bytes, folder)
+        manifest.write(folder)
+        total = sum(path.stat().st_size for path in folder.iterdir())
+    return ExportReport(
+        bundle=str(bundle),
+        bytes=total,
+        unshared_bytes=manifest.unshared_bytes,
+        bits=bits,
+        weight_bytes=weight_bytes,
+        seconds=round(time.perf_counter() - started, 3),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _watched(
+    layers: Iterator[LayerWeights], count: int, progress: Progress | None
+) -> Iterator[LayerWeights]:
+    for done, layer in enumerate(layers):
+        yield layer
+        if progress is not None:
+            progress(done + 1, count, "layers exported")
+
+
+def _manifest(
+    checkpoint: Checkpoint, spec: BlockSpec, bits: int, plan: Bits, weight_bytes: dict[str, int], folder: Path
+) -> Manifest:
+    config = checkpoint.config
+    return Manifest(
+        architecture=Architecture(
+            family=spec.family,
+            loops=spec.loops,
+            layers_per_block=spec.layers,
+            rank=spec.rank,
+            hidden_size=spec.hidden,
+            attention_heads=spec.heads,
+            key_value_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            vocabulary=spec.vocabulary,
+            context_length=spec.context,
+        ),
+        gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
+        quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
+        kv_rule="exact",
+        eos_token_ids=_eos_token_ids(checkpoint, spec),
+        weight_bytes=weight_bytes,
+        unshared_bytes=_unshared_bytes(spec, plan),
+        provenance={"init": config.init, "rrt_edge": __version__, "onnx": onnx.__version__},
+        files=list_files(folder),
+    )
+
+
+def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
+    """The ids that end a reply: those of generation_config.json where it names any, as `generate()` has it."""
+    path = checkpoint.folder / "generation_config.json"
+    if path.is_file():
+        named = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        if named is not None:
+            return tuple(named) if isinstance(named, list) else (named,)
+    return spec.eos_token_ids
+
+
+def _unshared_bytes(spec: BlockSpec, plan: Bits) -> int:
+    """Bytes of the weights of all layers without sharing, at the same bits."""
+
+    def matrix(outputs: int, inputs: int, bits: int) -> int:
+        if bits >= 16:
+            return outputs * inputs * bits // 8
+        blocks = pad_to_block(inputs) // BLOCK
+        return outputs * (blocks * (BLOCK * bits // 8 + 4) + -(-blocks * bits // 8))
+
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
+    shapes += [(spec.intermediate, spec.hidden)] * 2
+    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 2 * spec.hidden * 4
+    embedding = matrix(spec.vocabulary, spec.hidden, plan.embedding)
+    shared_head = spec.tied_head and plan.head == plan.embedding and plan.head in (4, 8)
+    head = 0 if shared_head else matrix(spec.vocabulary, spec.hidden, plan.head)
+    return layer * spec.layers * spec.loops + embedding + head + spec.hidden * 4
+
+
+def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:
+    """The block's layers, read one by one."""
+
+    def read(name: str) -> Float:
+        array: Float = checkpoint.tensor(name).numpy()
+        return array
+
+    def optional(name: str) -> Float | None:
+        return read(name) if name in checkpoint else None
+
+    for index in range(spec.layers):
+        prefix = f"model.block.{index}"
+
+        def linear(name: str, prefix: str = prefix) -> Adapted:
+            path = f"{prefix}.{name}"
+            a, b = optional(f"{path}.lora_A"), optional(f"{path}.lora_B")
+            return Adapted(read(f"{path}.weight"), optional(f"{path}.bias"), a, b)
+
+        yield LayerWeights(
+            norms=(read(f"{prefix}.input_layernorm.weight"), read(f"{prefix}.post_attention_layernorm.weight")),
+            q=linear("self_attn.q_proj"),
+            k=linear("self_attn.k_proj"),
+            v=linear("self_attn.v_proj"),
+            o=linear("self_attn.o_proj"),
+            gate=linear("mlp.gate_proj"),
+            up=linear("mlp.up_proj"),
+            down=linear("mlp.down_proj"),
+        )
+
+
+def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
+    gated = spec.loops > 1
+    return OuterWeights(
+        embedding=checkpoint.tensor("model.embed_tokens.weight").numpy(),
+        norm=checkpoint.tensor("model.norm.weight").numpy(),
+        head=None if spec.tied_head else checkpoint.tensor("lm_head.weight").numpy(),
+        gate_weight=checkpoint.tensor("exit_gate.weight").numpy() if gated else np.zeros((0, spec.hidden), np.float32),
+        gate_bias=checkpoint.tensor("exit_gate.bias").numpy() if gated else np.zeros(0, np.float32),
+    )

@@ -1,0 +1,269 @@
+"""Emits the whole graph: embedding, a Loop over depth with the exit gate, LM head. The contract is in docs/graph.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper
+
+from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Surroundings, pick_by_depth
+from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
+from rrt_edge.exporters.linears import Bits, DepthMasks, Linears
+from rrt_edge.exporters.quantize import BLOCK, quantize
+from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.exporters.weights import WeightFile
+
+Float = NDArray[np.float32]
+OPSET, IR_VERSION = 23, 11
+ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
+
+
+@dataclass(frozen=True)
+class OuterWeights:
+    """The weights around the block. `head` is None where it is the embedding; gate [loops - 1, H] and [loops - 1]."""
+
+    embedding: Float
+    norm: Float
+    head: Float | None
+    gate_weight: Float
+    gate_bias: Float
+
+
+def emit(
+    spec: BlockSpec, bits: Bits, outer: OuterWeights, layers: Iterable[LayerWeights], folder: Path
+) -> dict[str, int]:
+    """Write model.onnx and model.onnx.data into `folder`; returns the bytes of weights by part.
+
+    `layers` is read one by one, so that no more than one layer is held in memory.
+    """
+    with WeightFile(folder) as weights:
+        model = _Emitter(spec, bits, weights).model(outer, layers)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        return weights.bytes_by_part
+
+
+class _Emitter:
+    def __init__(self, spec: BlockSpec, bits: Bits, weights: WeightFile) -> None:
+        self.spec, self.bits, self.weights = spec, bits, weights
+        self.top = Builder()
+        self.linears = Linears(weights, self.top)
+        self.block = BlockEmitter(spec, bits, self.linears)
+
+    def model(self, outer: OuterWeights, layers: Iterable[LayerWeights]) -> ModelProto:
+        spec, top = self.spec, self.top
+        embedded = top.op("Concat", self._embed(outer.embedding), "hidden", axis=1)  # one of the two is empty
+        batch_rows = top.op("Shape", "position_ids")  # [2]: B, S
+        rows = top.op("Gather", batch_rows, top.constant(1))
+        cos, sin, row_index = self._rotary(batch_rows)
+        new_mask = self._new_mask(rows)
+        last_row = self._last_row()
+        asked_sequence = top.op("Div", "logit_rows", rows)  # [R]
+
+        trips = top.op("Add", top.op("Sub", "last", "first"), top.constant(1))
+        nothing_left = top.op("Mul", last_row, top.constant(0))  # int64 [B, 1] of 0: not left yet
+        flat = top.reshape(embedded, -1, spec.hidden)
+        asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
+        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, rows, asked_sequence)
+        hidden, leaving, exit_depth, gate, keys, values = top.ops(
+            "Loop", 6, trips, top.constant(True, np.bool_), embedded, asked, nothing_left, body=body
+        )
+        top.add("Identity", [hidden], ["hidden_out"])
+        top.add("Squeeze", [exit_depth, top.constant([1])], ["exit_depth"])
+        top.add("Identity", [gate], ["gate"])
+        self._split_layers(keys, "new_key")
+        self._split_layers(values, "new_value")
+        self._head(outer, leaving)
+
+        graph = helper.make_graph(
+            top.nodes, "rrt", self._inputs(), self._outputs(), [*self.weights.initializers, *top.constants]
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
+
+    def _inputs(self) -> list[ValueInfoProto]:
+        spec = self.spec
+        inputs = [
+            value("input_ids", INT64, "batch", "new_tokens"),
+            value("hidden", FLOAT, "batch", "resumed_rows", spec.hidden),
+            value("row_depth", INT64, "batch", "rows"),
+            value("position_ids", INT64, "batch", "rows"),
+            value("first", INT64),
+            value("last", INT64),
+            value("threshold", FLOAT),
+            value("logit_rows", INT64, "asked"),
+            value("past_length", INT64, "batch", spec.loops),
+        ]
+        for depth in range(1, spec.loops + 1):
+            for layer in range(spec.layers):
+                shape = ("batch", spec.kv_heads, f"past_{depth}", spec.head_dim)
+                inputs.append(value(f"past_key.{depth}.{layer}", FLOAT, *shape))
+                inputs.append(value(f"past_value.{depth}.{layer}", FLOAT, *shape))
+        return inputs
+
+    def _outputs(self) -> list[ValueInfoProto]:
+        spec = self.spec
+        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "rows", spec.head_dim)
+        return [
+            value("logits", FLOAT, "asked", spec.vocabulary),
+            value("hidden_out", FLOAT, "batch", "rows", spec.hidden),
+            value("gate", FLOAT, "depths", "batch", "rows"),
+            value("exit_depth", INT64, "batch"),
+            value("new_key", FLOAT, *new_rows),
+            value("new_value", FLOAT, *new_rows),
+        ]
+
+    def _embed(self, embedding: Float) -> str:
+        """Rows of the embedding for `input_ids`, [B, S, H]; in 4 or 8 bits it stays packed in memory."""
+        bits, top = self.bits.embedding, self.top
+        if bits in (4, 8) and self.spec.hidden % BLOCK == 0:
+            packed = quantize(embedding, bits)
+            self.weights.add("embedding.packed", packed.packed, "embedding")
+            self.weights.add("embedding.scales", packed.scales, "embedding")
+            self.weights.add("embedding.zeros", packed.zero_points, "embedding")
+            rows = (self.spec.vocabulary, self.spec.hidden * bits // 8)
+            self.weights.alias("embedding.rows", "embedding.packed", rows)
+            tensors = ("embedding.rows", "input_ids", "embedding.scales", "embedding.zeros")
+            sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+            return top.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
+        stored = np.float16 if bits == 16 else np.float32
+        self.weights.add("embedding", embedding.astype(stored), "embedding")
+        rows_name = top.op("Gather", "embedding", "input_ids", axis=0)
+        return top.op("Cast", rows_name, to=FLOAT) if bits == 16 else rows_name
+
+    def _head(self, outer: OuterWeights, normed: str) -> None:
+        """Logits of the asked rows; a tied head of the embedding's precision shares its bytes in the file."""
+        spec, bits = self.spec, self.bits.head
+        if outer.head is None and bits == self.bits.embedding in (4, 8) and spec.hidden % BLOCK == 0:
+            name = "embedding"
+        else:
+            name = "head"
+            self.linears.write(name, outer.embedding if outer.head is None else outer.head, bits, "head")
+        logits = Linears.matmul(self.top, normed, name, spec.hidden, spec.vocabulary, bits)
+        self.top.add("Identity", [logits], ["logits"])
+
+    def _rotary(self, batch_rows: str) -> tuple[str, str, str]:
+        """cos and sin [B * S, head_dim / 2] of the rows' positions, and each row's index into them [B, S]."""
+        top = self.top
+        frequencies = top.constant([self.spec.rotary_frequencies], np.float32)  # [1, head_dim / 2]
+        positions = top.reshape(top.op("Cast", "position_ids", to=FLOAT), -1, 1)
+        angles = top.op("Mul", positions, frequencies)
+        cos, sin = top.op("Cos", angles), top.op("Sin", angles)
+        if self.spec.rotary_scale != 1.0:
+            scale = top.constant(self.spec.rotary_scale, np.float32)
+            cos, sin = top.op("Mul", cos, scale), top.op("Mul", sin, scale)
+        count = top.op("ReduceProd", batch_rows, keepdims=0)
+        row_index = top.op("Range", top.constant(0), count, top.constant(1))
+        return cos, sin, top.op("Reshape", row_index, batch_rows)
+
+    def _new_mask(self, rows: str) -> str:
+        """Causal mask among the new rows, [S * group, S]; a row's query heads follow each other."""
+        top = self.top
+        queries = top.op("Mul", rows, top.constant(self.spec.group))
+        query = top.op("Range", top.constant(0), queries, top.constant(1))
+        row = top.reshape(top.op("Div", query, top.constant(self.spec.group)), -1, 1)
+        column = top.op("Range", top.constant(0), rows, top.constant(1))
+        return self._hide(top, top.op("Greater", column, row))
+
+    @staticmethod
+    def _hide(graph: Builder, hidden: str) -> str:
+        """Minus infinity where `hidden` is true, 0 elsewhere."""
+        return graph.op("Where", hidden, graph.constant(-np.inf, np.float32), graph.constant(0.0, np.float32))
+
+    def _last_row(self) -> str:
+        """Index of each sequence's last valid row, [B, 1]: rows of depth 0 are padding on the right."""
+        top = self.top
+        valid = top.op("Cast", top.op("Greater", "row_depth", top.constant(0)), to=INT64)
+        return top.op("Sub", top.op("ReduceSum", valid, top.constant([1]), keepdims=1), top.constant(1))
+
+    def _body(
+        self,
+        outer: OuterWeights,
+        layers: Iterable[LayerWeights],
+        cos: str,
+        sin: str,
+        row_index: str,
+        new_mask: str,
+        last_row: str,
+        rows: str,
+        asked_sequence: str,
+    ) -> GraphProto:
+        """One iteration: the block at one depth, the gate, and whether every sequence has left."""
+        body, spec = Builder(self.top), self.spec
+        carried = ("hidden_before", "leaving_before", "exit_before")
+        depth = body.op("Add", "first", "iteration")
+        past_mask, past_split = self._past(body, depth, rows)
+        masks = DepthMasks(body, depth, spec.loops)
+        around = Surroundings(depth, masks, cos, sin, row_index, new_mask, past_mask, past_split)
+
+        residual, update = carried[0], ""
+        keys, values = [], []
+        for index, layer in enumerate(layers):
+            norm = self.block.norm(f"block.{index}.norm1", layer.norms[0])
+            if update:
+                normed, residual = self.block.skip_norm(body, residual, update, norm)
+            else:
+                normed = body.op("RMSNormalization", residual, norm, epsilon=spec.norm_epsilon, axis=-1)
+            update, residual, new_keys, new_values = self.block.layer(body, index, layer, normed, residual, around)
+            keys.append(new_keys)
+            values.append(new_values)
+        normed, hidden = self.block.skip_norm(body, residual, update, self.block.norm("norm", outer.norm))
+
+        gate = self._gate(body, outer, normed, depth)
+        reached = body.op("GreaterOrEqual", body.op("GatherElements", gate, last_row, axis=1), "threshold")  # [B, 1]
+        leaves = body.op("Or", reached, body.op("Equal", depth, "last"))
+        inside = body.op("Equal", carried[2], body.constant(0))  # [B, 1]
+        exit_depth = body.op("Where", body.op("And", inside, leaves), depth, carried[2])
+
+        # A row asked for keeps the state of the depth its sequence left at, whatever the others still need.
+        asked = body.op("Gather", body.reshape(normed, -1, spec.hidden), "logit_rows", axis=0)  # [R, H]
+        still_inside = body.op("Gather", inside, asked_sequence, axis=0)  # [R, 1]
+        leaving = body.op("Where", still_inside, asked, carried[1])
+        nobody_left = body.op("ReduceMin", exit_depth, keepdims=0)
+        go_on = body.op("Equal", nobody_left, body.constant(0))
+
+        scanned = [gate, body.op("Concat", *keys, axis=1), body.op("Concat", *values, axis=1)]
+        outputs = [go_on, hidden, leaving, exit_depth, *scanned]
+        inputs = [
+            value("iteration", INT64),
+            value("going_on", BOOL),
+            value(carried[0], FLOAT, "batch", "rows", spec.hidden),
+            value(carried[1], FLOAT, "asked", spec.hidden),
+            value(carried[2], INT64, "batch", 1),
+        ]
+        return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
+
+    def _past(self, body: Builder, depth: str, rows: str) -> tuple[str, str]:
+        """This depth's mask over the bound past [B, 1, 1, P], and the sizes [P, S] that part old from new."""
+
+        def bound(branch: Builder, chosen: int) -> list[str]:
+            shape = branch.op("Shape", f"past_key.{chosen}.0", start=2, end=3)
+            return [branch.op("Identity", shape)]
+
+        (size,) = pick_by_depth(body, depth, self.spec.loops, 1, bound)
+        column = body.op("Range", body.constant(0), body.op("Squeeze", size), body.constant(1))
+        index = body.op("Sub", depth, body.constant(1))
+        length = body.op("Gather", "past_length", index, axis=1)  # [B]
+        unused = body.op("GreaterOrEqual", column, body.reshape(length, -1, 1, 1, 1))
+        split = body.op("Concat", size, body.reshape(rows, 1), axis=0)
+        return self._hide(body, unused), split
+
+    def _gate(self, body: Builder, outer: OuterWeights, normed: str, depth: str) -> str:
+        """Probability that this depth's token is full depth's, [B, S]; 1 at the last depth."""
+        weight = np.zeros((self.spec.hidden, self.spec.loops), np.float32)
+        weight[:, :-1] = outer.gate_weight.T
+        bias = np.append(outer.gate_bias, ALWAYS).astype(np.float32)
+        weight_name = self.weights.add("exit_gate.weight", weight, "gate")
+        bias_name = self.weights.add("exit_gate.bias", bias, "gate")
+        scores = body.op("Add", body.op("MatMul", normed, weight_name), bias_name)  # [B, S, loops]
+        score = body.op("Gather", scores, body.op("Sub", depth, body.constant(1)), axis=2)
+        return body.op("Sigmoid", score)
+
+    def _split_layers(self, stacked: str, name: str) -> None:
+        """[n, B, layers * KV, S, D] -> [n, B, layers, KV, S, D]."""
+        spec = self.spec
+        shape = self.top.constant([0, 0, spec.layers, spec.kv_heads, -1, spec.head_dim])
+        self.top.add("Reshape", [stacked, shape], [name])

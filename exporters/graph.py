@@ -1,0 +1,65 @@
+"""A thin builder over onnx.helper: nodes with fresh names, small constants, subgraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+
+
+class Builder:
+    """Collects the nodes of one graph; a subgraph's builder shares the names and constants of its parent."""
+
+    def __init__(self, parent: Builder | None = None) -> None:
+        self.nodes: list[NodeProto] = []
+        self._names = parent._names if parent else count()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = parent._constants if parent else {}
+        self.constants: list[TensorProto] = parent.constants if parent else []
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output; returns the output's name."""
+        return self.ops(kind, 1, *inputs, domain=domain, **attributes)[0]
+
+    def ops(self, kind: str, outputs: int, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
+        """Add a node with several outputs; returns their names."""
+        names = [f"{kind.lower()}_{next(self._names)}" for _ in range(outputs)]
+        self.add(kind, inputs, names, domain, **attributes)
+        return names
+
+    def add(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> None:
+        """Add a node whose outputs are named by the caller."""
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
+
+    def constant(self, value: Any, dtype: type[np.generic] = np.int64) -> str:
+        """A small constant, stored once however often it is asked for."""
+        array: NDArray[Any] = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = f"constant_{next(self._names)}"
+            self.constants.append(numpy_helper.from_array(array, self._constants[key]))
+        return self._constants[key]
+
+    def reshape(self, tensor: str, *shape: int) -> str:
+        """Reshape; 0 keeps a dimension, -1 takes what is left."""
+        return self.op("Reshape", tensor, self.constant(shape))
+
+    def transpose(self, tensor: str, *order: int) -> str:
+        return self.op("Transpose", tensor, perm=list(order))
+
+    def branch(self, outputs: Sequence[str], name: str) -> GraphProto:
+        """These nodes as a branch of an If."""
+        values = [ValueInfoProto(name=output) for output in outputs]  # the type follows from the nodes
+        return helper.make_graph(self.nodes, name, [], values)
+
+
+def value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(shape))

@@ -1,0 +1,133 @@
+"""Linear layers of the graph: shared weight and every depth's LoRA, in the wide form, at the asked precision.
+
+The A matrices of all depths stand side by side as one matrix; a mask by depth zeroes the columns of the others; the B
+matrices follow the shared weight along its input: `y = [W | B_1 .. B_K] [x ; mask * A x]`. Two products, no gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.exporters.graph import FLOAT, MICROSOFT, Builder
+from rrt_edge.exporters.quantize import BLOCK, balance, pad_to_block, quantize
+from rrt_edge.exporters.weights import WeightFile
+
+Float = NDArray[np.float32]
+FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as fast as float at one row
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits."""
+
+    block: int
+    lora: int
+    embedding: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One linear of the source: `weight` [out, in], `bias` [out] or None, `a` [K, r, in] and `b` [K, out, r] or None."""
+
+    weight: Float
+    bias: Float | None = None
+    a: Float | None = None
+    b: Float | None = None
+
+
+def lora_columns(rank: int, loops: int) -> int:
+    """Columns of the wide form that one linear's adapters take, zero padding included."""
+    return pad_to_block(rank * loops)
+
+
+class Linears:
+    """Writes the matrices of linears and emits the nodes that multiply by them."""
+
+    def __init__(self, weights: WeightFile, top: Builder) -> None:
+        self.weights = weights
+        self.top = top  # the graph around the loop, where float16 weights are widened once
+
+    def write(self, name: str, matrix: Float, bits: int, part: str) -> None:
+        """Write a matrix [out, in] so that `matmul` can use it."""
+        if bits in (4, 8):
+            packed = quantize(matrix, bits)
+            self.weights.add(f"{name}.packed", packed.packed, part)
+            self.weights.add(f"{name}.scales", packed.scales, part)
+            self.weights.add(f"{name}.zeros", packed.zero_points, part)
+        elif bits == 16:
+            self.weights.add(f"{name}.half", matrix.T.astype(np.float16), part)
+            self.top.add("Cast", [f"{name}.half"], [name], to=FLOAT)
+        else:
+            self.weights.add(name, matrix.T.astype(np.float32), part)
+
+    @staticmethod
+    def matmul(graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
+        """`x` [..., inputs] times the transpose of the matrix written as `name`."""
+        if bits not in (4, 8):
+            return graph.op("MatMul", x, name)
+        tensors = [f"{name}.packed", f"{name}.scales", f"{name}.zeros"]
+        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": FAST_INT8}
+        return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
+
+
+def wide_a(linears: Sequence[Adapted]) -> Float:
+    """The A matrices of several linears of the same input, [sum of lora_columns, in]."""
+    inputs = linears[0].weight.shape[1]
+    parts = []
+    for linear in linears:
+        assert linear.a is not None and linear.b is not None
+        balanced = [balance(a, b)[0] for a, b in zip(linear.a, linear.b, strict=True)]
+        part = np.zeros((lora_columns(linear.a.shape[1], len(balanced)), inputs), dtype=np.float32)
+        stacked = np.concatenate(balanced)
+        part[: len(stacked)] = stacked
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def wide_b(linear: Adapted) -> Float:
+    """The B matrices of a linear's depths side by side, [out, lora_columns]."""
+    assert linear.a is not None and linear.b is not None
+    balanced = [balance(a, b)[1] for a, b in zip(linear.a, linear.b, strict=True)]
+    wide = np.zeros((len(linear.weight), lora_columns(linear.a.shape[1], len(balanced))), dtype=np.float32)
+    stacked = np.concatenate(balanced, axis=1)
+    wide[:, : stacked.shape[1]] = stacked
+    return wide
+
+
+def fused(linears: Sequence[Adapted]) -> Float:
+    """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
+    weight = np.concatenate([linear.weight for linear in linears])
+    if linears[0].a is None:
+        return weight
+    wides = [wide_b(linear) for linear in linears]
+    diagonal = np.zeros((len(weight), sum(wide.shape[1] for wide in wides)), dtype=np.float32)
+    row = column = 0
+    for wide in wides:
+        diagonal[row : row + wide.shape[0], column : column + wide.shape[1]] = wide
+        row, column = row + wide.shape[0], column + wide.shape[1]
+    return np.concatenate([weight, diagonal], axis=1)
+
+
+class DepthMasks:
+    """The masks that pick one depth's adapters, emitted once for each layout into the loop body."""
+
+    def __init__(self, graph: Builder, depth: str, loops: int) -> None:
+        self.graph, self.depth, self.loops = graph, depth, loops
+        self._names: dict[tuple[int, ...], str] = {}
+
+    def mask(self, linears: Sequence[Adapted]) -> str:
+        """1 in the wide columns of this depth's adapters, 0 elsewhere: float [1, 1, sum of lora_columns]."""
+        ranks = tuple(linear.a.shape[1] for linear in linears if linear.a is not None)
+        if ranks not in self._names:
+            columns: list[int] = []
+            for rank in ranks:
+                used = [loop for loop in range(1, self.loops + 1) for _ in range(rank)]
+                columns += used + [0] * (lora_columns(rank, self.loops) - len(used))
+            ours = self.graph.op("Equal", self.graph.constant([[columns]]), self.depth)
+            self._names[ranks] = self.graph.op("Cast", ours, to=FLOAT)
+        return self._names[ranks]

@@ -1,0 +1,204 @@
+"""Prove a bundle against its source: hashes, graph contract, and the logits of every depth."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from rrt_edge.checkpoint import Checkpoint
+from rrt_edge.conversion import convert
+from rrt_edge.modeling import RecursiveForCausalLM
+from rrt_edge.runtime.cache import KVCache
+from rrt_edge.runtime.check import STRICT, DepthReport, Tolerance, VerifyReport, check
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.graph import Graph
+from rrt_edge.runtime.manifest import Manifest
+from rrt_edge.runtime.model import read_tokenizer
+from rrt_edge.runtime.policy import NEVER
+
+POSITIONS = 2000  # the fewest compared
+WINDOW = 128  # tokens a comparison runs at once
+SAMPLED = 16  # sequences sampled from the source where no text is given
+Float = NDArray[np.float32]
+
+
+def verify(
+    bundle: Path | str,
+    *,
+    source: Path | str | None = None,
+    text: Path | str | None = None,
+    loosened: Tolerance | None = None,
+) -> VerifyReport:
+    """Check a bundle's files and graph and, with its source, the logits at each depth against torch in float32.
+
+    Args:
+        bundle: the bundle folder.
+        source: the recursive checkpoint it was exported from, or the plain one, which is then converted the same way.
+        text: a text file in the model's domain, at least 2,000 tokens; without it text is sampled from the source.
+        loosened: tolerances that replace the strict ones of the bundle's bits; a check passed so is recorded in the
+            manifest.
+
+    Raises:
+        BadInputError: the bundle, the source or the text cannot be read, or they do not belong together.
+    """
+    alone = check(bundle)
+    if source is None or not alone.ok:
+        return alone
+    folder = Path(bundle)
+    manifest = Manifest.read(folder)
+    strict = STRICT[manifest.quantization.bits]
+    tolerance = strict if loosened is None else _merged(strict, loosened)
+    graph = Graph(folder, manifest.architecture, None)
+    model = _source_model(Path(source), manifest)
+    if text is None:
+        windows = _sampled_windows(model)
+    else:
+        windows = _text_windows(Path(text), read_tokenizer(folder), min(WINDOW, manifest.architecture.context_length))
+    depths, positions, largest = _compare(model, graph, windows)
+    problem = _problem(depths, tolerance, largest)
+    if problem is None and tolerance != strict:
+        record = {"loosened": dataclasses.asdict(tolerance), "depths": [dataclasses.asdict(depth) for depth in depths]}
+        dataclasses.replace(manifest, verification=record).write(folder)
+    return VerifyReport(problem is None, True, depths, tolerance, positions, problem)
+
+
+def _merged(strict: Tolerance, loosened: Tolerance) -> Tolerance:
+    given = {name: value for name, value in dataclasses.asdict(loosened).items() if value is not None}
+    return dataclasses.replace(strict, **given)
+
+
+def _source_model(source: Path, manifest: Manifest) -> RecursiveForCausalLM:
+    """The source in torch, float32."""
+    checkpoint, shape = Checkpoint(source), manifest.architecture
+    if checkpoint.is_recursive:
+        model = _load(checkpoint.folder)
+    else:
+        init = manifest.provenance.get("init", "average")
+        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
+            convert(source, Path(folder) / "recursive", loops=shape.loops, init=init, rank=shape.rank)
+            model = _load(Path(folder) / "recursive")
+    text = model.config.text_config
+    found = (model.config.loops, model.config.layers_per_block, text.hidden_size, text.vocab_size)
+    wanted = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)
+    if found != wanted:
+        raise BadInputError(
+            f"{source}: is not the source of this bundle: loops, layers per block, hidden size and vocabulary are "
+            f"{found}, the bundle has {wanted}"
+        )
+    return model
+
+
+def _load(folder: Path) -> RecursiveForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def _text_windows(path: Path, tokenizer: Tokenizer, size: int) -> list[list[int]]:
+    """The text in windows of at most `size` tokens, cut between lines where the text has them."""
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such text file")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path}: not UTF-8 text ({error})") from error
+    windows: list[list[int]] = []
+    for line in text.splitlines(keepends=True):
+        ids = tokenizer.encode(line).ids
+        if windows and len(windows[-1]) + len(ids) <= size:
+            windows[-1] += ids
+        else:
+            windows += [ids[start : start + size] for start in range(0, len(ids), size)]
+    found = sum(map(len, windows))
+    if found < POSITIONS:
+        raise BadInputError(f"{path}: {found} tokens; the comparison needs at least {POSITIONS}")
+    return windows
+
+
+def _sampled_windows(model: RecursiveForCausalLM) -> list[list[int]]:
+    """Text the source itself writes, from its start token."""
+    text = model.config.text_config
+    start = next((token for token in (text.bos_token_id, text.eos_token_id, 0) if isinstance(token, int)), 0)
+    torch.manual_seed(0)
+    length = -(-POSITIONS // SAMPLED)
+    ids = model.generate(
+        torch.full((SAMPLED, 1), start),
+        attention_mask=torch.ones(SAMPLED, 1, dtype=torch.long),
+        min_new_tokens=length - 1,
+        max_new_tokens=length - 1,
+        do_sample=True,
+        eos_token_id=None,
+        pad_token_id=start,
+    )
+    return [list(map(int, row)) for row in ids]
+
+
+def _compare(
+    model: RecursiveForCausalLM, graph: Graph, windows: list[list[int]]
+) -> tuple[tuple[DepthReport, ...], int, list[float]]:
+    """Reports by depth, positions compared, and the largest absolute source logit by depth."""
+    loops = graph.architecture.loops
+    positions = 0
+    worst, largest = [0.0] * loops, [0.0] * loops
+    kl, agreed = [0.0] * loops, [0] * loops
+    for ids, source in _source_logits(model, windows):
+        positions += len(ids)
+        for index in range(loops):
+            ours = bundle_logits(graph, ids, depth=index + 1)
+            worst[index] = max(worst[index], float(np.abs(ours - source[index]).max()))
+            largest[index] = max(largest[index], float(np.abs(source[index]).max()))
+            kl[index] += _kl_sum(source[index], ours)
+            agreed[index] += int((ours.argmax(-1) == source[index].argmax(-1)).sum())
+    reports = tuple(
+        DepthReport(index + 1, worst[index], kl[index] / positions, agreed[index] / positions) for index in range(loops)
+    )
+    return reports, positions, largest
+
+
+@torch.no_grad()
+def _source_logits(model: RecursiveForCausalLM, windows: list[list[int]]) -> Iterator[tuple[list[int], list[Float]]]:
+    for ids in windows:
+        output = model(torch.tensor([ids]), output_depths=True)
+        assert output.depth_logits is not None
+        yield ids, [logits[0].numpy() for logits in output.depth_logits]
+
+
+def bundle_logits(graph: Graph, ids: list[int], depth: int) -> Float:
+    """Logits [S, V] of a whole text after `depth` loops, in one call from an empty cache."""
+    cache = KVCache(graph.architecture)
+    rows = np.array(ids, np.int64)
+    asked = range(len(ids))
+    return graph.run(graph.bind(), cache, rows, first=1, last=depth, threshold=NEVER, logit_rows=asked).logits
+
+
+def _kl_sum(source: Float, ours: Float) -> float:
+    """Sum over rows of KL(source || ours) of logits [S, V], in nats."""
+    p, q = _log_softmax(source), _log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(logits: Float) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _problem(depths: tuple[DepthReport, ...], tolerance: Tolerance, largest: list[float]) -> str | None:
+    """The first tolerance broken, in words."""
+    for report, scale in zip(depths, largest, strict=True):
+        at = f"depth {report.depth}"
+        error, kl, agreement = report.max_abs_logit_error, report.kl, report.top1_agreement
+        if tolerance.max_abs_logit_error is not None and not error <= tolerance.max_abs_logit_error * max(1.0, scale):
+            allowed = tolerance.max_abs_logit_error * max(1.0, scale)
+            return f"{at}: a logit differs by {error:.2e}, allowed {allowed:.2e}"
+        if tolerance.kl is not None and not kl <= tolerance.kl:
+            return f"{at}: mean KL {kl:.4f}, allowed {tolerance.kl}"
+        if tolerance.top1_agreement is not None and not agreement >= tolerance.top1_agreement:
+            return f"{at}: top-1 agreement {agreement:.2%}, needed {tolerance.top1_agreement:.2%}"
+    return None

@@ -1,0 +1,191 @@
+"""What the command line shows people: progress, tables, and the chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rrt_edge.runtime import Manifest, Model, Token
+    from rrt_edge.runtime.check import VerifyReport
+
+DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
+HELP = """\
+/help          this list
+/reset         forget the conversation
+/stats         speed and depth of the last reply
+/threshold T   let tokens leave where the gate is at least T (0 to 1)
+/depth N       give every token N loops
+/full          give every token all loops
+/exit          leave (also Ctrl-D)
+Ctrl-C stops a reply."""
+
+
+@contextmanager
+def progress_bar(console: Console, shown: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback that draws a progress bar, or None where nothing is to be shown."""
+    if not shown:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield advance
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def depth_style(depth: int) -> str:
+    return DEPTH_STYLES[min(depth, len(DEPTH_STYLES)) - 1]
+
+
+def depth_text(token: Token) -> Text:
+    """The token's text in the colour of the depth it left at."""
+    return Text(token.text, style=depth_style(token.depth))
+
+
+def legend(loops: int) -> Text:
+    """Which colour stands for which depth."""
+    text = Text("depth: ")
+    for depth in range(1, loops + 1):
+        text.append(f" {depth} ", style=f"{depth_style(depth)} reverse")
+        text.append(" ")
+    return text
+
+
+def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def verification_table(bundle: str, report: VerifyReport) -> Table:
+    """What `verify` found, a row for each depth."""
+    verdict = "ok" if report.ok else "FAILED"
+    hashes = "hashes ok" if report.hashes_ok else "hashes differ"
+    compared = f", {report.positions} positions compared" if report.depths else ", no source compared"
+    table = Table(title=f"{bundle}: {verdict}, {hashes}{compared}", title_justify="left")
+    for name in ("depth", "largest logit error", "mean KL", "same top token"):
+        table.add_column(name, justify="right")
+    for row in report.depths:
+        table.add_row(str(row.depth), f"{row.max_abs_logit_error:.2e}", f"{row.kl:.5f}", f"{row.top1_agreement:.2%}")
+    return table
+
+
+def manifest_table(bundle: str, manifest: Manifest) -> Table:
+    """What a bundle holds."""
+    shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
+    parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
+    rows = [
+        ("family", shape.family),
+        ("loops x layers per block", f"{shape.loops} x {shape.layers_per_block}"),
+        ("LoRA rank", str(shape.rank)),
+        ("hidden size", str(shape.hidden_size)),
+        ("heads: query, key/value", f"{shape.attention_heads}, {shape.key_value_heads} of {shape.head_dim}"),
+        ("vocabulary, context", f"{shape.vocabulary}, {shape.context_length} tokens"),
+        ("cache", f"{size(shape.kv_bytes_per_token)} a token, rule {manifest.kv_rule}"),
+        ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
+        ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
+        ("bits", f"{bits.bits} ({parts}; blocks of {bits.block_size})"),
+        *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
+        ("weights of the unshared model", size(manifest.unshared_bytes)),
+        *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),
+        *((name, f"{size(file.bytes)}, sha256 {file.sha256[:12]}...") for name, file in manifest.files.items()),
+    ]
+    if manifest.verification is not None:
+        rows.append(("verified under loosened tolerance", str(manifest.verification["loosened"])))
+    return two_columns(bundle, rows)
+
+
+class Chat:
+    """The terminal chat: one session, slash commands, tokens shaded by depth on request."""
+
+    def __init__(self, model: Model, console: Console, sampling: Any, exit_policy: str, show_depth: bool) -> None:
+        self.model, self.console, self.sampling = model, console, sampling
+        self.exit_policy, self.show_depth = exit_policy, show_depth
+        model.policy(exit_policy)
+        self.session = model.session()
+        self.messages: list[dict[str, str]] = []
+
+    def run(self, interactive: bool) -> None:
+        """Read lines until the end; with a pipe for input, answer each line and stop."""
+        if interactive:
+            shape = self.model.manifest.architecture
+            self.console.print(f"{shape.family}, {shape.loops} loops, exit policy {self.exit_policy}. /help for help.")
+            if self.show_depth:
+                self.console.print(legend(self.model.loops))
+        while True:
+            try:
+                line = self.console.input("[bold]> [/bold]" if interactive else "")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self.console.print("\n/exit or Ctrl-D to leave")
+                continue
+            if line.strip() in ("/exit", "/quit"):
+                return
+            if line.strip():
+                self._answer(line.strip())
+
+    def _answer(self, line: str) -> None:
+        from rrt_edge.runtime import RRTEdgeError
+
+        try:
+            if line.startswith("/"):
+                self._command(line)
+            else:
+                self._reply(line)
+        except RRTEdgeError as error:
+            self.console.print(f"error: {error}", style="red", markup=False, highlight=False)
+
+    def _reply(self, line: str) -> None:
+        asked = [*self.messages, {"role": "user", "content": line}]
+        reply = ""
+        stream = self.session.chat(asked, self.sampling, self.exit_policy)
+        try:
+            for token in stream:
+                shown = depth_text(token) if self.show_depth else Text(token.text)
+                self.console.print(shown, end="", soft_wrap=True)
+                reply += token.text
+        except KeyboardInterrupt:
+            self.console.print(" [dim](stopped)[/dim]", end="")
+        self.console.print()
+        self.messages = [*asked, {"role": "assistant", "content": reply}]
+
+    def _command(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        if name == "/help":
+            self.console.print(HELP, markup=False, highlight=False)
+        elif name == "/reset":
+            self.session, self.messages = self.model.session(), []
+            self.console.print("conversation forgotten")
+        elif name == "/stats":
+            stats = vars(self.session.stats)
+            self.console.print(two_columns("last reply", [(key.replace("_", " "), str(stats[key])) for key in stats]))
+        elif name in ("/threshold", "/depth", "/full"):
+            policy = "full" if name == "/full" else f"{name[1:]}={argument.strip()}"
+            self.model.policy(policy)
+            self.exit_policy = policy
+            self.console.print(f"exit policy {policy}")
+        else:
+            self.console.print(f"{name} is not a command; /help lists them", markup=False)

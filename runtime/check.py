@@ -1,0 +1,73 @@
+"""Check a bundle on its own: sizes, hashes, and that its graph is the one its manifest describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.graph import Graph
+from rrt_edge.runtime.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a bundle may differ from its source by at every depth; None: not looked at.
+
+    `max_abs_logit_error` is relative to max(1, largest absolute logit of the source); `kl` is the mean
+    KL(source || bundle) in nats; `top1_agreement` the share of positions with the same most likely token.
+    """
+
+    max_abs_logit_error: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+
+
+STRICT = {
+    32: Tolerance(max_abs_logit_error=1e-4),
+    16: Tolerance(kl=0.001, top1_agreement=0.995),
+    8: Tolerance(kl=0.01, top1_agreement=0.99),
+    4: Tolerance(kl=0.05, top1_agreement=0.95),
+}
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """How the bundle's logits at one depth differ from the source's."""
+
+    depth: int
+    max_abs_logit_error: float
+    kl: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """`depths` is empty without a source; `problem` says what failed, where something did."""
+
+    ok: bool
+    hashes_ok: bool
+    depths: tuple[DepthReport, ...]
+    tolerance: Tolerance
+    positions: int
+    problem: str | None
+
+
+def check(bundle: Path | str) -> VerifyReport:
+    """Check every file's hash and the graph's inputs and outputs.
+
+    Raises:
+        BundleError: there is no manifest, or it cannot be read; a damaged file is reported, not raised.
+    """
+    folder = Path(bundle)
+    manifest = Manifest.read(folder)
+    tolerance = STRICT[manifest.quantization.bits]
+    try:
+        manifest.check_hashes(folder)
+    except BundleError as error:
+        return VerifyReport(False, False, (), tolerance, 0, str(error))
+    try:
+        Graph(folder, manifest.architecture, None)
+    except BundleError as error:
+        return VerifyReport(False, True, (), tolerance, 0, str(error))
+    return VerifyReport(True, True, (), tolerance, 0, None)

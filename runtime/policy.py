@@ -1,0 +1,49 @@
+"""Exit policies: how deep each token may think."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rrt_edge.runtime.errors import BadInputError
+
+NEVER = 2.0  # a threshold no probability reaches
+FORMS = "full, depth=N, threshold=T, or threshold for the bundle's calibrated one"
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """Leave after `depth` loops at the latest (None: all), or at the first whose gate reaches `threshold`."""
+
+    depth: int | None = None
+    threshold: float = NEVER
+
+    @classmethod
+    def parse(cls, text: str, loops: int, calibrated: float | None = None) -> ExitPolicy:
+        """Read `full`, `depth=N`, `threshold=T` or `threshold`.
+
+        Raises:
+            BadInputError: another form, a depth the model does not have, a threshold outside 0 to 1, or `threshold`
+                alone where the bundle has no calibrated one.
+        """
+        name, _, number = text.partition("=")
+        if text == "full":
+            return cls()
+        if text == "threshold":
+            if calibrated is None:
+                raise BadInputError("exit policy threshold: this bundle has no calibrated threshold; give threshold=T")
+            return cls(threshold=calibrated)
+        try:
+            if name == "depth":
+                depth = int(number)
+                if not 1 <= depth <= loops:
+                    raise BadInputError(f"exit policy {text!r}: the depth must be from 1 to {loops}")
+                return cls(depth=depth)
+            if name == "threshold":
+                threshold = float(number)
+                if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+                    raise BadInputError(f"exit policy {text!r}: the threshold must be from 0 to 1")
+                return cls(threshold=threshold)
+        except ValueError:
+            pass
+        raise BadInputError(f"exit policy {text!r}: must be {FORMS}")

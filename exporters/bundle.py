@@ -129,9 +129,7 @@ def _export_recursive(
     )
 
 
-def _watched(
-    layers: Iterator[LayerWeights], count: int, progress: Progress | None
-) -> Iterator[LayerWeights]:
+def _watched(layers: Iterator[LayerWeights], count: int, progress: Progress | None) -> Iterator[LayerWeights]:
     for done, layer in enumerate(layers):
         yield layer
         if progress is not None:

@@ -32,7 +32,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class Adapted:
-    """One linear of the source: `weight` [out, in], `bias` [out] or None, `a` [K, r, in] and `b` [K, out, r] or None."""
+    """One linear: `weight` [out, in], `bias` [out] or None, `a` [K, r, in] and `b` [K, out, r] or None."""
 
     weight: Float
     bias: Float | None = None

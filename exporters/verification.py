@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import convert
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.cache import KVCache
+from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.check import STRICT, DepthReport, Tolerance, VerifyReport, check
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.graph import Graph
@@ -42,7 +43,8 @@ def verify(
     Args:
         bundle: the bundle folder.
         source: the recursive checkpoint it was exported from, or the plain one, which is then converted the same way.
-        text: a text file in the model's domain, at least 2,000 tokens; without it text is sampled from the source.
+        text: text of the model's domain, at least 2,000 tokens: a plain file, or chats in a .jsonl; without it text
+            is sampled from the source.
         loosened: tolerances that replace the strict ones of the bundle's bits; a check passed so is recorded in the
             manifest.
 
@@ -61,7 +63,7 @@ def verify(
     if text is None:
         windows = _sampled_windows(model)
     else:
-        windows = _text_windows(Path(text), read_tokenizer(folder), min(WINDOW, manifest.architecture.context_length))
+        windows = _text_windows(Path(text), folder, min(WINDOW, manifest.architecture.context_length))
     depths, positions, largest = _compare(model, graph, windows)
     problem = _problem(depths, tolerance, largest)
     if problem is None and tolerance != strict:
@@ -100,25 +102,45 @@ def _load(folder: Path) -> RecursiveForCausalLM:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def _text_windows(path: Path, tokenizer: Tokenizer, size: int) -> list[list[int]]:
-    """The text in windows of at most `size` tokens, cut between lines where the text has them."""
+def _text_windows(path: Path, folder: Path, size: int) -> list[list[int]]:
+    """The text in windows of at most `size` tokens: plain text cut between lines, or a chat of a .jsonl in each."""
     if not path.is_file():
         raise BadInputError(f"{path}: no such text file")
     try:
-        text = path.read_text("utf-8")
+        lines = path.read_text("utf-8").splitlines(keepends=True)
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path}: not UTF-8 text ({error})") from error
-    windows: list[list[int]] = []
-    for line in text.splitlines(keepends=True):
-        ids = tokenizer.encode(line).ids
-        if windows and len(windows[-1]) + len(ids) <= size:
-            windows[-1] += ids
-        else:
-            windows += [ids[start : start + size] for start in range(0, len(ids), size)]
+    tokenizer = read_tokenizer(folder)
+    if path.suffix == ".jsonl":
+        template = _template(folder)
+        chats = (_rendered(line, f"{path}, line {number}", template) for number, line in enumerate(lines, 1))
+        windows = [tokenizer.encode(chat, add_special_tokens=False).ids[:size] for chat in chats]
+    else:
+        windows = []
+        for line in lines:
+            ids = tokenizer.encode(line).ids
+            if windows and len(windows[-1]) + len(ids) <= size:
+                windows[-1] += ids
+            else:
+                windows += [ids[start : start + size] for start in range(0, len(ids), size)]
     found = sum(map(len, windows))
     if found < POSITIONS:
         raise BadInputError(f"{path}: {found} tokens; the comparison needs at least {POSITIONS}")
     return windows
+
+
+def _template(folder: Path) -> ChatTemplate:
+    template = ChatTemplate.from_folder(folder)
+    if template is None:
+        raise BadInputError(f"{folder}: has no chat template; give plain text with --text")
+    return template
+
+
+def _rendered(line: str, where: str, template: ChatTemplate) -> str:
+    try:
+        return template.render(json.loads(line)["messages"], add_generation_prompt=False)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadInputError(f'{where}: not a record of the form {{"messages": [...]}}') from error
 
 
 def _sampled_windows(model: RecursiveForCausalLM) -> list[list[int]]:

@@ -58,7 +58,9 @@ class Checkpoint:
             BadInputError: the checkpoint has no such tensor, or its file is damaged.
         """
         if name not in self._files:
-            raise BadInputError(f"{self.folder}: the weights hold no tensor {name!r}; is this the model config.json says?")
+            raise BadInputError(
+                f"{self.folder}: the weights hold no tensor {name!r}; is this the model config.json says?"
+            )
         try:
             tensor: Tensor = self._handle(name).get_tensor(name)
         except SafetensorError as error:

@@ -107,13 +107,18 @@ def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any
         ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
         ("rank, init", f"{report.rank}, {report.init}"),
         ("parameters outside the embedding", f"{count.non_embedding:,}"),
-        ("the source's", f"{count.source_non_embedding:,} (now {count.non_embedding / count.source_non_embedding:.0%})"),
+        (
+            "the source's",
+            f"{count.source_non_embedding:,} (now {count.non_embedding / count.source_non_embedding:.0%})",
+        ),
         ("time, peak memory", f"{report.seconds:.1f} s, {size(report.peak_memory_bytes)}"),
     ]
     return Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
 
 
-@main.command(epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2")
+@main.command(
+    epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2"
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="JSON lines of messages or text.")
@@ -135,7 +140,9 @@ def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any
 @click.option("--save-steps", default=200, show_default=True, help="Steps between checkpoints to go on from.")
 @json_option
 @guarded
-def train(checkpoint: Path, out: Path, data: Path, teacher: Path | None, stages: str, as_json: bool, **given: Any) -> None:
+def train(
+    checkpoint: Path, out: Path, data: Path, teacher: Path | None, stages: str, as_json: bool, **given: Any
+) -> None:
     """Train a recursive checkpoint back: distillation, early exits, exit gate.
 
     Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end).
@@ -217,7 +224,11 @@ def _demo() -> Path:
 @main.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--source", help="The checkpoint the bundle came from: compares the logits at every depth.")
-@click.option("--text", type=click.Path(path_type=Path), help="Text of the model's domain, 2,000 tokens or more.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text of the model's domain or chats (.jsonl), 2,000 tokens or more.",
+)
 @click.option("--max-error", type=float, help="Allow a larger relative logit error; recorded in the manifest.")
 @click.option("--max-kl", type=float, help="Allow a larger mean KL; recorded in the manifest.")
 @click.option("--min-agreement", type=float, help="Allow a lower top-1 agreement; recorded in the manifest.")

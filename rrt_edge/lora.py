@@ -50,9 +50,7 @@ def relax_linears(module: nn.Module, loops: int, rank: int, depth: Depth) -> Non
     """Replace every `nn.Linear` inside `module` by a `DepthLoRALinear` of the same shape, weights uninitialised."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            relaxed = DepthLoRALinear(
-                child.in_features, child.out_features, child.bias is not None, loops, rank, depth
-            )
+            relaxed = DepthLoRALinear(child.in_features, child.out_features, child.bias is not None, loops, rank, depth)
             setattr(module, name, relaxed)
         else:
             relax_linears(child, loops, rank, depth)

@@ -19,7 +19,9 @@ def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean") * temperature**2
 
 
-def uptrain_loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, kd_weight: float, temperature: float) -> Tensor:
+def uptrain_loss(
+    logits: Tensor, targets: Tensor, teacher: Tensor | None, kd_weight: float, temperature: float
+) -> Tensor:
     """Cross entropy of the final logits [N, V], plus the forward KL from the teacher's where there is one."""
     loss = F.cross_entropy(logits.float(), targets)
     if teacher is not None and kd_weight:

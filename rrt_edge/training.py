@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from rrt_edge.runtime.files import check_replaceable, new_folder
 
 Stage = Literal["uptrain", "early-exit", "gate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+ATTENTION = None if torch.cuda.is_available() else "eager"  # on a CPU faster than sdpa at the lengths one trains there
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def train(
     for stage in [stage for stage in STAGES if stage in options.stages]:
         finished = work / stage / "finished"
         if not finished.is_dir():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
             losses[stage] = _run_stage(stage, model, teacher_model, examples, collator, work / stage, options)
         folder = finished
     _publish(folder, source, out)
@@ -136,7 +136,8 @@ def _load_teacher(folder: Path, student: Checkpoint) -> PreTrainedModel:
     vocabulary = student.config.text_config.vocab_size
     if source.config.get_text_config().vocab_size != vocabulary:
         raise BadInputError(f"{folder}: the teacher's vocabulary is not the student's {vocabulary} tokens")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
+    return model.eval().requires_grad_(False)
 
 
 def _run_stage(
@@ -186,7 +187,7 @@ def _run_stage(
         model.config.gate_trained = True
     partial = work / "finished.partial"
     model.save_pretrained(partial)
-    os.replace(partial, work / "finished")
+    partial.replace(work / "finished")
     return round(float(result.training_loss), 4)
 
 

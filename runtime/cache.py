@@ -1,4 +1,4 @@
-"""Keys and values of one sequence, a buffer for each depth, grown in steps so that little unused room is attended to."""
+"""Keys and values of one sequence, a buffer for each depth, grown in steps so that little unused room is bound."""
 
 from __future__ import annotations
 

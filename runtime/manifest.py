@@ -120,7 +120,9 @@ class Manifest:
         self.check_sizes(bundle)
         for name, file in self.files.items():
             if sha256(bundle / name) != file.sha256:
-                raise BundleError(f"{bundle / name}: its SHA-256 is not the manifest's; the file was changed or damaged")
+                raise BundleError(
+                    f"{bundle / name}: its SHA-256 is not the manifest's; the file was changed or damaged"
+                )
 
 
 def list_files(bundle: Path) -> dict[str, File]:

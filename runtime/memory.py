@@ -23,7 +23,7 @@ def peak_memory_bytes() -> int:
 
 def _windows_peak() -> int:
     class Counters(ctypes.Structure):
-        _fields_ = [("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32), ("peak", ctypes.c_size_t)] + [  # noqa: RUF012
+        _fields_ = [("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32), ("peak", ctypes.c_size_t)] + [
             (f"other{index}", ctypes.c_size_t) for index in range(7)
         ]
 

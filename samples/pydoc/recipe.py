@@ -30,10 +30,11 @@ HELD_OUT_SHARE = 0.15  # of the phrasings; half of these for the test, half for 
 QUESTIONS = 500  # asked in each held-out set
 
 # Left out: pictures and games, tests, code made for other tools, and modules whose docstrings repeat another's.
-SKIPPED = set(
-    "antigravity this idlelib lib2to3 test turtledemo turtle tkinter ensurepip pydoc_data distutils encodings "
-    "posix nt posixpath ntpath sre_compile sre_parse sre_constants msilib asyncore asynchat imp".split()
-)
+SKIPPED = {
+    *("antigravity", "this", "turtle", "turtledemo", "tkinter", "idlelib", "test", "ensurepip", "pydoc_data"),
+    *("lib2to3", "distutils", "encodings", "asyncore", "asynchat", "imp", "msilib"),
+    *("posix", "nt", "posixpath", "ntpath", "sre_compile", "sre_parse", "sre_constants"),
+}
 
 OPENERS = [
     "", "Hi, ", "Hello, ", "Hey, ", "Please: ", "Quick question: ", "One question: ", "In short, ", "In one line, ",
@@ -177,11 +178,8 @@ def asked_once(answers: dict[str, str], templates: list[str], seed: int) -> list
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> int:
-    count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for count, line in enumerate(lines, 1):
-            file.write(line + "\n")
-    return count
+        return sum(bool(file.write(line + "\n")) for line in lines)
 
 
 def main() -> None:
@@ -212,7 +210,9 @@ def main() -> None:
     for file_name, messages in chats.items():
         lines = (json.dumps({"messages": chat}) for chat in messages)
         print(f"{arguments.out / file_name}: {write_lines(arguments.out / file_name, lines)} chats")
-    print(f"{len(answers)} names, {len(train)} training, {len(held_out)} held-out, {len(calibrate)} calibration phrasings")
+    print(
+        f"{len(answers)} names, {len(train)} training, {len(held_out)} held-out, {len(calibrate)} calibration phrasings"
+    )
 
 
 if __name__ == "__main__":

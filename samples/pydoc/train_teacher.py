@@ -3,7 +3,7 @@
     python samples/pydoc/recipe.py build/pydoc
     python samples/pydoc/train_teacher.py build/pydoc samples/pydoc/teacher
 
-transformers' LlamaForCausalLM and Trainer, two passes over train.jsonl; a GPU is used when there is one. Started again,
+transformers' LlamaForCausalLM and Trainer, one pass over train.jsonl; a GPU is used when there is one. Started again,
 it goes on from its last checkpoint (in build/pydoc/teacher-run). The result is stored in float16.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -31,7 +31,7 @@ from rrt_edge.data import PadCollator, read_examples
 
 VOCABULARY = 4096
 CONTEXT = 512  # tokens
-CYCLES = 2  # passes over the data, the learning rate starting anew with each
+ATTENTION = "eager"  # on a CPU faster than sdpa at this size
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -75,7 +75,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        attn_implementation="eager",  # on a CPU faster than sdpa at this size
+        attn_implementation=ATTENTION,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -87,15 +87,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder recipe.py wrote")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, metavar="TEACHER", help="train this one on, with its tokenizer")
     parser.add_argument("--batch", type=int, default=32, help="chats a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     arguments = parser.parse_args()
     set_seed(0)
 
-    tokenizer = train_tokenizer(arguments.data / "train.jsonl")
-    examples = read_examples(arguments.data / "train.jsonl", tokenizer, CONTEXT)
+    train_file = arguments.data / "train.jsonl"
+    if arguments.start:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.start)
+        model = LlamaForCausalLM.from_pretrained(arguments.start, dtype=torch.float32, attn_implementation=ATTENTION)
+    else:
+        tokenizer = train_tokenizer(train_file)
+        model = new_model(tokenizer)
+    examples = read_examples(train_file, tokenizer, CONTEXT)
     tokens = sum(len(example["input_ids"]) for example in examples)
-    model = new_model(tokenizer)
     print(f"{len(examples)} chats, {tokens} tokens, {model.num_parameters()} parameters", flush=True)
 
     run = arguments.data / "teacher-run"
@@ -105,11 +111,10 @@ def main() -> None:
         data_collator=PadCollator(tokenizer.pad_token_id),
         args=TrainingArguments(
             output_dir=str(run),
-            num_train_epochs=CYCLES,
+            num_train_epochs=1,
             per_device_train_batch_size=arguments.batch,
             learning_rate=arguments.lr,
-            lr_scheduler_type="cosine_with_restarts",
-            lr_scheduler_kwargs={"num_cycles": CYCLES},
+            lr_scheduler_type="cosine",
             warmup_steps=40,
             weight_decay=0.01,
             adam_beta2=0.95,
@@ -131,7 +136,7 @@ def main() -> None:
     tokenizer.save_pretrained(partial)
     if arguments.out.exists():
         shutil.rmtree(arguments.out)
-    os.replace(partial, arguments.out)
+    partial.replace(arguments.out)
     print(f"saved {arguments.out}")
 
 

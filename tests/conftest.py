@@ -1,0 +1,128 @@
+"""Small random models, made once: the source with transformers, its recursive form, and bundles of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# `python -m pytest` puts the checkout first, where rrt_edge lacks the two folders that are mapped into it.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent.parent]
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.decoders import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import rrt_edge
+from rrt_edge.exporters import export
+
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
+TEXT = [
+    f"The {noun} {verb} the {other}."
+    for noun in ("cat", "dog", "fox")
+    for verb in ("sees", "eats")
+    for other in ("hen", "café", "日本")
+]
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    special = ["<pad>", "</s>", "<user>", "<assistant>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    """A Llama with odd sizes, grouped queries and a head dimension that is not hidden / heads."""
+    fields: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 72,
+        "intermediate_size": 100,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+    }
+    return LlamaConfig(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def make_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a random Llama with a tokenizer; keyword arguments change its config."""
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("source")
+        torch.manual_seed(0)
+        config = tiny_config(**changes)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        save_tokenizer(folder, config.vocab_size)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source(make_source: Callable[..., Path]) -> Path:
+    return make_source()
+
+
+@pytest.fixture(scope="session")
+def make_recursive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Convert the source; the gate gets random weights, so that tokens leave at different depths."""
+
+    def make(loops: int = 3, rank: int = 4, **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("recursive") / "checkpoint"
+        rrt_edge.convert(source, folder, loops=loops, rank=rank, **options)
+        model = rrt_edge.RecursiveForCausalLM.from_pretrained(folder)
+        if model.exit_gate is not None:
+            torch.manual_seed(1)
+            torch.nn.init.normal_(model.exit_gate.weight, std=0.3)
+            torch.nn.init.zeros_(model.exit_gate.bias)
+            model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recursive(make_recursive: Callable[..., Path]) -> Path:
+    """Three loops, rank 4."""
+    return make_recursive()
+
+
+@pytest.fixture(scope="session")
+def make_bundle(make_recursive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a recursive checkpoint of so many loops."""
+
+    def make(loops: int = 3, bits: int = 32, rank: int = 4) -> Path:
+        bundle = tmp_path_factory.mktemp("bundle") / "bundle"
+        export(make_recursive(loops=loops, rank=rank), bundle, bits=bits)
+        return bundle
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float32 bundle of `recursive`."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    export(recursive, folder, bits=32)
+    return folder

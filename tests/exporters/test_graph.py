@@ -1,0 +1,204 @@
+"""The exported graph against torch: every depth, whole prompts, chunks, single tokens, batches, the exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rrt_edge.exporters import export
+
+RNG = np.random.default_rng(5)
+
+
+class Host:
+    """A plain onnxruntime host of the one-call form for a batch of sequences of unequal lengths."""
+
+    def __init__(self, bundle: Path, batch: int) -> None:
+        self.session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
+        shapes = {value.name: value.shape for value in self.session.get_inputs()}
+        self.loops, self.hidden, self.batch = shapes["past_length"][1], shapes["hidden"][2], batch
+        self.layers = sum(name.startswith("past_key.1.") for name in shapes)
+        _, self.heads, _, self.size = shapes["past_key.1.0"]
+        self.past = np.zeros((2, self.loops, self.layers, batch, self.heads, 0, self.size), np.float32)
+        self.lengths = np.zeros(batch, np.int64)
+
+    def run(self, ids: list[list[int]], threshold: float = 2.0, last: int | None = None) -> tuple[Any, ...]:
+        """Feed so many new ids to each sequence; returns logits by sequence, hidden, gate, exit depths."""
+        rows = max(map(len, ids))
+        padded = np.array([row + [0] * (rows - len(row)) for row in ids])
+        valid = np.array([[index < len(row) for index in range(rows)] for row in ids])
+        feeds = {
+            "input_ids": padded,
+            "hidden": np.zeros((self.batch, 0, self.hidden), np.float32),
+            "row_depth": valid.astype(np.int64),
+            "position_ids": self.lengths[:, None] + np.arange(rows),
+            "first": np.array(1),
+            "last": np.array(last or self.loops),
+            "threshold": np.array(threshold, np.float32),
+            "logit_rows": np.flatnonzero(valid),
+            "past_length": np.repeat(self.lengths[:, None], self.loops, axis=1),
+        }
+        for depth in range(self.loops):
+            for layer in range(self.layers):
+                feeds[f"past_key.{depth + 1}.{layer}"] = self.past[0, depth, layer]
+                feeds[f"past_value.{depth + 1}.{layer}"] = self.past[1, depth, layer]
+        logits, hidden, gate, exit_depth, keys, values = self.session.run(None, feeds)
+        if len(gate) == self.loops:
+            self._keep(np.stack([keys, values]), valid)
+        split = np.split(logits, np.cumsum(valid.sum(axis=1))[:-1])
+        return split, hidden, gate, exit_depth
+
+    def _keep(self, new: np.ndarray, valid: np.ndarray) -> None:
+        counts = valid.sum(axis=1)
+        room = int((self.lengths + counts).max())
+        grown = np.full((*self.past.shape[:5], room, self.size), 7.0, np.float32)  # unused rows must not matter
+        for index in range(self.batch):
+            held, more = self.lengths[index], counts[index]
+            grown[:, :, :, index, :, :held] = self.past[:, :, :, index, :, :held]
+            # new: [2, n, B, layers, KV, S, D]
+            grown[:, :, :, index, :, held : held + more] = new[:, :, index, :, :, :more]
+        self.past, self.lengths = grown, self.lengths + counts
+
+
+def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        return [logits[0].numpy() for logits in model(torch.tensor([ids]), output_depths=True).depth_logits]
+
+
+@pytest.mark.parametrize("loops, rank", [(1, 0), (2, 0), (2, 4), (3, 4), (4, 3)])
+@pytest.mark.parametrize("lengths", [[9], [9, 4, 7, 1]])
+def test_every_depth_equals_torch(
+    make_recursive: Callable[..., Path], tmp_path: Path, loops: int, rank: int, lengths: list[int]
+) -> None:
+    folder = make_recursive(loops=loops, rank=rank)
+    export(folder, tmp_path / "bundle", bits=32)
+    ids = [RNG.integers(2, 300, length).tolist() for length in lengths]
+    expected = [torch_logits(folder, row) for row in ids]
+    for depth in range(1, loops + 1):
+        logits, _, gate, exit_depth = Host(tmp_path / "bundle", len(ids)).run(ids, last=depth)
+        assert len(gate) == depth and exit_depth.tolist() == [depth] * len(ids)
+        for ours, theirs in zip(logits, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs[depth - 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_chunks_and_single_tokens_equal_the_whole(bundle: Path, recursive: Path, batch: int) -> None:
+    ids = [RNG.integers(2, 300, length).tolist() for length in (20, 13, 17, 9)[:batch]]
+    expected = [torch_logits(recursive, row)[-1] for row in ids]
+    host, seen = Host(bundle, batch), [np.zeros((0, 300), np.float32)] * batch
+    for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:
+        logits, *_ = host.run([row[start:stop] for row in ids])
+        seen = [np.concatenate(pair) for pair in zip(seen, logits, strict=True)]
+    for ours, theirs in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs[:9], atol=1e-4)
+
+
+def test_gate_equals_torch(bundle: Path, recursive: Path) -> None:
+    ids = RNG.integers(2, 300, 12).tolist()
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    with torch.no_grad():
+        theirs = torch.sigmoid(model(torch.tensor([ids])).gate_logits[0]).numpy()
+    _, _, gate, _ = Host(bundle, 1).run([ids])
+    np.testing.assert_allclose(gate[:2, 0].T, theirs, atol=1e-5)
+    assert (gate[2] == 1).all()
+
+
+def test_a_batch_leaves_as_its_sequences_would_alone(bundle: Path) -> None:
+    ids = [RNG.integers(2, 300, length).tolist() for length in (5, 8, 3, 6, 4, 7)]
+    alone = [Host(bundle, 1).run([row], threshold=0.5) for row in ids]
+    logits, _, _, exit_depth = Host(bundle, len(ids)).run(ids, threshold=0.5)
+    depths = [int(one[3][0]) for one in alone]
+    assert exit_depth.tolist() == depths and len(set(depths)) > 1
+    for together, one in zip(logits, alone, strict=True):
+        np.testing.assert_allclose(together, one[0][0], atol=1e-4)
+
+
+def test_plain_onnxruntime_runs_the_graph_and_threshold_0_leaves_after_loop_1(bundle: Path) -> None:
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
+    feeds = {
+        value.name: np.zeros([1 if isinstance(n, str) else n for n in value.shape], np.float32)
+        for value in session.get_inputs()
+    }
+    feeds |= {name: array[:, :, :0] for name, array in feeds.items() if name.startswith(("past_key", "past_value"))}
+    feeds |= {
+        "input_ids": np.array([[5, 6, 7]]),
+        "hidden": feeds["hidden"][:, :0],
+        "row_depth": np.ones((1, 3), np.int64),
+    }
+    feeds |= {
+        "position_ids": np.arange(3)[None],
+        "first": np.array(1),
+        "last": np.array(3),
+        "logit_rows": np.array([2]),
+    }
+    feeds |= {"past_length": np.zeros((1, 3), np.int64), "threshold": np.array(0, np.float32)}
+    for threshold, depth in ((0.0, 1), (2.0, 3)):
+        feeds["threshold"] = np.array(threshold, np.float32)
+        _, _, gate, exit_depth, new_key, new_value = session.run(None, feeds)
+        assert exit_depth.tolist() == [depth]
+        assert gate.shape == (depth, 1, 3) and new_key.shape[0] == new_value.shape[0] == depth
+
+
+def test_threshold_0_does_less_work(bundle: Path, tmp_path: Path) -> None:
+    """The profile counts the block's operators: an exit after loop 1 of 3 runs a third of them."""
+    import json
+
+    def block_operators(threshold: float) -> int:
+        host = Host(bundle, 1)
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / f"profile_{threshold}")
+        host.session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), options)
+        host.run([[5, 6, 7]], threshold=threshold)
+        events = json.loads(Path(host.session.end_profiling()).read_text())
+        return sum(event.get("args", {}).get("op_name") == "Softmax" for event in events)
+
+    assert block_operators(2.0) == 3 * block_operators(0.0) > 0
+
+
+def test_the_model_passes_onnxs_own_checker_and_stores_weights_once(bundle: Path) -> None:
+    onnx.checker.check_model(str(bundle / "model.onnx"))
+    model = onnx.load(str(bundle / "model.onnx"), load_external_data=False)
+    assert [node.op_type for node in model.graph.node].count("Loop") == 1
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    shared = [tensor for name, tensor in stored.items() if name.startswith("block.0.qkv")]
+    assert len(shared) == 1
+    assert list(shared[0].dims) == [72 + 3 * 32, 96 + 64]  # the wide form: x and the padded adapters of q, k, v
+
+
+@pytest.mark.parametrize("bits, error", [(16, 2e-2), (8, 0.25), (4, 3.0)])
+def test_fewer_bits_stay_near_torch(recursive: Path, tmp_path: Path, bits: int, error: float) -> None:
+    export(recursive, tmp_path / "bundle", bits=bits)
+    ids = RNG.integers(2, 300, 30).tolist()
+    logits, *_ = Host(tmp_path / "bundle", 1).run([ids])
+    theirs = torch_logits(recursive, ids)[-1]
+    assert np.abs(logits[0] - theirs).max() < error * max(1, np.abs(theirs).std())
+
+
+def test_untied_heads_biases_and_rope_scaling(make_source: Callable[..., Path], tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    folder = make_source(tie_word_embeddings=False, attention_bias=True, mlp_bias=True, rope_parameters=rope)
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    export(folder, tmp_path / "bundle", bits=32, loops=1)
+    ids = RNG.integers(2, 300, 40).tolist()
+    logits, *_ = Host(tmp_path / "bundle", 1).run([ids])
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(logits[0], theirs, atol=1e-4)

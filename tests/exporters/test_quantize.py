@@ -1,0 +1,78 @@
+"""Quantisation: the layout onnxruntime's kernels read, small errors, LoRA directions balanced."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from rrt_edge.exporters.quantize import BLOCK, balance, dequantize, quantize
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [32, 72, 160])
+def test_onnxruntime_multiplies_by_what_dequantize_says(bits: int, columns: int) -> None:
+    weight, x = normal(24, columns), normal(3, columns, seed=1)
+    packed = quantize(weight, bits)
+    tensors = {"b": packed.packed, "s": packed.scales, "z": packed.zero_points}
+    attributes = {"K": columns, "N": 24, "bits": bits, "block_size": BLOCK}  # no accuracy_level: float products
+    node = helper.make_node("MatMulNBits", ["x", "b", "s", "z"], ["y"], domain="com.microsoft", **attributes)
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, columns])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 24])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ dequantize(packed).T, atol=2e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.integers(1, 100), st.floats(1e-4, 1e3))
+def test_errors_stay_below_a_step(seed: int, bits: int, columns: int, size: float) -> None:
+    weight = normal(5, columns, seed=seed) * np.float32(size)
+    packed = quantize(weight, bits)
+    error = np.abs(dequantize(packed) - weight)
+    span = weight.max() - weight.min() + np.abs(weight).max()
+    assert error.max() <= span / (2**bits - 1) * (6 if bits == 4 else 1)  # 4 bits may clip an outlier
+
+
+def test_the_search_beats_plain_rounding() -> None:
+    weight = normal(64, 320)
+    blocks = weight.reshape(64, -1, BLOCK)
+    low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)
+    scale = (high - low) / 15
+    zero = np.round(-low / scale)
+    plain = (np.clip(np.round(blocks / scale) + zero, 0, 15) - zero) * scale
+    ours = np.square(dequantize(quantize(weight, 4)) - weight).mean()
+    assert ours < 0.97 * np.square(plain.reshape(64, -1) - weight).mean()
+
+
+def test_zeros_are_exact() -> None:
+    assert not dequantize(quantize(np.zeros((4, 64), np.float32), 4)).any()
+    weight = normal(4, 64)
+    weight[:, ::3] = 0
+    assert not dequantize(quantize(weight, 4))[:, ::3].any()
+
+
+def test_balancing_keeps_the_product_and_saves_the_small_directions() -> None:
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(rng.normal(size=(256, 32)))
+    v, _ = np.linalg.qr(rng.normal(size=(192, 32)))
+    a, b = v.T.astype(np.float32), (u * np.geomspace(10, 0.05, 32)).astype(np.float32)
+    a2, b2 = balance(a, b)
+    np.testing.assert_allclose(b2 @ a2, b @ a, atol=1e-4)
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        rough = dequantize(quantize(b, 4)) @ dequantize(quantize(a, 4))
+        return float(np.linalg.norm(rough - u * np.geomspace(10, 0.05, 32) @ v.T))
+
+    assert error(a2, b2) < 0.8 * error(a, b)

@@ -1,0 +1,153 @@
+"""Conversion: exact at full rank, shared at rank 0, stored once, counted as the paper counts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import rrt_edge
+from rrt_edge.conversion import count_parameters, residual_factors, shared_source
+
+IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("init", ["average", "stepwise", "lower"])
+@pytest.mark.parametrize("loops", [2, 3, 4])
+def test_full_rank_reproduces_the_source(source: Path, tmp_path: Path, init: str, loops: int) -> None:
+    rrt_edge.convert(source, tmp_path / "out", loops=loops, init=init, rank=10_000)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    theirs = LlamaForCausalLM.from_pretrained(source)
+    assert type(ours) is rrt_edge.RecursiveForCausalLM
+    torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["average", "stepwise", "lower"])
+def test_rank_zero_is_the_source_with_its_layers_repeated(source: Path, tmp_path: Path, init: str) -> None:
+    rrt_edge.convert(source, tmp_path / "out", loops=3, init=init, rank=0)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    looped = LlamaForCausalLM.from_pretrained(source)
+    states = [copy.deepcopy(layer.state_dict()) for layer in looped.model.layers]
+    for k in range(4):
+        tied = states[k::4]
+        shared = {
+            "average": {name: sum(state[name] for state in tied) / 3 for name in tied[0]},
+            "stepwise": states[[0, 4, 7, 11][k]],
+            "lower": states[k],
+        }[init]
+        for loop in range(3):
+            looped.model.layers[k + 4 * loop].load_state_dict(shared)
+    torch.testing.assert_close(ours(IDS).logits, looped(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_the_file_holds_each_block_weight_once(source: Path, tmp_path: Path) -> None:
+    rrt_edge.convert(source, tmp_path / "out", loops=3, rank=4)
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    queries = [name for name in shapes if name.endswith("q_proj.weight")]
+    assert queries == [f"model.block.{k}.self_attn.q_proj.weight" for k in range(4)]
+    assert shapes["model.block.0.mlp.down_proj.lora_A"] == (3, 4, 100)
+    assert shapes["model.block.0.mlp.down_proj.lora_B"] == (3, 72, 4)
+    assert "lm_head.weight" not in shapes  # tied to the embedding
+
+
+def test_the_block_is_held_once_in_memory(recursive: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    held = sum(p.numel() for p in model.model.block.parameters() if p.dim() == 2)
+    source_layer = 72 * 96 * 2 + 72 * 32 * 2 + 72 * 100 * 3
+    assert held == 4 * source_layer
+
+
+def test_generate_with_the_cache_equals_generate_without(recursive: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    cached = model.generate(IDS, **options)
+    assert torch.equal(cached, model.generate(IDS, **options, use_cache=False))
+    assert cached.shape == (2, 23)
+
+
+@pytest.mark.parametrize(
+    "loops, rank, paper", [(2, 0, 0.48), (2, 64, 0.53), (2, 128, 0.58), (2, 256, 0.68), (2, 512, 0.86)]
+)
+def test_tinyllama_has_the_papers_parameter_counts(loops: int, rank: int, paper: float) -> None:
+    config = LlamaConfig(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, vocab_size=32000,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = rrt_edge.RecursiveForCausalLM(rrt_edge.RecursiveConfig(text_config=config, loops=loops, rank=rank))
+    counted = count_parameters(model)
+    sides = [(2048, 2048), (2048, 256), (2048, 256), (2048, 2048), (2048, 5632), (2048, 5632), (5632, 2048)]
+    block = 11 * (sum(i * o for i, o in sides) + 2 * 2048) + 2048
+    lora = 22 * sum(min(rank, i, o) * (i + o) for i, o in sides)
+    assert counted.non_embedding == block + lora
+    assert abs(counted.non_embedding / 1e9 - paper) < 0.01
+    assert counted.total - counted.non_embedding == 2 * 32000 * 2048
+    assert round(counted.source_non_embedding / 1e9, 2) == 0.97
+
+
+def test_stepwise_keeps_the_papers_layers() -> None:
+    def chosen(layers: int, loops: int) -> list[int | None]:
+        config = rrt_edge.RecursiveConfig(
+            text_config=LlamaConfig(num_hidden_layers=layers), loops=loops, init="stepwise"
+        )
+        return [shared_source(config, k) for k in range(layers // loops)]
+
+    assert chosen(6, 2) == [0, 2, 5]
+    assert chosen(18, 2) == [0, 2, 4, 6, 8, 11, 13, 15, 17]  # section 2.2, counted from 0
+
+
+def test_lora_starts_from_the_truncated_svd() -> None:
+    residual = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    a, b = residual_factors(residual, 5)
+    u, s, vt = np.linalg.svd(residual.numpy())
+    assert a.shape == (5, 30) and b.shape == (20, 5)
+    np.testing.assert_allclose((b @ a).numpy(), (u[:, :5] * s[:5]) @ vt[:5], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(b.numpy(), axis=0), s[:5], rtol=1e-4)  # B holds U S, A holds Vt
+
+
+def test_a_zero_residual_gets_gaussian_a_and_zero_b() -> None:
+    a, b = residual_factors(torch.zeros(20, 30), 5)
+    assert a.std() > 0 and not b.any()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"loops": 5}, "does not divide the 12 layers; choose one of 1, 2, 3, 4, 6, 12"),
+        ({"loops": 0}, "loops 0"),
+        ({"rank": -1}, "rank -1 is negative"),
+        ({"init": "best"}, "init 'best'"),
+    ],
+)
+def test_impossible_options_are_refused_and_leave_nothing(
+    source: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    with pytest.raises(rrt_edge.BadInputError, match=message):
+        rrt_edge.convert(source, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_recursive_checkpoint_is_replaced(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rrt_edge.convert(source, out, loops=2)
+    rrt_edge.convert(source, out, loops=3)
+    assert AutoModelForCausalLM.from_pretrained(out).config.loops == 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(rrt_edge.BadInputError, match="exists and is not a recursive checkpoint"):
+        rrt_edge.convert(source, tmp_path / "mine", loops=2)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_half_precision_sources_stay_in_their_type(make_source: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_source()
+    LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    rrt_edge.convert(folder, tmp_path / "out", loops=2, rank=2)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16

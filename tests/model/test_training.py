@@ -1,0 +1,160 @@
+"""Training: each stage lowers its own loss, the gate leaves the body alone, an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rrt_edge
+from rrt_edge.data import IGNORED, PadCollator, encode_chat, read_examples
+from rrt_edge.losses import exit_loss, forward_kl, gate_loss, uptrain_loss
+from rrt_edge.training import TrainOptions
+
+CHATS = [
+    [{"role": "user", "content": f"What does {name} eat?"}, {"role": "assistant", "content": f"The {name} eats hay."}]
+    for name in ("cow", "ox", "hen", "cat")
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS * 4), "utf-8")
+    return path
+
+
+def quick(**changes: object) -> TrainOptions:
+    return TrainOptions(**{"epochs": 6, "batch": 8, "lr": 3e-3, "warmup": 1, "save_steps": 4, **changes})  # type: ignore[arg-type]
+
+
+def test_forward_kl_is_torchs_divergence_of_the_two_distributions() -> None:
+    student, teacher = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    p, q = torch.distributions.Categorical(logits=teacher / 2), torch.distributions.Categorical(logits=student / 2)
+    expected = torch.distributions.kl_divergence(p, q).mean() * 4
+    torch.testing.assert_close(forward_kl(student, teacher, temperature=2.0), expected)
+
+
+def test_uptrain_loss_is_cross_entropy_plus_weighted_kl() -> None:
+    logits, teacher = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(5)
+    plain = torch.nn.functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(uptrain_loss(logits, targets, None, 1.0, 1.0), plain)
+    torch.testing.assert_close(
+        uptrain_loss(logits, targets, teacher, 0.5, 1.0), plain + 0.5 * forward_kl(logits, teacher)
+    )
+
+
+def test_early_losses_do_not_pull_the_final_logits() -> None:
+    early = torch.randn(5, 9, requires_grad=True)
+    final = torch.randn(5, 9, requires_grad=True)
+    exit_loss((early, final), torch.arange(5)).backward()
+    assert early.grad is not None and final.grad is None
+
+
+def test_the_gate_learns_whether_the_argmax_is_final() -> None:
+    final = torch.eye(4) * 5
+    early = torch.stack([final[0], final[1], final[0], final[0]])  # right, right, wrong, wrong
+    right = torch.tensor([[9.0], [9.0], [-9.0], [-9.0]])
+    assert gate_loss(right, (early, final)) < 0.01 < gate_loss(-right, (early, final))
+
+
+def test_labels_are_the_answers_and_prompts_end_where_generation_begins(source: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    example = encode_chat(tokenizer, [*CHATS[0], *CHATS[1]])
+    trained = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(trained) == "The cow eats hay.</s>The ox eats hay.</s>"
+    prompt = tokenizer.apply_chat_template(CHATS[0][:1], add_generation_prompt=True, return_dict=False)
+    assert example["input_ids"][: len(prompt)] == prompt
+    whole = tokenizer.apply_chat_template([*CHATS[0], *CHATS[1]], tokenize=False)
+    assert tokenizer.decode(example["input_ids"]) == whole
+
+
+def test_padding_is_not_trained_on() -> None:
+    batch = PadCollator(0)([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}])
+    assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_stages_bring_a_broken_model_back(source: Path, recursive: Path, data: Path, tmp_path: Path) -> None:
+    report = rrt_edge.train(recursive, tmp_path / "out", data=data, teacher=source, options=quick(epochs=40))
+    assert set(report.final_loss) == {"uptrain", "early-exit", "gate"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert model.config.gate_trained and not (tmp_path / "out.work").exists()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = PadCollator(0)(read_examples(data, tokenizer, 99)[:4])
+    asked = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+    targets = batch["labels"][batch["labels"] != IGNORED]
+    with torch.no_grad():
+        output = model(batch["input_ids"], batch["attention_mask"], logits_mask=asked, output_depths=True)
+    losses = [torch.nn.functional.cross_entropy(logits, targets) for logits in output.depth_logits]
+    assert losses[-1] < 0.5, losses
+    assert losses[0] < 2.0, losses  # the first loop learnt to answer too
+
+
+def test_the_gate_stage_freezes_the_body(recursive: Path, data: Path, tmp_path: Path) -> None:
+    rrt_edge.train(recursive, tmp_path / "out", data=data, options=quick(stages=("gate",), epochs=2))
+    before = AutoModelForCausalLM.from_pretrained(recursive).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"exit_gate.weight", "exit_gate.bias"}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    recursive: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = quick(stages=("uptrain",), epochs=5)
+    rrt_edge.train(recursive, tmp_path / "whole", data=data, options=options)
+
+    from rrt_edge.losses import StageTrainer
+
+    steps = 0
+    original = StageTrainer.training_step
+
+    def interrupted(self: StageTrainer, *args: object, **kwargs: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rrt_edge.train(recursive, tmp_path / "cut", data=data, options=options)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(StageTrainer, "training_step", original)
+    rrt_edge.train(recursive, tmp_path / "cut", data=data, options=options)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut").state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"messages": [{"role": "user", "cont', "line 1: not a record of the form"),
+        ('{"text": "fine"}\n{"txt": "no"}\n', "line 2: not a record"),
+        ("", "is empty"),
+    ],
+)
+def test_damaged_data_names_the_line(recursive: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    with pytest.raises(rrt_edge.BadInputError, match=message):
+        rrt_edge.train(recursive, tmp_path / "out", data=path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_ingredients_are_refused(source: Path, recursive: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(rrt_edge.BadInputError, match="not a recursive checkpoint"):
+        rrt_edge.train(source, tmp_path / "out", data=data)
+    with pytest.raises(rrt_edge.BadInputError, match="no such data file"):
+        rrt_edge.train(recursive, tmp_path / "out", data=tmp_path / "none.jsonl")
+    with pytest.raises(rrt_edge.BadInputError, match="stages downhill"):
+        TrainOptions(stages=("downhill",))  # type: ignore[arg-type]
+    with pytest.raises(rrt_edge.BadInputError, match="lr -1 must be above 0"):
+        TrainOptions(lr=-1)

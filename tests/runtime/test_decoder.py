@@ -1,0 +1,118 @@
+"""Exact early exit: whatever tokens leave where, logits equal one ordinary forward of the final text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rrt_edge.runtime import ExitPolicy, Model
+from rrt_edge.runtime import decoder as decoder_module
+from rrt_edge.runtime.decoder import Decoder
+
+
+def depth_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    """[depths, S, V] of one forward of the whole text."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        return torch.cat(model(torch.tensor([ids]), output_depths=True).depth_logits).numpy()
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_logit_is_its_depths_logit_of_the_final_text(
+    make_recursive: Callable[..., Path], tmp_path: Path, loops: int, seed: int
+) -> None:
+    from rrt_edge.exporters import export
+
+    folder = make_recursive(loops=loops, rank=0 if loops == 1 else 4)
+    export(folder, tmp_path / "bundle", bits=32)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(2, 300, 150).tolist()
+    expected = depth_logits(folder, ids)
+    with Model.load(tmp_path / "bundle") as model:
+        decoder = Decoder(model.graph)
+        prompt = int(rng.integers(1, 12))
+        decoder.prefill(ids[:prompt], ExitPolicy())
+        depths = []
+        for position in range(prompt, len(ids)):
+            policy = [ExitPolicy(threshold=0.5), ExitPolicy(depth=int(rng.integers(1, loops + 1))), ExitPolicy()]
+            step = decoder.step(ids[position], policy[rng.choice(3, p=[0.45, 0.45, 0.1])])
+            depths.append(step.depth)
+            np.testing.assert_allclose(step.logits, expected[step.depth - 1, position], atol=1e-4)
+    assert set(depths) == set(range(1, loops + 1))
+
+
+def test_every_row_runs_each_depth_once_in_the_end(bundle: Path) -> None:
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        for token in range(2, 40):
+            decoder.step(token, ExitPolicy(depth=1 + token % 2))
+        assert decoder.cache.lengths[0] == 38 and decoder.cache.lengths[2] == 0
+        decoder.step(50, ExitPolicy())
+        assert decoder.cache.lengths == [39, 39, 39]
+        assert [len(rows) for rows in decoder.waiting] == [0, 0, 0]
+        assert decoder.block_rows == 3 * 39
+
+
+def test_leaving_early_saves_the_rows_it_says(bundle: Path) -> None:
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        for token in range(2, 22):
+            assert decoder.step(token, ExitPolicy(threshold=0.0)).depth == 1
+        assert decoder.block_rows == 20
+
+
+def test_long_waits_are_caught_up_in_chunks(bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "CHUNK", 8)
+    ids = np.random.default_rng(0).integers(2, 300, 61).tolist()
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        decoder.prefill(ids[:20], ExitPolicy(depth=2))
+        for token in ids[20:60]:
+            decoder.step(token, ExitPolicy(depth=1))
+        step = decoder.step(ids[60], ExitPolicy())
+    np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, 60], atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 15, 19])
+def test_rewinding_forgets_exactly_what_is_behind(bundle: Path, recursive: Path, keep: int) -> None:
+    rng = np.random.default_rng(keep)
+    first, second = rng.integers(2, 300, (2, 20)).tolist()
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        for index, token in enumerate(first):
+            decoder.step(token, ExitPolicy(depth=1 + index % 3 if index < 12 else 1))
+        decoder.rewind(keep)
+        ids = first[:keep] + second
+        for token in second[:-1]:
+            decoder.step(token, ExitPolicy(threshold=0.5))
+        step = decoder.step(second[-1], ExitPolicy())
+    np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, -1], atol=1e-4)
+
+
+def test_an_interrupted_step_leaves_a_decoder_that_starts_anew(
+    bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [5, 9, 30, 41]
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        decoder.prefill(ids, ExitPolicy(depth=1))
+        run = Decoder._run
+        calls = iter([True, False])
+        monkeypatch.setattr(Decoder, "_run", lambda self, *a, **k: run(self, *a, **k) if next(calls) else interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            decoder.step(7, ExitPolicy())
+        monkeypatch.setattr(Decoder, "_run", run)
+        assert decoder.length == 0
+        decoder.prefill(ids, ExitPolicy())
+        step = decoder.step(7, ExitPolicy())
+    np.testing.assert_allclose(step.logits, depth_logits(recursive, [*ids, 7])[2, -1], atol=1e-4)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

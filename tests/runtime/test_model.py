@@ -1,0 +1,205 @@
+"""Model and Session: the tokens transformers generates, whole characters, reuse between turns, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path):
+    with Model.load(bundle) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def copied(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copied"))
+
+
+def test_greedy_text_is_transformers(model: Model, recursive: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recursive)
+    theirs = AutoModelForCausalLM.from_pretrained(recursive)
+    for prompt in ("The cat", "dog eats the", "日本 sees"):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = theirs.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
+        generation = model.generate(prompt, Sampling(max_tokens=40))
+        assert [token.id for token in generation.tokens] == expected
+        assert generation.text == tokenizer.decode([token for token in expected if token != 1])
+        assert all(token.depth == 3 for token in generation.tokens)
+
+
+def test_a_fixed_depth_is_transformers_at_that_depth(model: Model, recursive: Path) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(recursive)
+    ids = torch.tensor([[20, 30, 40]])
+    for depth in (1, 2):
+        running = ids
+        for _ in range(15):
+            running = torch.cat([running, theirs(running, depth=depth).logits[:, -1:].argmax(-1)], dim=1)
+        ours = model.generate([20, 30, 40], Sampling(max_tokens=15), f"depth={depth}")
+        count = len(ours.tokens)
+        assert [token.id for token in ours.tokens] == running[0, 3 : 3 + count].tolist()
+        assert ours.stats.mean_depth == depth == ours.stats.block_rows_per_token
+
+
+def test_statistics_add_up(model: Model) -> None:
+    generation = model.generate([20, 30, 40, 50], Sampling(max_tokens=30), "threshold=0.5")
+    stats, depths = generation.stats, [token.depth for token in generation.tokens]
+    assert stats.prompt_tokens == 4 and stats.generated_tokens == len(depths)
+    assert stats.mean_depth == pytest.approx(sum(depths) / len(depths), abs=1e-3)
+    assert 1 < stats.mean_depth < 3 and stats.mean_depth <= stats.block_rows_per_token <= 3
+    assert stats.peak_memory_bytes > 10_000_000 and stats.time_to_first_token_s > 0
+
+
+def test_the_same_seed_repeats_and_another_does_not(model: Model) -> None:
+    def ids(seed: int) -> list[int]:
+        sampling = Sampling(temperature=1.5, seed=seed, max_tokens=20)
+        return [token.id for token in model.stream("The", sampling)]
+
+    assert ids(1) == ids(1) != ids(2)
+
+
+def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
+    whole = model.generate("The cat", Sampling(max_tokens=40)).text
+    stop = whole[6:9]
+    cut = model.generate("The cat", Sampling(max_tokens=40, stop=(stop,)))
+    assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+
+
+def test_length_ends_at_max_tokens_and_at_the_context(bundle: Path) -> None:
+    with Model.load(bundle, context=10) as model:
+        assert model.generate([5] * 4, Sampling(max_tokens=3)).finish_reason == "length"
+        generation = model.generate([5] * 4)
+        assert generation.finish_reason == "length" and len(generation.tokens) == 6
+        with pytest.raises(ContextFullError, match="prompt has 10 tokens and the context holds 10"):
+            model.generate([5] * 10)
+
+
+def test_a_session_reuses_what_it_holds_and_answers_as_a_fresh_one(model: Model) -> None:
+    session = model.session()
+    messages = [{"role": "user", "content": "cat"}]
+    for turn in range(3):
+        fresh = list(model.chat(messages, Sampling(max_tokens=12), "threshold=0.5"))
+        rows = session.decoder.block_rows
+        ours = list(session.chat(messages, Sampling(max_tokens=12), "threshold=0.5"))
+        assert [token.id for token in ours] == [token.id for token in fresh]
+        if turn:
+            prompt = len(model.encode_chat(messages))
+            assert session.decoder.block_rows - rows < 3 * (prompt + 12)
+        text = "".join(token.text for token in ours)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "dog"}]
+    shorter = messages[:1]
+    assert [t.id for t in session.chat(shorter)] == [t.id for t in model.chat(shorter)]
+
+
+def test_a_stream_left_early_can_be_followed_by_another(model: Model) -> None:
+    session = model.session()
+    stream = session.stream("The cat", Sampling(max_tokens=30), "threshold=0.5")
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    assert session.stats.generated_tokens == 4
+    again = [token.id for token in session.stream("The cat", Sampling(max_tokens=30))]
+    assert again == [token.id for token in model.stream("The cat", Sampling(max_tokens=30))]
+
+
+@pytest.mark.parametrize(
+    "policy", ["deep", "depth=4", "depth=0", "depth=x", "threshold=1.5", "threshold=nan", "threshold"]
+)
+def test_wrong_exit_policies_are_refused_at_once(model: Model, policy: str) -> None:
+    with pytest.raises(BadInputError, match="exit policy"):
+        model.stream("The", exit_policy=policy)
+
+
+def test_wrong_prompts_are_refused_at_once(model: Model) -> None:
+    for prompt, message in (
+        ("", "prompt is empty"),
+        ([300], "token id 300"),
+        ([-1], "token id -1"),
+        ([5] * 600, "512"),
+    ):
+        with pytest.raises(BadInputError, match=message):
+            model.stream(prompt)
+
+
+def test_a_closed_model_says_so(bundle: Path) -> None:
+    model = Model.load(bundle)
+    model.close()
+    with pytest.raises(BadInputError, match="closed"):
+        model.session()
+
+
+def test_a_missing_bundle_and_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle folder"):
+        Model.load(tmp_path / "none")
+    with pytest.raises(BundleError, match=r"holds no manifest\.json"):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_a_flipped_byte_is_found_when_loading(copied: Path, name: str) -> None:
+    data = bytearray((copied / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name}: its SHA-256 is not the manifest's"):
+        Model.load(copied)
+
+
+def test_a_truncated_file_is_found_when_loading(copied: Path) -> None:
+    data = (copied / "model.onnx.data").read_bytes()
+    (copied / "model.onnx.data").write_bytes(data[:-100])
+    with pytest.raises(BundleError, match=r"model\.onnx\.data: \d+ bytes, the manifest says"):
+        Model.load(copied)
+
+
+def test_a_changed_hash_in_the_manifest_is_found(copied: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = "0" * 64
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"model\.onnx: its SHA-256"):
+        Model.load(copied)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (("architecture", "loops"), 0, "loops is 0"),
+        (("architecture", "loops"), 10**9, "loops is 1000000000"),
+        (("architecture", "layers_per_block"), "4", "layers_per_block is '4'"),
+        (("architecture", "vocabulary"), None, "vocabulary is None"),
+        (("format_version",), 99, "format_version 99"),
+        (("format",), "other", "format"),
+        (("kv_rule",), "latest", "kv_rule 'latest'"),
+        (("gate", "threshold"), 7, "gate.threshold 7"),
+        (("eos_token_ids",), "1", "eos_token_ids"),
+        (("files", "../outside"), {"bytes": 1, "sha256": "x"}, "leaves the bundle"),
+        (("files", "/etc/passwd"), {"bytes": 1, "sha256": "x"}, "leaves the bundle"),
+        (("files", "model.onnx"), 3, "must be an object"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused_by_field(
+    copied: Path, path: tuple[str, ...], value: object, message: str
+) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    table = manifest
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        Model.load(copied)
+
+
+def test_a_manifest_of_another_graph_is_refused(copied: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["architecture"]["layers_per_block"] = 5
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="is not the graph its manifest describes"):
+        Model.load(copied)

@@ -1,0 +1,186 @@
+"""The command line, run as a program: JSON and nothing else on standard output, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+COMMANDS = ["convert", "train", "export", "verify", "inspect", "generate", "chat"]
+
+
+def run(*arguments: object, given: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", "from rrt_edge.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        command, input=given or "", capture_output=True, text=True, encoding="utf-8", env=environment, cwd=cwd
+    )
+
+
+def refused(*arguments: object, status: int = 2, given: str | None = None) -> str:
+    """Run a command that must fail with one line and no traceback, as text and as JSON; returns the line."""
+    done = run(*arguments, given=given)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    if arguments[0] != "chat":
+        as_json = run(*arguments, "--json", given=given)
+        assert as_json.returncode == status and as_json.stdout == ""
+        error = json.loads(as_json.stderr)["error"]
+        assert set(error) == {"type", "message"} and f"error: {error['message']}\n" == done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0 and f"Example: rrt-edge {command}" in done.stdout
+
+
+def test_the_whole_way_in_json(source: Path, tmp_path: Path) -> None:
+    converted = json.loads(run("convert", source, tmp_path / "r", "--loops", 3, "--rank", 4, "--json").stdout)
+    assert set(converted) == {
+        "out", "loops", "layers_per_block", "rank", "init", "parameters", "seconds", "peak_memory_bytes",
+    }  # fmt: skip
+    assert set(converted["parameters"]) == {"total", "non_embedding", "source_non_embedding"}
+    assert (converted["loops"], converted["layers_per_block"], converted["rank"]) == (3, 4, 4)
+
+    exported = json.loads(run("export", tmp_path / "r", tmp_path / "b", "--bits", 32, "--json").stdout)
+    assert set(exported) == {"bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes"}
+    assert exported["bytes"] == sum(path.stat().st_size for path in (tmp_path / "b").iterdir())
+
+    done = run("verify", tmp_path / "b", "--source", tmp_path / "r", "--json")
+    verified = json.loads(done.stdout)
+    assert done.returncode == 0 and set(verified) == {"ok", "hashes_ok", "depths", "tolerance"}
+    assert verified["ok"] and [depth["depth"] for depth in verified["depths"]] == [1, 2, 3]
+    assert set(verified["depths"][0]) == {"depth", "max_abs_logit_error", "kl", "top1_agreement"}
+    alone = json.loads(run("verify", tmp_path / "b", "--json").stdout)
+    assert alone["ok"] and alone["depths"] == []
+    assert json.loads(run("inspect", tmp_path / "b", "--json").stdout)["architecture"]["loops"] == 3
+
+
+def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) -> None:
+    done = run(
+        "generate", bundle, "--prompt-ids", "20,30,40", "--max-tokens", 8, "--json", "--exit-policy", "threshold=0.5"
+    )
+    found = json.loads(done.stdout)
+    assert set(found) == {"text", "prompt_tokens", "tokens", "finish_reason", "stats"}
+    assert set(found["stats"]) == {
+        "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
+        "block_rows_per_token", "peak_memory_bytes",
+    }  # fmt: skip
+    assert found["prompt_tokens"] == 3 and len(found["tokens"]) == 8 and found["finish_reason"] == "length"
+    assert set(found["tokens"][0]) == {"id", "text", "depth", "gate"}
+
+    import torch
+
+    full = json.loads(run("generate", bundle, "--prompt-ids", "20,30,40", "--max-tokens", 8, "--json").stdout)
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    expected = model.generate(torch.tensor([[20, 30, 40]]), max_new_tokens=8, do_sample=False)[0, 3:].tolist()
+    assert [token["id"] for token in full["tokens"]] == expected
+
+
+def test_prompts_come_through_the_template_or_raw_or_from_a_pipe(bundle: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    raw = json.loads(run("generate", bundle, "The cat", "--raw", "--max-tokens", 3, "--json").stdout)
+    chat = json.loads(run("generate", bundle, "The cat", "--max-tokens", 3, "--json").stdout)
+    piped = json.loads(run("generate", bundle, "--max-tokens", 3, "--json", given="The cat\n").stdout)
+    assert raw["prompt_tokens"] == len(tokenizer.encode("The cat"))
+    assert (
+        chat["prompt_tokens"] == len(tokenizer.encode("<user>The cat</s><assistant>")) and piped["text"] == chat["text"]
+    )
+    text = run("generate", bundle, "The cat", "--max-tokens", 3)
+    assert text.stdout == chat["text"] + "\n" and "mean depth" in text.stderr
+
+
+def test_chat_answers_piped_lines_and_commands(bundle: Path) -> None:
+    lines = "The cat|/stats|/threshold 0.5|/depth 9|/depth 1|The dog|/full|/reset|/help|/nothing|/exit|never read|"
+    done = run("chat", bundle, "--max-tokens", 4, given=lines.replace("|", "\n"))
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "mean depth",
+        "exit policy threshold=0.5",
+        "must be from 1 to 3",
+        "exit policy depth=1",
+        "exit policy full",
+    ):
+        assert expected in done.stdout
+    assert "conversation forgotten" in done.stdout and "/nothing is not a command" in done.stdout
+
+
+def test_wrong_input_is_one_line(source: Path, recursive: Path, bundle: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no such folder" in refused("convert", tmp_path / "none", tmp_path / "o")
+    assert "holds no config.json" in refused("convert", empty, tmp_path / "o")
+    assert "does not divide the 12 layers" in refused("convert", source, tmp_path / "o", "--loops", 5)
+    assert "rank -3 is negative" in refused("convert", source, tmp_path / "o", "--rank", -3)
+    assert "is recursive already" in refused("convert", recursive, tmp_path / "o")
+
+    config = json.loads((source / "config.json").read_text())
+    unknown = Path(shutil.copytree(source, tmp_path / "unknown"))
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    assert "model_type 'gpt2' is not supported" in refused("export", unknown, tmp_path / "o")
+
+    damaged = Path(shutil.copytree(source, tmp_path / "damaged"))
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:5000])
+    assert "damaged or cut short" in refused("convert", damaged, tmp_path / "o")
+
+    cut = Path(shutil.copytree(bundle, tmp_path / "cut"))
+    (cut / "model.onnx.data").write_bytes((cut / "model.onnx.data").read_bytes()[:5000])
+    assert "model.onnx.data: 5000 bytes, the manifest says" in refused("generate", cut, "Hi")
+
+    lying = Path(shutil.copytree(bundle, tmp_path / "lying"))
+    manifest = json.loads((lying / "manifest.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = "0" * 64
+    (lying / "manifest.json").write_text(json.dumps(manifest))
+    assert "its SHA-256 is not the manifest's" in refused("generate", lying, "Hi")
+    assert "its SHA-256 is not the manifest's" in refused("chat", lying)
+
+    assert "the context holds 512" in refused("generate", bundle, "cat " * 600)
+    assert "no such bundle folder" in refused("inspect", tmp_path / "none")
+    assert "exit policy 'depth=7'" in refused("generate", bundle, "Hi", "--exit-policy", "depth=7")
+    assert "--prompt-ids 'a,b'" in refused("generate", bundle, "--prompt-ids", "a,b")
+    assert "exists and is not a bundle" in refused("export", recursive, recursive)
+    assert "no such data file" in refused("train", recursive, tmp_path / "o", "--data", tmp_path / "none.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "damaged", "empty", "lying", "unknown"]
+
+
+def test_verify_reports_a_changed_hash_with_status_1(bundle: Path, tmp_path: Path) -> None:
+    lying = Path(shutil.copytree(bundle, tmp_path / "lying"))
+    with (lying / "model.onnx").open("r+b") as file:
+        file.write(b"\x00")
+    done = run("verify", lying, "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["hashes_ok"] is False
+    assert "SHA-256" in json.loads(done.stderr)["error"]["message"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("--debug", "inspect", tmp_path / "none")
+    assert "Traceback" in done.stderr and done.returncode == 1
+
+
+def test_export_without_the_extra_names_it(recursive: Path, tmp_path: Path) -> None:
+    """As on a machine where only the runtime is installed: importing torch fails."""
+    blocked = "import sys; sys.modules.update(torch=None, transformers=None); from rrt_edge.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", blocked, "export", str(recursive), str(tmp_path / "b")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "pip install 'rrt-edge[export]'" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_export_outside_a_checkout_says_where_the_demo_lives(tmp_path: Path) -> None:
+    import rrt_edge
+
+    if (Path(rrt_edge.__file__).resolve().parent.parent / "samples").is_dir():
+        pytest.skip("the package runs from a checkout, which has the demo")
+    done = run("export", tmp_path / "b", cwd=tmp_path)
+    assert done.returncode == 2 and "samples/pydoc/recursive" in done.stderr

@@ -1,0 +1,106 @@
+"""The distribution: a wheel that holds all it needs and nothing with a plain name, imports that stay light."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy of what the package is made of, without leftovers of earlier builds."""
+    tree = tmp_path_factory.mktemp("tree")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copyfile(ROOT / part, tree / part)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist"), str(tree)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tree)
+    (built,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_every_module_under_rrt_edge(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for folder, package in (
+        ("rrt_edge", "rrt_edge"),
+        ("runtime", "rrt_edge/runtime"),
+        ("exporters", "rrt_edge/exporters"),
+    ):
+        for module in (ROOT / folder).glob("*.py"):
+            assert f"{package}/{module.name}" in names
+    assert "rrt_edge/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {"rrt_edge", "rrt_edge-0.1.0.dist-info"}
+
+
+def test_the_wheel_asks_for_nothing_heavy(wheel: zipfile.ZipFile) -> None:
+    metadata = Parser().parsestr(wheel.read("rrt_edge-0.1.0.dist-info/METADATA").decode())
+    plain = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    names = {line.split(">")[0].strip() for line in plain}
+    assert names == {"numpy", "onnxruntime", "tokenizers", "jinja2", "click", "rich"}
+    assert "rrt-edge = rrt_edge.cli:main" in wheel.read("rrt_edge-0.1.0.dist-info/entry_points.txt").decode()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import rrt_edge",
+        "import rrt_edge.cli",
+        "from rrt_edge.runtime import *",
+        "from rrt_edge.runtime import Model, Sampling; import rrt_edge.runtime.check",
+    ],
+)
+def test_the_runtime_imports_no_training_libraries(statement: str) -> None:
+    heavy = "[n for n in ('torch', 'transformers', 'onnx', 'optimum', 'safetensors') if n in sys.modules]"
+    code = f"import sys; {statement}; sys.exit(str({heavy}) if {heavy} else 0)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
+    code = """
+import os, sys
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+import rrt_edge.runtime
+assert "onnxruntime" not in sys.modules
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "onnxruntime":
+            print("telemetry off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "telemetry on")
+sys.meta_path.insert(0, Watch())
+rrt_edge.runtime.Model
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "telemetry off", done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import transformers.models.llama.modeling_llama",
+        "from transformers import AutoConfig",
+        "from transformers import AutoModelForCausalLM",
+        "import transformers",
+        "pass",
+    ],
+)
+@pytest.mark.parametrize("ours_comes", ["before", "after"])
+def test_importing_rrt_edge_registers_its_model_in_any_order(recursive: Path, first: str, ours_comes: str) -> None:
+    imports = f"import rrt_edge; {first}" if ours_comes == "before" else f"{first}; import rrt_edge"
+    code = f"""
+{imports}
+from transformers import AutoModelForCausalLM
+print(type(AutoModelForCausalLM.from_pretrained(r"{recursive}")).__name__)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "RecursiveForCausalLM", done.stderr

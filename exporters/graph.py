@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -19,7 +19,7 @@ class Builder:
 
     def __init__(self, parent: Builder | None = None) -> None:
         self.nodes: list[NodeProto] = []
-        self._names = parent._names if parent else count()
+        self._names: Iterator[int] = parent._names if parent else count()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = parent._constants if parent else {}
         self.constants: list[TensorProto] = parent.constants if parent else []
 

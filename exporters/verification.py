@@ -99,7 +99,9 @@ def _source_model(source: Path, manifest: Manifest) -> RecursiveForCausalLM:
 
 
 def _load(folder: Path) -> RecursiveForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model: RecursiveForCausalLM = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _text_windows(path: Path, folder: Path, size: int) -> list[list[int]]:

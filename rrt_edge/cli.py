@@ -54,7 +54,8 @@ def _complain(error: Exception, message: str, as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value))
+    found = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(found))
 
 
 def _console() -> Console:
@@ -152,7 +153,8 @@ def train(
     from rrt_edge.training import TrainOptions
     from rrt_edge.training import train as run
 
-    options = TrainOptions(stages=tuple(stage.strip() for stage in stages.split(",")), **given)  # type: ignore[arg-type]
+    named: Any = tuple(stage.strip() for stage in stages.split(","))
+    options = TrainOptions(stages=named, **given)
     with _standard_output_to_error(as_json):
         report = run(checkpoint, out, data=data, teacher=teacher, options=options)
     if as_json:
@@ -344,7 +346,7 @@ def generate(
             if as_json:
                 continue
             if show_depth:
-                console.print(depth_text(token), end="")
+                console.print(depth_text(token, console), end="")
             else:
                 click.echo(token.text, nl=False)
         generation = session.generation(tokens)
@@ -353,7 +355,7 @@ def generate(
     stats = generation.stats
     click.echo()
     if show_depth:
-        console.print(legend(model.loops))
+        console.print(legend(model.loops, console))
     return click.echo(
         f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s, mean depth "
         f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token",

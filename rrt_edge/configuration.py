@@ -11,7 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from rrt_edge.runtime.errors import BadInputError
 
 
-class RecursiveConfig(PreTrainedConfig):
+class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     """Configuration of a recursive model.
 
     Attributes:
@@ -30,7 +30,7 @@ class RecursiveConfig(PreTrainedConfig):
     model_type = "rrt"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Any = None  # a PreTrainedConfig; a dict when read from JSON
     loops: int = 2
     rank: int = 0
     init: str = "average"

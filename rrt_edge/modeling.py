@@ -21,7 +21,7 @@ UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
 
 
 @dataclass
-class RecursiveOutput(ModelOutput):
+class RecursiveOutput(ModelOutput):  # type: ignore[misc]
     """Output of `RecursiveForCausalLM`.
 
     Attributes:

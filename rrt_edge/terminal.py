@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.check import VerifyReport
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 HELP = """\
 /help          this list
 /reset         forget the conversation
@@ -56,13 +57,17 @@ def depth_style(depth: int) -> str:
     return DEPTH_STYLES[min(depth, len(DEPTH_STYLES)) - 1]
 
 
-def depth_text(token: Token) -> Text:
-    """The token's text in the colour of the depth it left at."""
-    return Text(token.text, style=depth_style(token.depth))
+def depth_text(token: Token, console: Console) -> Text:
+    """The token's text in the colour of the depth it left at; without colours, with the depth behind it."""
+    if console.is_terminal:
+        return Text(token.text, style=depth_style(token.depth))
+    return Text(token.text + str(token.depth).translate(SUPERSCRIPTS) if token.text else "")
 
 
-def legend(loops: int) -> Text:
-    """Which colour stands for which depth."""
+def legend(loops: int, console: Console) -> Text:
+    """Which colour stands for which depth; without colours, what the small numbers are."""
+    if not console.is_terminal:
+        return Text("the number behind a token is the depth it left at")
     text = Text("depth: ")
     for depth in range(1, loops + 1):
         text.append(f" {depth} ", style=f"{depth_style(depth)} reverse")
@@ -133,7 +138,7 @@ class Chat:
             shape = self.model.manifest.architecture
             self.console.print(f"{shape.family}, {shape.loops} loops, exit policy {self.exit_policy}. /help for help.")
             if self.show_depth:
-                self.console.print(legend(self.model.loops))
+                self.console.print(legend(self.model.loops, self.console))
         while True:
             try:
                 line = self.console.input("[bold]> [/bold]" if interactive else "")
@@ -164,7 +169,7 @@ class Chat:
         stream = self.session.chat(asked, self.sampling, self.exit_policy)
         try:
             for token in stream:
-                shown = depth_text(token) if self.show_depth else Text(token.text)
+                shown = depth_text(token, self.console) if self.show_depth else Text(token.text)
                 self.console.print(shown, end="", soft_wrap=True)
                 reply += token.text
         except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def train(
     collator = PadCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
 
     work = out.with_name(f"{out.name}.work")
-    folder, losses = source.folder, {}
+    folder, losses = source.folder, dict[str, float]()
     for stage in [stage for stage in STAGES if stage in options.stages]:
         finished = work / stage / "finished"
         if not finished.is_dir():
@@ -149,7 +149,7 @@ def _run_stage(
     work: Path,
     options: TrainOptions,
 ) -> float:
-    if stage == "gate":
+    if stage == "gate" and model.exit_gate is not None:
         model.requires_grad_(False)
         model.exit_gate.requires_grad_(True)
     lr = {"uptrain": options.lr, "early-exit": options.exit_lr or options.lr, "gate": options.gate_lr}[stage]

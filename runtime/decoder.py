@@ -18,6 +18,7 @@ from rrt_edge.runtime.graph import Graph, Pass
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
 
 Float = NDArray[np.float32]
+Rows = NDArray[np.int64] | Float  # token ids [S] or hidden states [S, H]
 CHUNK = 256  # rows a call: bounds the memory of attention scores
 
 
@@ -30,10 +31,35 @@ class Step:
     gate: float
 
 
+class WaitingRows:
+    """Hidden states [n, H] of rows that wait after one depth, in order of position."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self._parts = [np.zeros((0, hidden_size), np.float32)]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: Float) -> None:
+        self._parts.append(rows)
+        self._count += len(rows)
+
+    def take(self) -> Float:
+        """All rows, which wait no longer."""
+        rows = np.concatenate(self._parts)
+        self._parts, self._count = [rows[:0]], 0
+        return rows
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first rows."""
+        self.add(self.take()[:count])
+
+
 class Decoder:
     """One sequence: its cache, the rows that wait after each depth, and the block rows spent.
 
-    `waiting[d - 1]` holds the hidden states [n, H] after depth d of the rows that depth d + 1 lacks.
+    `waiting[d - 1]` holds the rows that have run depth d and that depth d + 1 lacks.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -41,7 +67,7 @@ class Decoder:
         self.loops = graph.architecture.loops
         self.cache = KVCache(graph.architecture)
         self.block_rows = 0
-        self.waiting: list[Float] = [np.zeros((0, graph.architecture.hidden_size), np.float32)] * self.loops
+        self.waiting = [WaitingRows(graph.architecture.hidden_size) for _ in range(1, self.loops)]
         self._binding = graph.bind()
 
     @property
@@ -53,7 +79,7 @@ class Decoder:
         """Forget the tokens at `length` and behind."""
         for depth in range(1, self.loops):
             first = self.cache.lengths[depth]  # position of the first row waiting after this depth
-            self.waiting[depth - 1] = self.waiting[depth - 1][: max(0, length - first)]
+            self.waiting[depth - 1].keep(max(0, length - first))
         self.cache.truncate(length)
 
     def prefill(self, ids: Sequence[int], policy: ExitPolicy) -> None:
@@ -77,8 +103,8 @@ class Decoder:
             raise
 
     def _run_down(self, rows: NDArray[np.int64], last: int, threshold: float, wanted: bool) -> Pass:
-        first, moving = 1, rows
-        new = len(rows)
+        first, new = 1, len(rows)
+        moving: Rows = rows
         while True:
             stop = self._next_waiting(first, last)
             done = self._run(moving, first, stop, threshold, wanted)
@@ -87,8 +113,7 @@ class Decoder:
                 self._wait(done.last, done.hidden)
                 return done
             self._catch_up(done.last, CHUNK - new)
-            moving = np.concatenate([self.waiting[done.last - 1], done.hidden])
-            self.waiting[done.last - 1] = moving[:0]
+            moving = np.concatenate([self.waiting[done.last - 1].take(), done.hidden])
             first = done.last + 1
 
     def _next_waiting(self, first: int, last: int) -> int:
@@ -97,16 +122,20 @@ class Decoder:
 
     def _catch_up(self, depth: int, room: int) -> None:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
-        while len(waiting := self.waiting[depth - 1]) > max(room, 0):
-            done = self._run(waiting[:CHUNK], depth + 1, depth + 1, NEVER, wanted=False)
-            self.waiting[depth - 1] = waiting[CHUNK:]
+        if len(self.waiting[depth - 1]) <= room:
+            return
+        rows = self.waiting[depth - 1].take()
+        while len(rows) > max(room, 0):
+            done = self._run(rows[:CHUNK], depth + 1, depth + 1, NEVER, wanted=False)
             self._wait(depth + 1, done.hidden)
+            rows = rows[CHUNK:]
+        self.waiting[depth - 1].add(rows)
 
     def _wait(self, depth: int, hidden: Float) -> None:
         if depth < self.loops:
-            self.waiting[depth - 1] = np.concatenate([self.waiting[depth - 1], hidden])
+            self.waiting[depth - 1].add(hidden)
 
-    def _run(self, rows: NDArray[np.generic], first: int, last: int, threshold: float, wanted: bool) -> Pass:
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: bool) -> Pass:
         asked = [len(rows) - 1] if wanted else []
         done = self.graph.run(
             self._binding, self.cache, rows, first=first, last=last, threshold=threshold, logit_rows=asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
 Float = NDArray[np.float32]
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,36 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
-            "top_k": (self.top_k >= 0, "0 or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
-            "seed": (self.seed is None or self.seed >= 0, "0 or more"),
-            "max_tokens": (self.max_tokens >= 1, "1 or more"),
-            "stop": (all(self.stop), "texts that are not empty"),
+            "temperature": (_is_number(self.temperature) and 0 <= self.temperature < math.inf, "a number, 0 or more"),
+            "top_k": (_is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 or more"),
+            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1"),
+            "min_p": (_is_number(self.min_p) and 0 <= self.min_p <= 1, "a number from 0 to 1"),
+            "repetition_penalty": (
+                _is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf,
+                "a number above 0",
+            ),
+            "seed": (
+                self.seed is None or (_is_whole(self.seed) and self.seed >= 0),
+                "a whole number, 0 or more, or none",
+            ),
+            "max_tokens": (_is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number, 1 or more"),
+            "stop": (_is_texts(self.stop), "a tuple of texts that are not empty"),
         }
         for field, (right, wanted) in checks.items():
             if not right:
                 raise BadInputError(f"{field.replace('_', '-')} {getattr(self, field)!r}: must be {wanted}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
 
 
 class Sampler:
@@ -72,46 +92,77 @@ class Sampler:
             history: the tokens of prompt and reply so far, which the repetition penalty looks at.
 
         Raises:
-            RRTEdgeError: the logits are not numbers.
+            RRTEdgeError: a logit is not a number, or none is finite.
         """
-        if np.isnan(logits).any():
-            raise RRTEdgeError("the model returned not-a-number logits; its weights are damaged: verify the bundle")
+        if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
+            raise RRTEdgeError(
+                "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
+            )
         logits = penalised(logits, history, self.sampling.repetition_penalty)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        probabilities = distribution(logits, self.sampling)
-        return int(self._random.choice(len(probabilities), p=probabilities))
+        tokens, probabilities = candidates(logits, self.sampling)
+        return int(self._random.choice(tokens, p=probabilities))
 
 
 def penalised(logits: Float, history: Sequence[int], penalty: float) -> Float:
     """Logits [V] with those of the tokens in `history` divided by the penalty, or multiplied where negative."""
     if penalty == 1.0:
         return logits
-    seen = np.unique(np.asarray(history, np.int64))
+    seen = np.asarray(history, np.int64)  # a token seen twice is penalised once: both write the same value
+    scores = logits[seen]
+    with np.errstate(over="ignore"):
+        scores = np.where(scores < 0, scores * penalty, scores / penalty)
     changed = logits.copy()
-    changed[seen] = np.where(changed[seen] < 0, changed[seen] * penalty, changed[seen] / penalty)
+    changed[seen] = np.clip(scores, -LARGEST, LARGEST)
     return changed
 
 
 def distribution(logits: Float, sampling: Sampling) -> NDArray[np.float64]:
-    """The probabilities [V] to sample from: temperature, then top-k, top-p and min-p in transformers' order."""
-    scores = logits.astype(np.float64) / sampling.temperature
-    if 0 < sampling.top_k < len(scores):
-        smallest_kept = np.partition(scores, -sampling.top_k)[-sampling.top_k]
-        scores[scores < smallest_kept] = -np.inf
+    """The probabilities [V] that `candidates` leaves; 0 for the tokens that it drops."""
+    tokens, kept = candidates(logits, sampling)
+    probabilities = np.zeros(len(logits))
+    probabilities[tokens] = kept
+    return probabilities
+
+
+def candidates(logits: Float, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens to choose from and their probabilities: temperature, top-k, top-p and min-p in transformers' order.
+
+    Args:
+        logits: [V], the largest of them finite.
+        sampling: its temperature is above 0.
+
+    Returns:
+        Token ids [N], ascending, and their probabilities [N], which sum to 1.
+    """
+    tokens = np.arange(len(logits))
+    if 0 < sampling.top_k < len(logits):
+        # Tokens equal to the k-th stay, so there may be more than k.
+        tokens = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
+    scores = logits[tokens].astype(np.float64)
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the likeliest become -inf, as they should
+        probabilities = np.exp((scores - scores.max()) / sampling.temperature)
+    probabilities /= probabilities.sum()
     if sampling.top_p < 1:
-        # From the least likely up: drop while those below and the token itself hold no more than 1 - p.
-        order = np.argsort(scores, kind="stable")
-        below = np.cumsum(_softmax(scores)[order]) <= 1 - sampling.top_p
-        below[-1] = False
-        scores[order[below]] = -np.inf
+        kept = _nucleus(probabilities, sampling.top_p)
+        tokens, probabilities = tokens[kept], probabilities[kept]
     if sampling.min_p > 0:
-        probabilities = _softmax(scores)
-        scores[probabilities < sampling.min_p * probabilities.max()] = -np.inf
-    return _softmax(scores)
+        kept = np.flatnonzero(probabilities >= sampling.min_p * probabilities.max())
+        tokens, probabilities = tokens[kept], probabilities[kept]
+    return tokens, probabilities / probabilities.sum()
 
 
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    exponentials = np.exp(scores - scores.max())
-    shares: NDArray[np.float64] = exponentials / exponentials.sum()
-    return shares
+def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Indices, ascending, of the likeliest of probabilities [N] that reach `top_p` together; at least one.
+
+    From the least likely up, a token is dropped while it and those below it hold no more than 1 - top_p. All N tokens
+    under (1 - top_p) / N together hold less than that and are dropped unsorted: in a large vocabulary, nearly all.
+    """
+    spare = 1 - top_p
+    likely = np.flatnonzero(probabilities >= spare / len(probabilities))
+    order = likely[np.argsort(probabilities[likely], kind="stable")]
+    below = 1 - probabilities[order].sum()
+    kept = below + np.cumsum(probabilities[order]) > spare
+    kept[-1] = True
+    return np.sort(order[kept])

@@ -7,65 +7,91 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no whole character (yet)
-LONGEST_CHARACTER = 8  # tokens that can belong to one unfinished character; more are broken bytes for good
+UNFINISHED = 3  # bytes that an unfinished UTF-8 character has at most, each of which may show as one INCOMPLETE
+WINDOW = 16  # pending tokens at most; only a run of broken bytes is longer than an unfinished character
+OVERLAP = 8  # pending tokens kept of such a run
 
 
 class TextStream:
-    """Turns token ids into text, piece by piece.
+    """Turns token ids into text, piece by piece; the pieces join to what the tokenizer decodes from all ids.
 
-    A token's text can depend on the one before it (leading spaces, bytes of one character), so each piece is what
-    decoding the last few tokens adds to decoding them without the newest.
+    A token's text can depend on the one before it (leading spaces, bytes of one character), so each piece is what the
+    pending tokens add to the text of those just before them. Tokens that decoding skips are no part of either.
+
+    Broken bytes become replacement characters. Where a tokenizer falls back to single bytes, decoding all ids also
+    breaks the whole characters beside them; the stream has given those out by then and keeps them.
+
+    Args:
+        tokenizer: decodes; its special tokens are skipped.
+        stop: texts, none empty, at the first of which to be complete the text ends (at the longest of several that
+            are complete at the same character).
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.stopped = False
         self._tokenizer = tokenizer
+        self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._stop = tuple(stop)
-        self._ids: list[int] = []  # a window: context already given out, then what is not yet
-        self._given = 0  # tokens of the window whose text was given out
+        self._stopped = False
+        self._context: list[int] = []  # tokens whose text was given out, last before the pending ones
+        self._pending: list[int] = []  # tokens since the text last ended in a whole character
+        self._given = 0  # characters of the pending tokens' text that were given out
         self._held = ""  # text that may be the beginning of a stop string
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come; no text follows."""
+        return self._stopped
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character or a stop string may still go on."""
-        if self.stopped:
+        if self._stopped or token in self._special or self._tokenizer.id_to_token(token) is None:
             return ""
-        self._ids.append(token)
-        text = self._new_text()
-        if text.endswith(INCOMPLETE) and len(self._ids) - self._given < LONGEST_CHARACTER:
-            return ""
-        self._advance()
-        return self._until_stop(text)
+        self._pending.append(token)
+        text = self._pending_text()
+        unfinished = min(len(text) - len(text.rstrip(INCOMPLETE)), UNFINISHED)
+        whole = len(text) - unfinished
+        piece = text[self._given : whole]
+        self._given = max(self._given, whole)
+        if text and not unfinished:
+            self._context, self._pending, self._given = self._pending, [], 0
+        elif len(self._pending) > WINDOW:
+            self._shorten(len(text) - self._given)
+        return self._until_stop(piece)
 
     def flush(self) -> str:
         """What is left at the end of the reply."""
-        if self.stopped:
+        if self._stopped:
             return ""
-        text = self._new_text()
-        self._advance()
-        rest = self._until_stop(text)
+        piece = self._until_stop(self._pending_text()[self._given :])
         held, self._held = self._held, ""
-        return rest if self.stopped else rest + held
+        self._context, self._pending, self._given = [], [], 0
+        return piece + held
 
-    def _new_text(self) -> str:
-        """The text of the window behind what was given out."""
-        known: str = self._tokenizer.decode(self._ids[: self._given])
-        whole: str = self._tokenizer.decode(self._ids)
-        return whole[len(known) :]
+    def _pending_text(self) -> str:
+        """What the pending tokens add to the text of their context."""
+        known: str = self._tokenizer.decode(self._context)
+        text: str = self._tokenizer.decode(self._context + self._pending)
+        if text.startswith(known):
+            return text[len(known) :]
+        alone: str = self._tokenizer.decode(self._pending)  # broken bytes reach back into the context
+        return alone
 
-    def _advance(self) -> None:
-        """Keep the tokens just given out as the context of the next."""
-        self._ids = self._ids[self._given :]
-        self._given = len(self._ids)
+    def _shorten(self, waiting: int) -> None:
+        """Forget the oldest pending tokens; `waiting` characters at the end of their text were not given out."""
+        self._context, self._pending = [], self._pending[-OVERLAP:]
+        self._given = max(0, len(self._pending_text()) - waiting)
 
     def _until_stop(self, text: str) -> str:
         """Pass text on up to a stop string, holding back what may begin one."""
         if not self._stop:
             return text
         text = self._held + text
-        found = [index for index in (text.find(stop) for stop in self._stop) if index >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+        starts = [(text.find(stop), stop) for stop in self._stop]
+        spans = [(start + len(stop), start) for start, stop in starts if start >= 0]
+        if spans:
+            self._stopped, self._held = True, ""
+            _, start = min(spans)
+            return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

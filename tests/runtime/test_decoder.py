@@ -55,7 +55,7 @@ def test_every_row_runs_each_depth_once_in_the_end(bundle: Path) -> None:
         assert decoder.cache.lengths[0] == 38 and decoder.cache.lengths[2] == 0
         decoder.step(50, ExitPolicy())
         assert decoder.cache.lengths == [39, 39, 39]
-        assert [len(rows) for rows in decoder.waiting] == [0, 0, 0]
+        assert [len(rows) for rows in decoder.waiting] == [0, 0]
         assert decoder.block_rows == 3 * 39
 
 

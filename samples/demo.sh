@@ -1,0 +1,19 @@
+#!/bin/sh
+# The whole way on the demo: convert, export, verify, and three questions with the depth of each token.
+set -e
+cd "$(dirname "$0")/.."
+mkdir -p build/demo
+python samples/pydoc/recipe.py build/pydoc
+
+echo "== the teacher, converted anew: this is where training back starts from"
+rrt-edge convert samples/pydoc/teacher build/demo/converted --loops 2 --rank 16
+
+echo "== the trained recursive model: exported, and proved against the checkpoint at every depth"
+rrt-edge export build/demo/bundle
+rrt-edge verify build/demo/bundle --source samples/pydoc/recursive --text build/pydoc/heldout.jsonl
+
+for question in "What does os.path.join do?" "In one line, what is collections.Counter?" "Remind me, what does heapq.heappush do?"; do
+    echo "== $question"
+    rrt-edge generate build/demo/bundle "$question" --exit-policy threshold --show-depth
+done
+echo "Talk to it: rrt-edge chat build/demo/bundle --exit-policy threshold --show-depth"

@@ -33,13 +33,14 @@ PARTS = ("block", "lora", "embedding", "head")
 
 @dataclass(frozen=True)
 class ExportReport:
-    """`unshared_bytes` is what the weights of the same model without sharing take at the same bits."""
+    """`unshared_bytes` is what the bundle would take without sharing, at the same bits; the tables are by part."""
 
     bundle: str
     bytes: int
     unshared_bytes: int
     bits: int
     weight_bytes: dict[str, int]
+    unshared_weight_bytes: dict[str, int]
     seconds: float
     peak_memory_bytes: int
 
@@ -111,6 +112,7 @@ def _export_recursive(
     if not (checkpoint.folder / "tokenizer.json").is_file():
         message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
         raise BadInputError(f"{checkpoint.folder}: {message}")
+    unshared = _unshared_weight_bytes(spec, plan)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         layers = _watched(layer_weights(checkpoint, spec), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer_weights(checkpoint, spec), layers, folder)
@@ -121,9 +123,10 @@ def _export_recursive(
     return ExportReport(
         bundle=str(bundle),
         bytes=total,
-        unshared_bytes=manifest.unshared_bytes,
+        unshared_bytes=total + sum(unshared.values()) - sum(weight_bytes.values()),
         bits=bits,
         weight_bytes=weight_bytes,
+        unshared_weight_bytes=unshared,
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
     )
@@ -158,7 +161,7 @@ def _manifest(
         kv_rule="exact",
         eos_token_ids=_eos_token_ids(checkpoint, spec),
         weight_bytes=weight_bytes,
-        unshared_bytes=_unshared_bytes(spec, plan),
+        unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan).values()),
         provenance={"init": config.init, "rrt_edge": __version__, "onnx": onnx.__version__},
         files=list_files(folder),
     )
@@ -174,8 +177,8 @@ def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
     return spec.eos_token_ids
 
 
-def _unshared_bytes(spec: BlockSpec, plan: Bits) -> int:
-    """Bytes of the weights of all layers without sharing, at the same bits."""
+def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
+    """Bytes by part of all layers' weights without sharing, at the same bits."""
 
     def matrix(outputs: int, inputs: int, bits: int) -> int:
         if bits >= 16:
@@ -186,11 +189,17 @@ def _unshared_bytes(spec: BlockSpec, plan: Bits) -> int:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
     shapes += [(spec.intermediate, spec.hidden)] * 2
-    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 2 * spec.hidden * 4
-    embedding = matrix(spec.vocabulary, spec.hidden, plan.embedding)
-    shared_head = spec.tied_head and plan.head == plan.embedding and plan.head in (4, 8)
-    head = 0 if shared_head else matrix(spec.vocabulary, spec.hidden, plan.head)
-    return layer * spec.layers * spec.loops + embedding + head + spec.hidden * 4
+    biases = (q + 2 * kv + spec.hidden) * spec.attention_bias + (2 * spec.intermediate + spec.hidden) * spec.mlp_bias
+    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * biases
+    layers = spec.layers * spec.loops
+    found = {
+        "block": layer * layers,
+        "norms": (2 * layers + 1) * spec.hidden * 4,
+        "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding),
+    }
+    if not (spec.tied_head and plan.head == plan.embedding and plan.head in (4, 8)):
+        found["head"] = matrix(spec.vocabulary, spec.hidden, plan.head)
+    return found
 
 
 def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:

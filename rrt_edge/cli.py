@@ -190,7 +190,7 @@ def export(
         raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
     source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
     from rrt_edge.exporters import export as run
-    from rrt_edge.terminal import progress_bar, size, two_columns
+    from rrt_edge.terminal import export_table, progress_bar
 
     _quiet_transformers()
     console = _console()
@@ -202,14 +202,7 @@ def export(
     if as_json:
         wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
         return _print_json({name: getattr(report, name) for name in wanted})
-    rows = [(part, size(count)) for part, count in report.weight_bytes.items()]
-    rows += [
-        ("graph, tokenizer, manifest", size(report.bytes - sum(report.weight_bytes.values()))),
-        ("total", size(report.bytes)),
-        ("weights of the unshared model", size(report.unshared_bytes)),
-        ("time, peak memory", f"{report.seconds:.1f} s, {size(report.peak_memory_bytes)}"),
-    ]
-    return Console().print(two_columns(f"{report.bundle}: {report.bits}-bit bundle", rows))
+    return Console().print(export_table(report))
 
 
 def _demo() -> Path:

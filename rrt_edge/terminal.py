@@ -14,6 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rrt_edge.exporters import ExportReport
     from rrt_edge.runtime import Manifest, Model, Token
     from rrt_edge.runtime.check import VerifyReport
 
@@ -84,6 +85,23 @@ def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def export_table(report: ExportReport) -> Table:
+    """Bytes by part, beside what the model takes without sharing."""
+    table = Table(title=f"{report.bundle}: {report.bits}-bit bundle", title_justify="left")
+    for name in ("", "this bundle", "unshared"):
+        table.add_column(name, justify="right" if name else "left")
+    ours, theirs = report.weight_bytes, report.unshared_weight_bytes
+    for part, count in ours.items():
+        table.add_row(part, size(count), size(theirs[part]) if part in theirs else "")
+    rest = size(report.bytes - sum(ours.values()))
+    table.add_row("graph, tokenizer, manifest", rest, rest)
+    share = f"{report.bytes / report.unshared_bytes:.0%}"
+    table.add_row("total", f"{size(report.bytes)} ({share})", size(report.unshared_bytes), style="bold")
+    table.add_row("time", f"{report.seconds:.1f} s", "")
+    table.add_row("peak memory", size(report.peak_memory_bytes), "")
+    return table
+
+
 def verification_table(bundle: str, report: VerifyReport) -> Table:
     """What `verify` found, a row for each depth."""
     verdict = "ok" if report.ok else "FAILED"
@@ -113,7 +131,7 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         ("bits", f"{bits.bits} ({parts}; blocks of {bits.block_size})"),
         *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
-        ("weights of the unshared model", size(manifest.unshared_bytes)),
+        ("weights of the unshared model", size(manifest.unshared_weight_bytes)),
         *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),
         *((name, f"{size(file.bytes)}, sha256 {file.sha256[:12]}...") for name, file in manifest.files.items()),
     ]

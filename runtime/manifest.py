@@ -73,7 +73,7 @@ class Manifest:
     kv_rule: str
     eos_token_ids: tuple[int, ...]
     weight_bytes: dict[str, int]
-    unshared_bytes: int
+    unshared_weight_bytes: int
     provenance: dict[str, Any]
     files: dict[str, File]
     verification: dict[str, Any] | None = None
@@ -164,7 +164,7 @@ class _Reader:
             kv_rule=kv_rule,
             eos_token_ids=self.eos(fields),
             weight_bytes=self.counts(fields, "weight_bytes", 1 << 50),
-            unshared_bytes=self.count(fields, "unshared_bytes", 0, 1 << 50),
+            unshared_weight_bytes=self.count(fields, "unshared_weight_bytes", 0, 1 << 50),
             provenance=dict(self.table(fields, "provenance")),
             files=self.files(self.table(fields, "files")),
             verification=verification,

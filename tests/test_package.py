@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+import rrt_edge
+
+ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters")
+
+
+def checkout() -> list[Path]:
+    """What the wheel is made of and every other Python file, relative to the root; what git ignores stays out."""
+    if shutil.which("git"):
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS, "*.py"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+        files = [Path(name) for name in listed if name and (ROOT / name).is_file()]
+        if files:
+            return files
+    found = [path for part in PARTS for path in (ROOT / part, *(ROOT / part).rglob("*"))]
+    return [path.relative_to(ROOT) for path in found if path.is_file() and "__pycache__" not in path.parts]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy of what the package is made of, without leftovers of earlier builds."""
+    """Built from a copy of the checkout's files, without leftovers of earlier builds."""
     tree = tmp_path_factory.mktemp("tree")
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copyfile(ROOT / part, tree / part)
+    for path in checkout():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, tree / path)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist"), str(tree)]
     subprocess.run(command, check=True, capture_output=True, cwd=tree)
     (built,) = (tree / "dist").glob("*.whl")
@@ -40,15 +54,24 @@ def test_the_wheel_holds_every_module_under_rrt_edge(wheel: zipfile.ZipFile) -> 
         for module in (ROOT / folder).glob("*.py"):
             assert f"{package}/{module.name}" in names
     assert "rrt_edge/py.typed" in names
-    assert {name.split("/")[0] for name in names} == {"rrt_edge", "rrt_edge-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"rrt_edge", f"rrt_edge-{rrt_edge.__version__}.dist-info"}
 
 
 def test_the_wheel_asks_for_nothing_heavy(wheel: zipfile.ZipFile) -> None:
-    metadata = Parser().parsestr(wheel.read("rrt_edge-0.1.0.dist-info/METADATA").decode())
+    information = f"rrt_edge-{rrt_edge.__version__}.dist-info"
+    metadata = Parser().parsestr(wheel.read(f"{information}/METADATA").decode())
     plain = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     names = {line.split(">")[0].strip() for line in plain}
     assert names == {"numpy", "onnxruntime", "tokenizers", "jinja2", "click", "rich"}
-    assert "rrt-edge = rrt_edge.cli:main" in wheel.read("rrt_edge-0.1.0.dist-info/entry_points.txt").decode()
+    assert "rrt-edge = rrt_edge.cli:main" in wheel.read(f"{information}/entry_points.txt").decode()
+
+
+def test_the_package_under_test_is_the_installed_one() -> None:
+    installed = distribution("rrt-edge")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    expected = ROOT / "rrt_edge" if editable else Path(str(installed.locate_file("rrt_edge")))
+    assert Path(rrt_edge.__file__).resolve().parent == expected.resolve()
 
 
 @pytest.mark.parametrize(

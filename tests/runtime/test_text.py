@@ -73,8 +73,14 @@ class Counting:
         return text
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
-    stream = TextStream(tokenizer)
+def number(tokenizer: Tokenizer, piece: str) -> int:
+    found = tokenizer.token_to_id(piece)
+    assert found is not None
+    return found
+
+
+def streamed(tokenizer: Tokenizer | Counting, ids: list[int]) -> str:
+    stream = TextStream(tokenizer)  # type: ignore[arg-type]
     return "".join(stream.push(token) for token in ids) + stream.flush()
 
 
@@ -85,7 +91,7 @@ def test_pieces_join_to_the_decoded_text_with_special_tokens_anywhere(
     name: str, text: str, data: st.DataObject
 ) -> None:
     tokenizer = TOKENIZERS[name]
-    special, unknown = tokenizer.token_to_id("<s>"), 10**6
+    special, unknown = number(tokenizer, "<s>"), 10**6
     ids = tokenizer.encode(text).ids
     whole = tokenizer.decode(ids)
     for token in data.draw(st.lists(st.sampled_from([special, unknown]), max_size=4)):
@@ -116,8 +122,8 @@ def test_any_bytes_of_a_byte_level_tokenizer_join_to_the_decoded_text(data: st.D
 @pytest.mark.parametrize("skipped", ["<s>", None])
 def test_a_skipped_token_takes_no_space_with_it(name: str, skipped: str | None) -> None:
     tokenizer = TOKENIZERS[name]
-    between = tokenizer.token_to_id(skipped) if skipped else 10**6
-    ids = [tokenizer.token_to_id("▁the"), between, tokenizer.token_to_id("▁cat")]
+    between = number(tokenizer, skipped) if skipped else 10**6
+    ids = [number(tokenizer, "▁the"), between, number(tokenizer, "▁cat")]
     assert streamed(tokenizer, ids) == "the cat"
 
 
@@ -153,7 +159,7 @@ def test_whole_characters_come_while_the_next_is_unfinished() -> None:
 
 def test_broken_bytes_leave_the_characters_beside_them_whole() -> None:
     tokenizer = TOKENIZERS["llama"]
-    ids = [tokenizer.token_to_id(piece) for piece in ("<0xC3>", "<0xA9>", "<0xFF>", "a")]
+    ids = [number(tokenizer, piece) for piece in ("<0xC3>", "<0xA9>", "<0xFF>", "a")]
     assert tokenizer.decode(ids) == BROKEN * 3 + "a"
     assert streamed(tokenizer, ids) == "é" + BROKEN + "a"
 
@@ -201,7 +207,7 @@ def test_of_several_stop_strings_the_first_complete_one_counts_however_tokens_fa
 def test_nothing_follows_a_stop_string_and_its_beginning_is_held_back() -> None:
     tokenizer = TOKENIZERS["byte level"]
     stream = TextStream(tokenizer, ["END"])
-    pieces = [stream.push(tokenizer.token_to_id(character)) for character in "aEbENDc"]
+    pieces = [stream.push(number(tokenizer, character)) for character in "aEbENDc"]
     assert pieces == ["a", "", "Eb", "", "", "", ""]
     assert stream.stopped
     assert stream.flush() == ""
@@ -210,6 +216,6 @@ def test_nothing_follows_a_stop_string_and_its_beginning_is_held_back() -> None:
 def test_a_held_beginning_comes_at_the_end_when_no_stop_string_did() -> None:
     tokenizer = TOKENIZERS["byte level"]
     stream = TextStream(tokenizer, ["END"])
-    assert "".join(stream.push(tokenizer.token_to_id(character)) for character in "aEN") == "a"
+    assert "".join(stream.push(number(tokenizer, character)) for character in "aEN") == "a"
     assert stream.flush() == "EN"
     assert not stream.stopped

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.checkpoint import Checkpoint
@@ -27,7 +29,7 @@ from rrt_edge.runtime.policy import NEVER
 
 POSITIONS = 2000  # the fewest compared
 WINDOW = 128  # tokens a comparison runs at once
-SAMPLED = 16  # sequences sampled from the source where no text is given
+SAMPLED = 16  # sequences sampled from the source at once where no text is given
 Float = NDArray[np.float32]
 
 
@@ -60,10 +62,8 @@ def verify(
     tolerance = strict if loosened is None else _merged(strict, loosened)
     graph = Graph(folder, manifest.architecture, None)
     model = _source_model(Path(source), manifest)
-    if text is None:
-        windows = _sampled_windows(model)
-    else:
-        windows = _text_windows(Path(text), folder, min(WINDOW, manifest.architecture.context_length))
+    size = min(WINDOW, manifest.architecture.context_length)
+    windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
     depths, positions, largest = _compare(model, graph, windows)
     problem = _problem(depths, tolerance, largest)
     if problem is None and tolerance != strict:
@@ -104,7 +104,15 @@ def _load(folder: Path) -> RecursiveForCausalLM:
     return model
 
 
-def _text_windows(path: Path, folder: Path, size: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Window:
+    """A text to run, and the positions of it to compare."""
+
+    ids: list[int]
+    rows: list[int]
+
+
+def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
     """The text in windows of at most `size` tokens: plain text cut between lines, or a chat of a .jsonl in each."""
     if not path.is_file():
         raise BadInputError(f"{path}: no such text file")
@@ -115,19 +123,21 @@ def _text_windows(path: Path, folder: Path, size: int) -> list[list[int]]:
     tokenizer = read_tokenizer(folder)
     if path.suffix == ".jsonl":
         template = _template(folder)
-        chats = (_rendered(line, f"{path}, line {number}", template) for number, line in enumerate(lines, 1))
-        windows = [tokenizer.encode(chat, add_special_tokens=False).ids[:size] for chat in chats]
+        windows = [_chat_window(line, f"{path}, line {n}", template, tokenizer) for n, line in enumerate(lines, 1)]
+        windows = [window for window in windows if len(window.ids) <= size and window.rows]
     else:
-        windows = []
+        pieces: list[list[int]] = []
         for line in lines:
             ids = tokenizer.encode(line).ids
-            if windows and len(windows[-1]) + len(ids) <= size:
-                windows[-1] += ids
+            if pieces and len(pieces[-1]) + len(ids) <= size:
+                pieces[-1] += ids
             else:
-                windows += [ids[start : start + size] for start in range(0, len(ids), size)]
-    found = sum(map(len, windows))
+                pieces += [ids[start : start + size] for start in range(0, len(ids), size)]
+        windows = [Window(ids, list(range(len(ids)))) for ids in pieces]
+    found = sum(len(window.rows) for window in windows)
     if found < POSITIONS:
-        raise BadInputError(f"{path}: {found} tokens; the comparison needs at least {POSITIONS}")
+        what = "tokens of the assistant in chats that fit" if path.suffix == ".jsonl" else "tokens"
+        raise BadInputError(f"{path}: {found} {what}; the comparison needs at least {POSITIONS}")
     return windows
 
 
@@ -138,43 +148,68 @@ def _template(folder: Path) -> ChatTemplate:
     return template
 
 
-def _rendered(line: str, where: str, template: ChatTemplate) -> str:
+def _chat_window(line: str, where: str, template: ChatTemplate, tokenizer: Tokenizer) -> Window:
+    """A chat, compared where the assistant speaks: no one asks the model to continue the user's turns."""
     try:
-        return template.render(json.loads(line)["messages"], add_generation_prompt=False)
+        messages = json.loads(line)["messages"]
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BadInputError(f'{where}: not a record of the form {{"messages": [...]}}') from error
+    ids: list[int] = []
+    rows: list[int] = []
+    rendered = ""
+    for index in turns:
+        asked, answered = messages[:index], messages[: index + 1]
+        for spoken, text in ((False, template.render(asked)), (True, template.render(answered, False))):
+            new = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False).ids
+            if spoken:
+                rows += range(len(ids) - 1, len(ids) + len(new) - 1)  # each row predicts the token behind it
+            ids += new
+            rendered = text
+    return Window(ids, rows)
 
 
-def _sampled_windows(model: RecursiveForCausalLM) -> list[list[int]]:
-    """Text the source itself writes, from its start token."""
-    text = model.config.text_config
-    start = next((token for token in (text.bos_token_id, text.eos_token_id, 0) if isinstance(token, int)), 0)
+def _sampled_windows(model: RecursiveForCausalLM, folder: Path, size: int) -> list[Window]:
+    """Text the source itself writes: replies to an empty message where it chats, else text from its start token."""
+    text, template = model.config.text_config, ChatTemplate.from_folder(folder)
+    ends: list[int] = []
+    if template is None:
+        starts = (text.bos_token_id, text.eos_token_id, 0)
+        prompt = [next(token for token in starts if isinstance(token, int))]
+    else:
+        empty = template.render([{"role": "user", "content": ""}])
+        prompt = read_tokenizer(folder).encode(empty, add_special_tokens=False).ids
+        ends = list(Manifest.read(folder).eos_token_ids)
     torch.manual_seed(0)
-    length = -(-POSITIONS // SAMPLED)
-    ids = model.generate(
-        torch.full((SAMPLED, 1), start),
-        attention_mask=torch.ones(SAMPLED, 1, dtype=torch.long),
-        min_new_tokens=length - 1,
-        max_new_tokens=length - 1,
-        do_sample=True,
-        eos_token_id=None,
-        pad_token_id=start,
-    )
-    return [list(map(int, row)) for row in ids]
+    windows: list[Window] = []
+    while sum(len(window.rows) for window in windows) < POSITIONS:
+        ids = model.generate(
+            torch.tensor([prompt] * SAMPLED),
+            attention_mask=torch.ones(SAMPLED, len(prompt), dtype=torch.long),
+            max_new_tokens=max(1, size - len(prompt)),
+            do_sample=True,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        )
+        for row in ids.tolist():
+            ended = (at for at in range(len(prompt), len(row)) if row[at] in ends)
+            length = next(ended, len(row) - 1) + 1
+            windows.append(Window(row[:length], list(range(len(prompt) - 1, length - 1))))
+    return windows
 
 
 def _compare(
-    model: RecursiveForCausalLM, graph: Graph, windows: list[list[int]]
+    model: RecursiveForCausalLM, graph: Graph, windows: list[Window]
 ) -> tuple[tuple[DepthReport, ...], int, list[float]]:
     """Reports by depth, positions compared, and the largest absolute source logit by depth."""
     loops = graph.architecture.loops
     positions = 0
     worst, largest = [0.0] * loops, [0.0] * loops
     kl, agreed = [0.0] * loops, [0] * loops
-    for ids, source in _source_logits(model, windows):
-        positions += len(ids)
+    for window, source in _source_logits(model, windows):
+        positions += len(window.rows)
         for index in range(loops):
-            ours = bundle_logits(graph, ids, depth=index + 1)
+            ours = bundle_logits(graph, window, depth=index + 1)
             worst[index] = max(worst[index], float(np.abs(ours - source[index]).max()))
             largest[index] = max(largest[index], float(np.abs(source[index]).max()))
             kl[index] += _kl_sum(source[index], ours)
@@ -186,19 +221,17 @@ def _compare(
 
 
 @torch.no_grad()
-def _source_logits(model: RecursiveForCausalLM, windows: list[list[int]]) -> Iterator[tuple[list[int], list[Float]]]:
-    for ids in windows:
-        output = model(torch.tensor([ids]), output_depths=True)
+def _source_logits(model: RecursiveForCausalLM, windows: list[Window]) -> Iterator[tuple[Window, list[Float]]]:
+    for window in windows:
+        output = model(torch.tensor([window.ids]), output_depths=True)
         assert output.depth_logits is not None
-        yield ids, [logits[0].numpy() for logits in output.depth_logits]
+        yield window, [logits[0, window.rows].numpy() for logits in output.depth_logits]
 
 
-def bundle_logits(graph: Graph, ids: list[int], depth: int) -> Float:
-    """Logits [S, V] of a whole text after `depth` loops, in one call from an empty cache."""
-    cache = KVCache(graph.architecture)
-    rows = np.array(ids, np.int64)
-    asked = range(len(ids))
-    return graph.run(graph.bind(), cache, rows, first=1, last=depth, threshold=NEVER, logit_rows=asked).logits
+def bundle_logits(graph: Graph, window: Window, depth: int) -> Float:
+    """Logits [R, V] of a window's compared rows after `depth` loops, in one call from an empty cache."""
+    ids, cache = np.array(window.ids, np.int64), KVCache(graph.architecture)
+    return graph.run(graph.bind(), cache, ids, first=1, last=depth, threshold=NEVER, logit_rows=window.rows).logits
 
 
 def _kl_sum(source: Float, ours: Float) -> float:

@@ -174,8 +174,8 @@ def _standard_output_to_error(redirect: bool) -> Any:
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] BUNDLE", type=click.Path(path_type=Path))
 @click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True)
 @click.option(
-    "--eight-bit", multiple=True, type=click.Choice(["block", "lora", "embedding", "head"]),
-    help="Keep a part at 8 bits where the rest has 4; may be given several times.",
+    "--eight-bit", multiple=True, type=click.Choice(["none", "block", "lora", "embedding", "head"]),
+    help="Keep a part at 8 bits where the rest has 4; may be repeated.  [default: a tied embedding and head]",
 )  # fmt: skip
 @click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
 @click.option("--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True)
@@ -195,10 +195,9 @@ def export(
     _quiet_transformers()
     console = _console()
     with progress_bar(console, not as_json) as progress:
-        report = run(
-            str(source), bundle, bits=int(bits), eight_bit=eight_bit, loops=loops, init=init, rank=rank,
-            progress=progress,
-        )  # fmt: skip
+        kept = tuple(part for part in eight_bit if part != "none") if eight_bit else None
+        options: Any = {"bits": int(bits), "eight_bit": kept, "loops": loops, "init": init, "rank": rank}
+        report = run(str(source), bundle, **options, progress=progress)
     if as_json:
         wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
         return _print_json({name: getattr(report, name) for name in wanted})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rrt_edge.runtime import Model, Sampling
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99995, 0.99999, 0.999999)
 ALLOWED_LOSS = 0.005  # of the questions, when calibrating
 LONGEST = 64  # tokens of an answer
 BATCH = 50

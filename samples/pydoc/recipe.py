@@ -1,6 +1,6 @@
 """Build the pydoc chat data: what does a standard-library function, class or method do?
 
-    python samples/pydoc/recipe.py OUT            writes train.jsonl, heldout.jsonl and calibrate.jsonl
+    python samples/pydoc/recipe.py OUT            writes train, gate, heldout and calibrate .jsonl
     python samples/pydoc/recipe.py OUT --rounds 8 fewer phrasings of each question
     python samples/pydoc/recipe.py --names        makes samples/pydoc/names.txt anew from this Python
 
@@ -20,13 +20,15 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 NAMES = Path(__file__).parent / "names.txt"
 SEED = 20240
 SHORTEST, LONGEST = 12, 90  # characters of an answer
-HELD_OUT_SHARE = 0.15  # of the phrasings; half of these for the test, half for calibration
+HELD_OUT_SHARE = 0.15  # of the phrasings: half of these for the test, a quarter each for the gate and its threshold
+GATE_ROUNDS = 4  # times each name is asked in gate.jsonl
 QUESTIONS = 500  # asked in each held-out set
 
 # Left out: pictures and games, tests, code made for other tools, and modules whose docstrings repeat another's.
@@ -144,13 +146,26 @@ def load_answers() -> dict[str, str]:
     return {name: answer for name, answer in answers.items() if answer}
 
 
-def phrasings(seed: int = SEED) -> tuple[list[str], list[str], list[str]]:
-    """All phrasings of the question, split into (training, held out, calibration)."""
+@dataclass(frozen=True)
+class Phrasings:
+    """All phrasings of the question, each in one part alone.
+
+    The gate learns from phrasings the body was not trained on: on those it was, the first loop is hardly ever wrong.
+    """
+
+    train: list[str]
+    held_out: list[str]
+    gate: list[str]
+    calibrate: list[str]
+
+
+def phrasings(seed: int = SEED) -> Phrasings:
     combinations = ["".join(parts) for parts in product(OPENERS, CORES, CLOSERS)]
     combinations = [text[0].upper() + text[1:] for text in combinations]
     random.Random(seed).shuffle(combinations)
     held = round(HELD_OUT_SHARE * len(combinations) / 2)
-    return combinations[2 * held :], combinations[:held], combinations[held : 2 * held]
+    unseen = combinations[held : 2 * held]
+    return Phrasings(combinations[2 * held :], combinations[:held], unseen[: held // 2], unseen[held // 2 :])
 
 
 def turn(question: str, answer: str) -> list[dict[str, str]]:
@@ -200,19 +215,19 @@ def main() -> None:
     missing = len(NAMES.read_text("utf-8").split()) - len(answers)
     if missing:
         print(f"{missing} names are not in Python {sys.version.split()[0]}: made with Python 3.11 on Linux")
-    train, held_out, calibrate = phrasings()
+    templates = phrasings()
     arguments.out.mkdir(parents=True, exist_ok=True)
     chats = {
-        "train.jsonl": training_chats(answers, train, arguments.rounds),
-        "heldout.jsonl": iter(asked_once(answers, held_out, SEED + 2)),
-        "calibrate.jsonl": iter(asked_once(answers, calibrate, SEED + 3)),
+        "train.jsonl": training_chats(answers, templates.train, arguments.rounds),
+        "gate.jsonl": training_chats(answers, templates.gate, GATE_ROUNDS),
+        "heldout.jsonl": iter(asked_once(answers, templates.held_out, SEED + 2)),
+        "calibrate.jsonl": iter(asked_once(answers, templates.calibrate, SEED + 3)),
     }
     for file_name, messages in chats.items():
         lines = (json.dumps({"messages": chat}) for chat in messages)
         print(f"{arguments.out / file_name}: {write_lines(arguments.out / file_name, lines)} chats")
-    print(
-        f"{len(answers)} names, {len(train)} training, {len(held_out)} held-out, {len(calibrate)} calibration phrasings"
-    )
+    counts = ", ".join(f"{len(part)} {name}" for name, part in vars(templates).items())
+    print(f"{len(answers)} names; phrasings: {counts}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rrt_edge import __version__
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import Init, Progress, convert
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.emit import OuterWeights, emit
+from rrt_edge.exporters.emit import OuterWeights, emit, packs_embedding
 from rrt_edge.exporters.linears import Adapted, Bits
 from rrt_edge.exporters.quantize import BLOCK, pad_to_block
 from rrt_edge.exporters.spec import BlockSpec, spec_of
@@ -195,13 +195,13 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
     shapes += [(spec.intermediate, spec.hidden)] * 2
     biases = (q + 2 * kv + spec.hidden) * spec.attention_bias + (2 * spec.intermediate + spec.hidden) * spec.mlp_bias
     layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * biases
-    layers = spec.layers * spec.loops
+    layers, packed = spec.layers * spec.loops, packs_embedding(spec, plan.embedding)
     found = {
         "block": layer * layers,
         "norms": (2 * layers + 1) * spec.hidden * 4,
-        "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding),
+        "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding if packed or plan.embedding == 16 else 32),
     }
-    if not (spec.tied_head and plan.head == plan.embedding and plan.head in (4, 8)):
+    if not (spec.tied_head and plan.head == plan.embedding and packed):
         found["head"] = matrix(spec.vocabulary, spec.hidden, plan.head)
     return found
 

@@ -46,6 +46,11 @@ def emit(
         return weights.bytes_by_part
 
 
+def packs_embedding(spec: BlockSpec, bits: int) -> bool:
+    """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
+    return bits in (4, 8) and spec.hidden % BLOCK == 0
+
+
 class _Emitter:
     def __init__(self, spec: BlockSpec, bits: Bits, weights: WeightFile) -> None:
         self.spec, self.bits, self.weights = spec, bits, weights
@@ -119,7 +124,7 @@ class _Emitter:
     def _embed(self, embedding: Float) -> str:
         """Rows of the embedding for `input_ids`, [B, S, H]; in 4 or 8 bits it stays packed in memory."""
         bits, top = self.bits.embedding, self.top
-        if bits in (4, 8) and self.spec.hidden % BLOCK == 0:
+        if packs_embedding(self.spec, bits):
             packed = quantize(embedding, bits)
             self.weights.add("embedding.packed", packed.packed, "embedding")
             self.weights.add("embedding.scales", packed.scales, "embedding")
@@ -137,7 +142,7 @@ class _Emitter:
     def _head(self, outer: OuterWeights, normed: str) -> None:
         """Logits of the asked rows; a tied head of the embedding's precision shares its bytes in the file."""
         spec, bits = self.spec, self.bits.head
-        if outer.head is None and bits == self.bits.embedding in (4, 8) and spec.hidden % BLOCK == 0:
+        if outer.head is None and bits == self.bits.embedding and packs_embedding(spec, bits):
             name = "embedding"
         else:
             name = "head"

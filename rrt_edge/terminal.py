@@ -34,7 +34,7 @@ Ctrl-C stops a reply."""
 @contextmanager
 def progress_bar(console: Console, shown: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """A callback that draws a progress bar, or None where nothing is to be shown."""
-    if not shown:
+    if not (shown and console.is_terminal):
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

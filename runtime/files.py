@@ -71,7 +71,7 @@ def _disk_error(error: Exception, out: Path) -> RRTEdgeError | None:
     text = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text:
         return RRTEdgeError(f"{out}: the disk is full; nothing was left behind, free some space and run again")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) or "os error 13" in text:
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
         return BadInputError(f"{out}: cannot be written ({text}); choose another place")
     return None
 

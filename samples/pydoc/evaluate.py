@@ -5,7 +5,7 @@
     python samples/pydoc/evaluate.py bundle build/pydoc --calibrate samples/pydoc/recursive
 
 MODEL is a checkpoint folder (run with transformers) or a bundle (run with rrt_edge.runtime). `--calibrate` picks the
-lowest gate threshold that loses at most half a point of exact answers on calibrate.jsonl, which shares no phrasing with
+lowest gate threshold that loses at most 1.5 points of exact answers on calibrate.jsonl, which shares no phrasing with
 the held-out questions, and writes it into a checkpoint's config.json, where the next export finds it.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rrt_edge.runtime import Model, Sampling
 
-THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99995, 0.99999, 0.999999)
-ALLOWED_LOSS = 0.005  # of the questions, when calibrating
+THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9994, 0.9996, 0.9998, 0.9999, 0.99999)
+ALLOWED_LOSS = 0.015  # of the questions, when calibrating
 LONGEST = 64  # tokens of an answer
 BATCH = 50
 

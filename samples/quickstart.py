@@ -19,8 +19,8 @@ with tempfile.TemporaryDirectory() as folder:
     recursive, bundle = Path(folder) / "recursive", Path(folder) / "bundle"
     converted = rrt_edge.convert(source, recursive, loops=2, rank=16)
     print(f"{converted.parameters.source_non_embedding:,} parameters became {converted.parameters.non_embedding:,}")
-    exported = rrt_edge.export(recursive, bundle, bits=8)
-    print(f"bundle of {exported.bytes:,} bytes; the unshared weights alone take {exported.unshared_bytes:,}")
+    exported = rrt_edge.export(recursive, bundle, bits=32)
+    print(f"bundle of {exported.bytes:,} bytes; unshared it would take {exported.unshared_bytes:,}")
     print(f"verified against the checkpoint: {rrt_edge.verify(bundle, source=recursive).ok}")
     with Model.load(bundle) as model:
         for token in model.stream("What does print do?", Sampling(max_tokens=20)):

@@ -20,7 +20,7 @@ from rrt_edge.conversion import convert
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.check import STRICT, DepthReport, Tolerance, VerifyReport, check
+from rrt_edge.runtime.check import STRICT, DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.manifest import Manifest
@@ -53,14 +53,13 @@ def verify(
     Raises:
         BadInputError: the bundle, the source or the text cannot be read, or they do not belong together.
     """
-    alone = check(bundle)
-    if source is None or not alone.ok:
-        return alone
     folder = Path(bundle)
     manifest = Manifest.read(folder)
+    alone, graph = load_checked(folder, manifest)
+    if source is None or graph is None:
+        return alone
     strict = STRICT[manifest.quantization.bits]
     tolerance = strict if loosened is None else _merged(strict, loosened)
-    graph = Graph(folder, manifest.architecture, None)
     model = _source_model(Path(source), manifest)
     size = min(WINDOW, manifest.architecture.context_length)
     windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)

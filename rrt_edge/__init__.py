@@ -7,11 +7,11 @@ them: `rrt_edge.runtime` works without.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rrt_edge.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rrt_edge.configuration import RecursiveConfig
@@ -42,11 +42,6 @@ _HOMES = {
     "verify": "rrt_edge.exporters",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rrt_edge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
+__getattr__ = lazy_names(__name__, _HOMES)
 
 register()

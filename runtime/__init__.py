@@ -10,10 +10,10 @@ onnxruntime is imported when a name that needs it is first used, its telemetry t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, RRTEdgeError
+from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.manifest import Manifest
@@ -47,8 +47,4 @@ _HOMES = {
     "Sampling": "rrt_edge.runtime.sampling",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rrt_edge.runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _HOMES)

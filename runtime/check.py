@@ -60,14 +60,18 @@ def check(bundle: Path | str) -> VerifyReport:
         BundleError: there is no manifest, or it cannot be read; a damaged file is reported, not raised.
     """
     folder = Path(bundle)
-    manifest = Manifest.read(folder)
+    return load_checked(folder, Manifest.read(folder))[0]
+
+
+def load_checked(folder: Path, manifest: Manifest) -> tuple[VerifyReport, Graph | None]:
+    """What `check` reports, and the graph where nothing is wrong with the bundle."""
     tolerance = STRICT[manifest.quantization.bits]
     try:
         manifest.check_hashes(folder)
     except BundleError as error:
-        return VerifyReport(False, False, (), tolerance, 0, str(error))
+        return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
-        Graph(folder, manifest.architecture, None)
+        graph = Graph(folder, manifest.architecture, None)
     except BundleError as error:
-        return VerifyReport(False, True, (), tolerance, 0, str(error))
-    return VerifyReport(True, True, (), tolerance, 0, None)
+        return VerifyReport(False, True, (), tolerance, 0, str(error)), None
+    return VerifyReport(True, True, (), tolerance, 0, None), graph

@@ -3,19 +3,21 @@
     python benchmarks/tinyllama_shape.py [FOLDER]
 
 Writes two checkpoints and two bundles into FOLDER (build/tinyllama-shape; about 5 GB, reused when there) and prints:
-the bundles' bytes; decode time of a token leaving after loop 1 against full depth and against the unshared model, from
-interleaved steps at KV 128 to 384; and, each in a process of its own, peak (VmHWM), resident and private memory.
+the bundles' bytes; decode time of a token leaving after loop 1 against full depth, from interleaved steps at KV 128 to
+384, and of the unshared model, from processes in turn; and peak (VmHWM), resident and private memory.
 Run it alone: the machine's other work is in the numbers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,7 @@ SHAPE = {
 }  # fmt: skip
 FIRST_KV, LAST_KV = 128, 384  # tokens held while timing
 WARM_UP = 8  # steps
+ROUNDS = 3  # processes that time each bundle
 
 
 def make_bundle(folder: Path, loops: int, rank: int) -> Path:
@@ -56,49 +59,72 @@ def make_bundle(folder: Path, loops: int, rank: int) -> Path:
     return bundle
 
 
-def time_steps(recursive: Path, unshared: Path) -> None:
-    """Interleaved single-token steps of the three ways, each with a cache of its own."""
+def time_steps(bundle: Path, depths: tuple[int, ...]) -> dict[int, float]:
+    """Median seconds a token at each depth, from interleaved steps, each depth with a cache of its own."""
     from rrt_edge.runtime import ExitPolicy, Model
     from rrt_edge.runtime.decoder import Decoder
 
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 32000, FIRST_KV).tolist()
-    with Model.load(recursive) as two, Model.load(unshared) as one:
-        ways = {
-            "full depth": (Decoder(two.graph), ExitPolicy()),
-            "leaving after loop 1": (Decoder(two.graph), ExitPolicy(depth=1)),
-            "unshared model": (Decoder(one.graph), ExitPolicy()),
-        }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for decoder, _ in ways.values():
+    with Model.load(bundle) as model:
+        decoders = {depth: Decoder(model.graph) for depth in depths}
+        times: dict[int, list[float]] = {depth: [] for depth in depths}
+        for decoder in decoders.values():
             decoder.prefill(prompt, ExitPolicy())
         for token in rng.integers(3, 32000, LAST_KV - FIRST_KV).tolist():
-            for name, (decoder, policy) in ways.items():
+            for depth, decoder in decoders.items():
                 started = time.perf_counter()
-                decoder.step(token, policy)
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+                decoder.step(token, ExitPolicy(depth=depth))
+                times[depth].append(time.perf_counter() - started)
+    return {depth: statistics.median(values[WARM_UP:]) for depth, values in times.items()}
+
+
+def compare_times(recursive: Path, unshared: Path) -> None:
+    """Alternate processes of one session each: the threads of two sessions spin in each other's way."""
+    found: dict[str, list[float]] = {"full depth": [], "leaving after loop 1": [], "unshared model": []}
+    for _ in range(ROUNDS):
+        times = in_a_process(f"m.time_steps(m.Path({str(recursive)!r}), (1, 2))")
+        found["leaving after loop 1"].append(times["1"])
+        found["full depth"].append(times["2"])
+        found["unshared model"].append(in_a_process(f"m.time_steps(m.Path({str(unshared)!r}), (1,))")["1"])
+    medians = {name: statistics.median(values) for name, values in found.items()}
     for name, seconds in medians.items():
-        print(f"{name}: {seconds * 1e3:.2f} ms a token, {seconds / medians['full depth']:.3f} of full depth")
+        spread = f"{min(found[name]) * 1e3:.1f} to {max(found[name]) * 1e3:.1f}"
+        print(f"{name}: {seconds * 1e3:.1f} ms a token ({spread}), {seconds / medians['full depth']:.3f} of full depth")
 
 
-def measure_memory(bundle: Path) -> dict[str, float]:
-    """MiB of a fresh process that loads the bundle and generates a few tokens."""
+def in_a_process(expression: str) -> dict[str, Any]:
+    """The value of an expression over this module `m`, from a process of its own."""
     code = f"""
-import json, re
-from pathlib import Path
-from rrt_edge.runtime import Model, Sampling
-def figures():
-    status = Path("/proc/self/status").read_text() + Path("/proc/self/smaps_rollup").read_text()
-    read = lambda name: sum(int(n) for n in re.findall(name + r":\\s+(\\d+) kB", status)) / 1024
-    return {{"peak": read("VmHWM"), "resident": read("VmRSS"), "private": read("Private_(?:Clean|Dirty)")}}
-with Model.load({str(bundle)!r}) as model:
-    loaded = figures()
-    model.generate(list(range(5, 37)), Sampling(max_tokens=8))
-    print(json.dumps({{"loaded": loaded, "generated": figures()}}))
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("m", {str(Path(__file__).resolve())!r})
+m = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(m)
+print(json.dumps({expression}))
 """
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def memory_figures() -> dict[str, float]:
+    """MiB of this process: peak (VmHWM), resident and private memory."""
+    status = Path("/proc/self/status").read_text() + Path("/proc/self/smaps_rollup").read_text()
+
+    def read(name: str) -> float:
+        return sum(int(number) for number in re.findall(name + r":\s+(\d+) kB", status)) / 1024
+
+    return {"peak": read("VmHWM"), "resident": read("VmRSS"), "private": read("Private_(?:Clean|Dirty)")}
+
+
+def measure_memory(bundle: Path) -> dict[str, dict[str, float]]:
+    """Memory after loading a bundle, and after generating a few tokens."""
+    from rrt_edge.runtime import Model, Sampling
+
+    with Model.load(bundle) as model:
+        loaded = memory_figures()
+        model.generate(list(range(5, 37)), Sampling(max_tokens=8))
+        return {"loaded": loaded, "generated": memory_figures()}
 
 
 def main() -> None:
@@ -107,9 +133,9 @@ def main() -> None:
     recursive, unshared = make_bundle(folder, 2, 64), make_bundle(folder, 1, 0)
     sizes = [sum(path.stat().st_size for path in bundle.iterdir()) for bundle in (recursive, unshared)]
     print(f"bundle bytes: {sizes[0]:,} with 2 loops, {sizes[1]:,} unshared, ratio {sizes[0] / sizes[1]:.3f}")
-    time_steps(recursive, unshared)
+    compare_times(recursive, unshared)
     for name, bundle in (("2 loops", recursive), ("unshared", unshared)):
-        found = measure_memory(bundle)
+        found = in_a_process(f"m.measure_memory(m.Path({str(bundle)!r}))")
         for moment, figures in found.items():
             shown = ", ".join(f"{key} {value:.0f}" for key, value in figures.items())
             print(f"{name}, {moment}: MiB {shown}")

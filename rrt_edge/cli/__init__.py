@@ -1,0 +1,21 @@
+"""The command line: one subcommand for each arrow of the way from a checkpoint to text."""
+
+from __future__ import annotations
+
+import click
+
+from rrt_edge import __version__
+from rrt_edge.cli.checking import inspect, verify
+from rrt_edge.cli.making import convert, export, train
+from rrt_edge.cli.talking import chat, generate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rrt-edge")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Relaxed Recursive Transformers for the edge: convert, train, export and run with early exit."""
+
+
+for command in (convert, train, export, verify, inspect, generate, chat):
+    main.add_command(command)

@@ -1,0 +1,70 @@
+"""`verify` and `inspect`: what a bundle holds, and whether it is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from rrt_edge.cli.common import complain, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+
+
+@click.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--source", help="The checkpoint the bundle came from: compares the logits at every depth.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text of the model's domain or chats (.jsonl), 2,000 tokens or more.",
+)
+@click.option("--max-error", type=float, help="Allow a larger relative logit error; recorded in the manifest.")
+@click.option("--max-kl", type=float, help="Allow a larger mean KL; recorded in the manifest.")
+@click.option("--min-agreement", type=float, help="Allow a lower top-1 agreement; recorded in the manifest.")
+@json_option
+@guarded
+def verify(
+    bundle: Path, source: str | None, text: Path | None, max_error: float | None, max_kl: float | None,
+    min_agreement: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check a bundle's hashes and graph and, with its source, prove its logits at every depth."""
+    if source is None and text is not None:
+        raise BadInputError("--text is compared with a source: give --source too")
+    if source is None:
+        from rrt_edge.runtime.check import check
+
+        report = check(bundle)
+    else:
+        from rrt_edge.exporters import Tolerance
+        from rrt_edge.exporters import verify as run
+
+        quiet_transformers()
+        report = run(bundle, source=source, text=text, loosened=Tolerance(max_error, max_kl, min_agreement))
+    if as_json:
+        found = dataclasses.asdict(report)
+        tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}
+        print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths")}, "tolerance": tolerance})
+    else:
+        from rrt_edge.terminal import verification_table
+
+        Console().print(verification_table(str(bundle), report))
+    if report.problem:
+        complain(RRTEdgeError(), report.problem, as_json)
+    click.get_current_context().exit(0 if report.ok else 1)
+
+
+@click.command(epilog="Example: rrt-edge inspect bundle")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+@guarded
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what is inside a bundle."""
+    from rrt_edge.runtime.manifest import Manifest
+    from rrt_edge.terminal import manifest_table
+
+    manifest = Manifest.read(bundle)
+    if as_json:
+        return print_json(manifest)
+    return Console().print(manifest_table(str(bundle), manifest))

@@ -1,0 +1,153 @@
+"""`convert`, `train` and `export`: from a pretrained checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
+from rrt_edge.runtime.errors import BadInputError
+
+DEMO = Path("samples/pydoc/recursive")
+
+
+@click.command(epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--loops", default=2, show_default=True, help="Times the block is run; divides the layers.")
+@click.option(
+    "--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True,
+    help="What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones.",
+)  # fmt: skip
+@click.option("--rank", default=0, show_default=True, help="LoRA rank of each depth; 0 shares without relaxation.")
+@click.option(
+    "--dtype", type=click.Choice(["source", "float32", "bfloat16", "float16"]), default="source", show_default=True,
+    help="How the weights are stored.",
+)  # fmt: skip
+@json_option
+@guarded
+def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any, as_json: bool) -> None:
+    """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
+    from rrt_edge.conversion import convert as run
+    from rrt_edge.terminal import progress_bar, size, two_columns
+
+    quiet_transformers()
+    console = Console(stderr=True)
+    with progress_bar(console, not as_json) as progress:
+        report = run(source, out, loops=loops, init=init, rank=rank, dtype=dtype, progress=progress)
+    if as_json:
+        return print_json(report)
+    count = report.parameters
+    rows = [
+        ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
+        ("rank, init", f"{report.rank}, {report.init}"),
+        ("parameters outside the embedding", f"{count.non_embedding:,}"),
+        (
+            "the source's",
+            f"{count.source_non_embedding:,} (now {count.non_embedding / count.source_non_embedding:.0%})",
+        ),
+        ("time, peak memory", f"{report.seconds:.1f} s, {size(report.peak_memory_bytes)}"),
+    ]
+    return Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
+
+
+@click.command(
+    epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2"
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSON lines of messages or text.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="Checkpoint to distil from, usually the source.")
+@click.option("--stages", default="uptrain,early-exit,gate", show_default=True, help="Stages to run, in this order.")
+@click.option("--epochs", default=1.0, show_default=True, help="Passes over the data in each stage.")
+@click.option("--exit-epochs", type=float, help="The same for the early-exit stage.")
+@click.option("--gate-epochs", type=float, help="The same for the gate.")
+@click.option("--batch", default=32, show_default=True, help="Examples a step on each device.")
+@click.option("--lr", default=2e-4, show_default=True, help="Peak learning rate of uptraining.")
+@click.option("--exit-lr", type=float, help="The same for the early-exit stage.  [default: --lr]")
+@click.option("--gate-lr", default=1e-2, show_default=True, help="The same for the gate.")
+@click.option("--warmup", default=40, show_default=True, help="Steps of warm-up in each stage.")
+@click.option("--kd-weight", default=1.0, show_default=True, help="Weight of the teacher's KL.")
+@click.option("--temperature", default=1.0, show_default=True, help="Softens that KL.")
+@click.option("--exit-weight", default=0.1, show_default=True, help="Weight of the earlier loops' losses.")
+@click.option("--max-length", default=1024, show_default=True, help="Tokens an example is cut to.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--save-steps", default=200, show_default=True, help="Steps between checkpoints to go on from.")
+@json_option
+@guarded
+def train(
+    checkpoint: Path, out: Path, data: Path, teacher: Path | None, stages: str, as_json: bool, **given: Any
+) -> None:
+    """Train a recursive checkpoint back: distillation, early exits, exit gate.
+
+    Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end).
+    """
+    import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
+
+    from rrt_edge.training import TrainOptions
+    from rrt_edge.training import train as run
+
+    named: Any = tuple(stage.strip() for stage in stages.split(","))
+    options = TrainOptions(stages=named, **given)
+    with _standard_output_to_error(as_json):
+        report = run(checkpoint, out, data=data, teacher=teacher, options=options)
+    if as_json:
+        return print_json(report)
+    losses = ", ".join(f"{stage} {loss}" for stage, loss in report.final_loss.items())
+    return click.echo(f"{report.out}: {report.examples} examples, mean loss {losses}, {report.seconds:.0f} s")
+
+
+def _standard_output_to_error(redirect: bool) -> Any:
+    """The Trainer prints its log on standard output, where --json promises one object and nothing else."""
+    import contextlib
+
+    return contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext()
+
+
+@click.command(epilog="Example: rrt-edge export recursive bundle --bits 4")
+@click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] BUNDLE", type=click.Path(path_type=Path))
+@click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True)
+@click.option(
+    "--eight-bit", multiple=True, type=click.Choice(["none", "block", "lora", "embedding", "head"]),
+    help="Keep a part at 8 bits where the rest has 4; may be repeated.  [default: a tied embedding and head]",
+)  # fmt: skip
+@click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
+@click.option("--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True)
+@click.option("--rank", default=0, show_default=True, help="For a source that is not recursive.")
+@json_option
+@guarded
+def export(
+    paths: tuple[Path, ...], bits: str, eight_bit: tuple[str, ...], loops: int, init: Any, rank: int, as_json: bool
+) -> None:
+    """Export a checkpoint as a bundle; with BUNDLE alone, the demo model that the repository ships."""
+    if len(paths) > 2:
+        raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
+    source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
+    from rrt_edge.exporters import export as run
+    from rrt_edge.terminal import export_table, progress_bar
+
+    quiet_transformers()
+    console = Console(stderr=True)
+    with progress_bar(console, not as_json) as progress:
+        kept = tuple(part for part in eight_bit if part != "none") if eight_bit else None
+        options: Any = {"bits": int(bits), "eight_bit": kept, "loops": loops, "init": init, "rank": rank}
+        report = run(str(source), bundle, **options, progress=progress)
+    if as_json:
+        wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
+        return print_json({name: getattr(report, name) for name in wanted})
+    return Console().print(export_table(report))
+
+
+def _demo() -> Path:
+    """The demo checkpoint: in the current folder's checkout, or in the one this package runs from."""
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (root / DEMO / "config.json").is_file():
+            return root / DEMO
+    raise BadInputError(
+        f"export with one path exports the demo model, which lives in {DEMO.as_posix()} of the repository and is not "
+        "here; run this in a checkout, or give SOURCE and BUNDLE"
+    )

@@ -1,0 +1,144 @@
+"""`generate` and `chat`: text from a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rrt_edge.cli.common import Command, guarded, json_option, print_json
+from rrt_edge.runtime.errors import BadInputError
+
+
+def sampling_options(command: Command) -> Command:
+    """The options of `generate` and `chat` that choose tokens."""
+    options = [
+        click.option("--max-tokens", default=256, show_default=True, help="Tokens generated at most."),
+        click.option("--temperature", default=0.0, show_default=True, help="0 always takes the likeliest token."),
+        click.option("--top-k", default=0, show_default=True, help="Only the k likeliest; 0: all."),
+        click.option("--top-p", default=1.0, show_default=True, help="Only the likeliest that make up this share."),
+        click.option("--min-p", default=0.0, show_default=True, help="Only those with this share of the likeliest's."),
+        click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: repeats less."),
+        click.option("--seed", type=int, help="Makes sampling repeatable."),
+        click.option("--stop", multiple=True, help="End where this text comes; may be given several times."),
+        click.option(
+            "--exit-policy", default="full", show_default=True,
+            help="full, depth=N, threshold=T, or threshold for the bundle's calibrated one.",
+        ),
+        click.option("--context", type=int, help="Tokens a conversation may hold."),
+        click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default."),
+        click.option("--show-depth", is_flag=True, help="Colour each token by the depth it left at."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sampling(given: dict[str, Any]) -> Any:
+    from rrt_edge.runtime import Sampling
+
+    return Sampling(**{field.name: given[field.name] for field in dataclasses.fields(Sampling)})
+
+
+@click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
+@click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
+@sampling_options
+@json_option
+@guarded
+def generate(
+    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
+    threads: int | None, show_depth: bool, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Answer one prompt, given as an argument or on standard input."""
+    from rrt_edge.runtime import Model
+    from rrt_edge.terminal import depth_text, legend
+
+    sampling = _sampling(given)
+    if prompt_ids is not None and prompt is not None:
+        raise BadInputError("give a prompt or --prompt-ids, not both")
+    text = None if prompt_ids is not None else _prompt(prompt)
+    with Model.load(bundle, context=context, threads=threads) as model:
+        if text is None:
+            asked: str | list[int] = _parse_ids(str(prompt_ids))
+        elif raw or model.template is None:
+            asked = text
+        else:
+            asked = model.encode_chat([{"role": "user", "content": text}])
+        session = model.session()
+        console = Console(highlight=False, soft_wrap=True)
+        tokens = []
+        for token in session.stream(asked, sampling, exit_policy):
+            tokens.append(token)
+            if as_json:
+                continue
+            if show_depth:
+                console.print(depth_text(token, console), end="")
+            else:
+                click.echo(token.text, nl=False)
+        generation = session.generation(tokens)
+    if as_json:
+        return print_json(_generation_json(generation))
+    stats = generation.stats
+    click.echo()
+    if show_depth:
+        console.print(legend(model.loops, console))
+    return click.echo(
+        f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s, mean depth "
+        f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token",
+        err=True,
+    )
+
+
+def _prompt(argument: str | None) -> str:
+    """The prompt from the command line or from a pipe."""
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise BadInputError("no prompt; give it as an argument, or on standard input")
+    return sys.stdin.read().strip()
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInputError(f"--prompt-ids {text!r}: must be token ids like 1,2,3") from None
+
+
+def _generation_json(generation: Any) -> dict[str, Any]:
+    stats = dataclasses.asdict(generation.stats)
+    names = (
+        "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
+        "block_rows_per_token", "peak_memory_bytes",
+    )  # fmt: skip
+    return {
+        "text": generation.text,
+        "prompt_tokens": stats["prompt_tokens"],
+        "tokens": [{"id": t.id, "text": t.text, "depth": t.depth, "gate": t.gate} for t in generation.tokens],
+        "finish_reason": generation.finish_reason,
+        "stats": {name: stats[name] for name in names},
+    }
+
+
+@click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@sampling_options
+@guarded
+def chat(
+    bundle: Path, exit_policy: str, context: int | None, threads: int | None, show_depth: bool, **given: Any
+) -> None:
+    """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
+    from rrt_edge.runtime import Model
+    from rrt_edge.terminal import Chat
+
+    sampling = _sampling(given)
+    with Model.load(bundle, context=context, threads=threads) as model:
+        console = Console(highlight=False)
+        Chat(model, console, sampling, exit_policy, show_depth).run(interactive=sys.stdin.isatty())

@@ -33,7 +33,7 @@ class LayerWeights:
 class Surroundings:
     """Values from around the loop and of this iteration that the layers read, by name."""
 
-    depth: str  # int64, counted from 1
+    choice: str  # int64: the depth, counted from 1, or loops + 1 in the step form
     masks: DepthMasks
     cos: str  # [B * S, head_dim / 2]
     sin: str
@@ -41,23 +41,35 @@ class Surroundings:
     new_mask: str  # float [S * group, S], causal among the new rows
     past_mask: str  # float [B, 1, 1, P], of this depth
     past_split: str  # int64 [2]: P, S
+    slots: Slots
 
 
-def pick_by_depth(
-    graph: Builder, depth: str, loops: int, outputs: int, emit: Callable[[Builder, int], Sequence[str]]
+@dataclass(frozen=True)
+class Slots:
+    """What the step form's attention reads, by name; the lists have an entry for each slot of n rows."""
+
+    rows: str  # int64 [slots]: n
+    queries: str  # int64 [slots]: n * group
+    past_masks: Sequence[str]  # float [1, 1, 1, P]
+    new_masks: Sequence[str]  # float [n * group, n]
+    past_splits: Sequence[str]  # int64 [2]: P, n
+
+
+def choose_one(
+    graph: Builder, choice: str, count: int, outputs: int, emit: Callable[[Builder, int], Sequence[str]]
 ) -> list[str]:
-    """Emit `emit(builder, d)` for each depth and let an If choose: no input of the others is touched or copied."""
+    """Emit `emit(builder, n)` for n from 1 to `count` and let an If choose: no input of the others is touched."""
 
     def choose(here: Builder, first: int) -> Sequence[str]:
-        if first == loops:
+        if first == count:
             return emit(here, first)
         this, others = Builder(here), Builder(here)
         then_names, else_names = emit(this, first), choose(others, first + 1)
         branches = {
-            "then_branch": this.branch(then_names, f"depth_{first}"),
-            "else_branch": others.branch(else_names, f"depth_above_{first}"),
+            "then_branch": this.branch(then_names, f"choice_{first}"),
+            "else_branch": others.branch(else_names, f"choice_above_{first}"),
         }
-        return here.ops("If", outputs, here.op("Equal", depth, here.constant(first)), **branches)
+        return here.ops("If", outputs, here.op("Equal", choice, here.constant(first)), **branches)
 
     return list(choose(graph, 1))
 
@@ -113,28 +125,42 @@ class BlockEmitter:
         values = graph.transpose(graph.reshape(v, 0, 0, spec.kv_heads, spec.head_dim), 0, 2, 1, 3)
 
         index = int(name.rsplit(".", 1)[1])
-        (mixed,) = pick_by_depth(
-            graph,
-            around.depth,
-            spec.loops,
-            1,
-            lambda branch, depth: [self._attend(branch, q, keys, values, depth, index, around)],
-        )
+
+        def attend(branch: Builder, choice: int) -> list[str]:
+            if choice > spec.loops:
+                return [self._attend_slots(branch, q, keys, values, index, around.slots)]
+            masks = (around.past_mask, around.new_mask, around.past_split)
+            return [self._attend(branch, q, keys, values, f"{choice}.{index}", *masks)]
+
+        (mixed,) = choose_one(graph, around.choice, spec.loops + 1, 1, attend)
         mixed = graph.reshape(mixed, 0, spec.kv_heads, -1, spec.group, spec.head_dim)
         mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3, 4), 0, 0, q_size)  # [B, S, H*D]
         return self._linear(graph, f"{name}.o", [weights.o], mixed, around), keys, values
 
+    def _attend_slots(self, graph: Builder, q: str, keys: str, values: str, layer: int, slots: Slots) -> str:
+        """The rows of each slot over a past of their own: [1, KV, N*G, D]."""
+        count = self.spec.pasts
+        queries = graph.ops("Split", count, q, slots.queries, axis=2)
+        new_keys = graph.ops("Split", count, keys, slots.rows, axis=2)
+        new_values = graph.ops("Split", count, values, slots.rows, axis=2)
+        parts = zip(queries, new_keys, new_values, slots.past_masks, slots.new_masks, slots.past_splits, strict=True)
+        mixed = [
+            self._attend(graph, own, key, value, f"{slot}.{layer}", past_mask, new_mask, split)
+            for slot, (own, key, value, past_mask, new_mask, split) in enumerate(parts, 1)
+        ]
+        return graph.op("Concat", *mixed, axis=2)
+
     def _attend(
-        self, graph: Builder, q: str, keys: str, values: str, depth: int, layer: int, around: Surroundings
+        self, graph: Builder, q: str, keys: str, values: str, past: str, past_mask: str, new_mask: str, past_split: str
     ) -> str:
-        """Grouped attention over the past of one depth, read in place, and the new rows: [B, KV, S*G, D]."""
+        """Grouped attention over one past, read in place, and the new rows: [B, KV, S*G, D]."""
         scale = self.spec.head_dim**-0.5
-        past_key, past_value = f"past_key.{depth}.{layer}", f"past_value.{depth}.{layer}"
+        past_key, past_value = f"past_key.{past}", f"past_value.{past}"
         old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, P]
         new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, S]
-        old, new = graph.op("Add", old, around.past_mask), graph.op("Add", new, around.new_mask)
+        old, new = graph.op("Add", old, past_mask), graph.op("Add", new, new_mask)
         shares = graph.op("Softmax", graph.op("Concat", old, new, axis=-1), axis=-1)
-        old, new = graph.ops("Split", 2, shares, around.past_split, axis=-1)
+        old, new = graph.ops("Split", 2, shares, past_split, axis=-1)
         return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
 
     def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, around: Surroundings) -> str:

@@ -159,6 +159,7 @@ def _manifest(
             head_dim=spec.head_dim,
             vocabulary=spec.vocabulary,
             context_length=spec.context,
+            pasts=spec.pasts,
         ),
         gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),

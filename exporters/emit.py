@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Surroundings, pick_by_depth
+from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Slots, Surroundings, choose_one
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
 from rrt_edge.exporters.linears import Bits, DepthMasks, Linears
 from rrt_edge.exporters.quantize import BLOCK, quantize
@@ -67,12 +67,13 @@ class _Emitter:
         new_mask = self._new_mask(rows)
         last_row = self._last_row()
         asked_sequence = top.op("Div", "logit_rows", rows)  # [R]
+        stepping = top.op("Greater", top.op("Size", "slot_rows"), top.constant(0))
 
         trips = top.op("Add", top.op("Sub", "last", "first"), top.constant(1))
         nothing_left = top.op("Mul", last_row, top.constant(0))  # int64 [B, 1] of 0: not left yet
         flat = top.reshape(embedded, -1, spec.hidden)
         asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
-        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, rows, asked_sequence)
+        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, rows, asked_sequence, stepping)
         hidden, leaving, exit_depth, gate, keys, values = top.ops(
             "Loop", 6, trips, top.constant(True, np.bool_), embedded, asked, nothing_left, body=body
         )
@@ -81,7 +82,7 @@ class _Emitter:
         top.add("Identity", [gate], ["gate"])
         self._split_layers(keys, "new_key")
         self._split_layers(values, "new_value")
-        self._head(outer, leaving)
+        self._head(outer, self._leaving(stepping, leaving, hidden, gate))
 
         graph = helper.make_graph(
             top.nodes, "rrt", self._inputs(), self._outputs(), [*self.weights.initializers, *top.constants]
@@ -100,13 +101,15 @@ class _Emitter:
             value("last", INT64),
             value("threshold", FLOAT),
             value("logit_rows", INT64, "asked"),
-            value("past_length", INT64, "batch", spec.loops),
+            value("slot_rows", INT64, "slots"),
+            value("row_threshold", FLOAT, "step_rows"),
+            value("past_length", INT64, "batch", spec.pasts),
         ]
-        for depth in range(1, spec.loops + 1):
+        for past in range(1, spec.pasts + 1):
             for layer in range(spec.layers):
-                shape = ("batch", spec.kv_heads, f"past_{depth}", spec.head_dim)
-                inputs.append(value(f"past_key.{depth}.{layer}", FLOAT, *shape))
-                inputs.append(value(f"past_value.{depth}.{layer}", FLOAT, *shape))
+                shape = ("batch", spec.kv_heads, f"past_{past}", spec.head_dim)
+                inputs.append(value(f"past_key.{past}.{layer}", FLOAT, *shape))
+                inputs.append(value(f"past_value.{past}.{layer}", FLOAT, *shape))
         return inputs
 
     def _outputs(self) -> list[ValueInfoProto]:
@@ -139,9 +142,21 @@ class _Emitter:
         rows_name = top.op("Gather", "embedding", "input_ids", axis=0)
         return top.op("Cast", rows_name, to=FLOAT) if bits == 16 else rows_name
 
-    def _head(self, outer: OuterWeights, normed: str) -> None:
-        """Logits of the asked rows; a tied head of the embedding's precision shares its bytes in the file."""
+    def _leaving(self, stepping: str, leaving: str, hidden: str, gate: str) -> str:
+        """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""
+        asked, step = Builder(self.top), Builder(self.top)
+        reached = step.op("GreaterOrEqual", step.reshape(gate, -1), "row_threshold")  # one depth: [N]
+        left = step.op("Compress", step.reshape(hidden, -1, self.spec.hidden), reached, axis=0)
+        branches = {
+            "then_branch": step.branch([left], "rows_that_leave"),
+            "else_branch": asked.branch([asked.op("Identity", leaving)], "rows_asked_for"),
+        }
+        return self.top.op("If", stepping, **branches)
+
+    def _head(self, outer: OuterWeights, leaving: str) -> None:
+        """Logits of hidden states [R, H]; a tied head of the embedding's precision shares its bytes in the file."""
         spec, bits = self.spec, self.bits.head
+        normed = self.top.op("RMSNormalization", leaving, "norm", epsilon=spec.norm_epsilon, axis=-1)
         if outer.head is None and bits == self.bits.embedding and packs_embedding(spec, bits):
             name = "embedding"
         else:
@@ -195,14 +210,18 @@ class _Emitter:
         last_row: str,
         rows: str,
         asked_sequence: str,
+        stepping: str,
     ) -> GraphProto:
         """One iteration: the block at one depth, the gate, and whether every sequence has left."""
         body, spec = Builder(self.top), self.spec
         carried = ("hidden_before", "leaving_before", "exit_before")
         depth = body.op("Add", "first", "iteration")
-        past_mask, past_split = self._past(body, depth, rows)
-        masks = DepthMasks(body, depth, spec.loops)
-        around = Surroundings(depth, masks, cos, sin, row_index, new_mask, past_mask, past_split)
+        row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, S, 1]
+        choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
+        past_mask, past_split = self._past(body, choice, depth, rows)
+        slots = self._slots(body, stepping, new_mask)
+        masks = DepthMasks(body, row_depth, spec.loops)
+        around = Surroundings(choice, masks, cos, sin, row_index, new_mask, past_mask, past_split, slots)
 
         residual, update = carried[0], ""
         keys, values = [], []
@@ -217,14 +236,14 @@ class _Emitter:
             values.append(new_values)
         normed, hidden = self.block.skip_norm(body, residual, update, self.block.norm("norm", outer.norm))
 
-        gate = self._gate(body, outer, normed, depth)
+        gate = self._gate(body, outer, normed, row_depth)
         reached = body.op("GreaterOrEqual", body.op("GatherElements", gate, last_row, axis=1), "threshold")  # [B, 1]
         leaves = body.op("Or", reached, body.op("Equal", depth, "last"))
         inside = body.op("Equal", carried[2], body.constant(0))  # [B, 1]
         exit_depth = body.op("Where", body.op("And", inside, leaves), depth, carried[2])
 
         # A row asked for keeps the state of the depth its sequence left at, whatever the others still need.
-        asked = body.op("Gather", body.reshape(normed, -1, spec.hidden), "logit_rows", axis=0)  # [R, H]
+        asked = body.op("Gather", body.reshape(hidden, -1, spec.hidden), "logit_rows", axis=0)  # [R, H]
         still_inside = body.op("Gather", inside, asked_sequence, axis=0)  # [R, 1]
         leaving = body.op("Where", still_inside, asked, carried[1])
         nobody_left = body.op("ReduceMin", exit_depth, keepdims=0)
@@ -241,31 +260,68 @@ class _Emitter:
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
 
-    def _past(self, body: Builder, depth: str, rows: str) -> tuple[str, str]:
+    def _past(self, body: Builder, choice: str, depth: str, rows: str) -> tuple[str, str]:
         """This depth's mask over the bound past [B, 1, 1, P], and the sizes [P, S] that part old from new."""
 
         def bound(branch: Builder, chosen: int) -> list[str]:
-            shape = branch.op("Shape", f"past_key.{chosen}.0", start=2, end=3)
-            return [branch.op("Identity", shape)]
+            if chosen > self.spec.loops:  # a step has a past for each slot
+                return [branch.op("Identity", branch.constant([0]))]
+            return [branch.op("Shape", f"past_key.{chosen}.0", start=2, end=3)]
 
-        (size,) = pick_by_depth(body, depth, self.spec.loops, 1, bound)
-        column = body.op("Range", body.constant(0), body.op("Squeeze", size), body.constant(1))
+        (size,) = choose_one(body, choice, self.spec.loops + 1, 1, bound)
         index = body.op("Sub", depth, body.constant(1))
         length = body.op("Gather", "past_length", index, axis=1)  # [B]
-        unused = body.op("GreaterOrEqual", column, body.reshape(length, -1, 1, 1, 1))
         split = body.op("Concat", size, body.reshape(rows, 1), axis=0)
-        return self._hide(body, unused), split
+        return self._hide_unused(body, size, body.reshape(length, -1, 1, 1, 1)), split
 
-    def _gate(self, body: Builder, outer: OuterWeights, normed: str, depth: str) -> str:
-        """Probability that this depth's token is full depth's, [B, S]; 1 at the last depth."""
+    def _hide_unused(self, graph: Builder, size: str, length: str) -> str:
+        """Mask over a bound past of `size` [1] rows of which `length` [B, 1, 1, 1] are valid: [B, 1, 1, P]."""
+        column = graph.op("Range", graph.constant(0), graph.op("Squeeze", size), graph.constant(1))
+        return self._hide(graph, graph.op("GreaterOrEqual", column, length))
+
+    def _slots(self, body: Builder, stepping: str, new_mask: str) -> Slots:
+        """Masks and sizes of each slot in the step form; nothing is computed in the other."""
+        spec, count = self.spec, self.spec.pasts
+        step, idle = Builder(body), Builder(body)
+        queries = step.op("Mul", "slot_rows", step.constant(spec.group))
+        past_masks, new_masks, splits = [], [], []
+        for slot in range(1, count + 1):
+            rows = step.op("Slice", "slot_rows", step.constant([slot - 1]), step.constant([slot]))  # [1]
+            size = step.op("Shape", f"past_key.{slot}.0", start=2, end=3)
+            length = step.op(
+                "Slice", "past_length", step.constant([slot - 1]), step.constant([slot]), step.constant([1])
+            )
+            past_masks.append(self._hide_unused(step, size, step.reshape(length, 1, 1, 1, 1)))
+            corner = step.op("Concat", step.op("Mul", rows, step.constant([spec.group])), rows, axis=0)
+            new_masks.append(step.op("Slice", new_mask, step.constant([0, 0]), corner))  # causal for any rows
+            splits.append(step.op("Concat", size, rows, axis=0))
+        nothing = idle.constant([0])
+        no_past, no_rows = (idle.constant(np.zeros(shape), np.float32) for shape in ((1, 1, 1, 0), (0, 0)))
+        nothings = [nothing, *[no_past] * count, *[no_rows] * count, *[nothing] * count]
+        branches = {
+            "then_branch": step.branch([queries, *past_masks, *new_masks, *splits], "slots"),
+            "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
+        }
+        names = body.ops("If", 1 + 3 * count, stepping, **branches)
+        return Slots(
+            rows="slot_rows",
+            queries=names[0],
+            past_masks=names[1 : 1 + count],
+            new_masks=names[1 + count : 1 + 2 * count],
+            past_splits=names[1 + 2 * count :],
+        )
+
+    def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
+        """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""
         weight = np.zeros((self.spec.hidden, self.spec.loops), np.float32)
         weight[:, :-1] = outer.gate_weight.T
         bias = np.append(outer.gate_bias, ALWAYS).astype(np.float32)
         weight_name = self.weights.add("exit_gate.weight", weight, "gate")
         bias_name = self.weights.add("exit_gate.bias", bias, "gate")
         scores = body.op("Add", body.op("MatMul", normed, weight_name), bias_name)  # [B, S, loops]
-        score = body.op("Gather", scores, body.op("Sub", depth, body.constant(1)), axis=2)
-        return body.op("Sigmoid", score)
+        own = body.op("Equal", body.constant([[[*range(1, self.spec.loops + 1)]]]), row_depth)
+        score = body.op("Mul", scores, body.op("Cast", own, to=FLOAT))
+        return body.op("Sigmoid", body.op("ReduceSum", score, body.constant([2]), keepdims=0))
 
     def _split_layers(self, stacked: str, name: str) -> None:
         """[n, B, layers * KV, S, D] -> [n, B, layers, KV, S, D]."""

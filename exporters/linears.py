@@ -114,20 +114,20 @@ def fused(linears: Sequence[Adapted]) -> Float:
 
 
 class DepthMasks:
-    """The masks that pick one depth's adapters, emitted once for each layout into the loop body."""
+    """The masks that pick the adapters of each row's depth, emitted once for each layout into the loop body."""
 
-    def __init__(self, graph: Builder, depth: str, loops: int) -> None:
-        self.graph, self.depth, self.loops = graph, depth, loops
+    def __init__(self, graph: Builder, row_depth: str, loops: int) -> None:
+        self.graph, self.row_depth, self.loops = graph, row_depth, loops  # row_depth: int64 [B, S, 1]
         self._names: dict[tuple[int, ...], str] = {}
 
     def mask(self, linears: Sequence[Adapted]) -> str:
-        """1 in the wide columns of this depth's adapters, 0 elsewhere: float [1, 1, sum of lora_columns]."""
+        """1 in the wide columns of the adapters of a row's depth, 0 elsewhere: float [B, S, sum of lora_columns]."""
         ranks = tuple(linear.a.shape[1] for linear in linears if linear.a is not None)
         if ranks not in self._names:
             columns: list[int] = []
             for rank in ranks:
                 used = [loop for loop in range(1, self.loops + 1) for _ in range(rank)]
                 columns += used + [0] * (lora_columns(rank, self.loops) - len(used))
-            ours = self.graph.op("Equal", self.graph.constant([[columns]]), self.depth)
+            ours = self.graph.op("Equal", self.graph.constant([[columns]]), self.row_depth)
             self._names[ranks] = self.graph.op("Cast", ours, to=FLOAT)
         return self._names[ranks]

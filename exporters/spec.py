@@ -36,6 +36,12 @@ class BlockSpec:
     mlp_bias: bool
     tied_head: bool
     eos_token_ids: tuple[int, ...]
+    slots: int = 8  # sequences a step serves
+
+    @property
+    def pasts(self) -> int:
+        """Past inputs of each layer: one for each depth in the one-call form, for each slot in the step form."""
+        return max(self.loops, self.slots)
 
     @property
     def group(self) -> int:

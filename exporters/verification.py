@@ -230,7 +230,9 @@ def _source_logits(model: RecursiveForCausalLM, windows: list[Window]) -> Iterat
 def bundle_logits(graph: Graph, window: Window, depth: int) -> Float:
     """Logits [R, V] of a window's compared rows after `depth` loops, in one call from an empty cache."""
     ids, cache = np.array(window.ids, np.int64), KVCache(graph.architecture)
-    return graph.run(graph.bind(), cache, ids, first=1, last=depth, threshold=NEVER, logit_rows=window.rows).logits
+    return graph.run(
+        graph.bind(), cache, ids, position=0, first=1, last=depth, threshold=NEVER, logit_rows=window.rows
+    ).logits
 
 
 def _kl_sum(source: Float, ours: Float) -> float:

@@ -16,20 +16,24 @@ from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
 from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rrt_edge.runtime.engine import Engine, Request
     from rrt_edge.runtime.manifest import Manifest
-    from rrt_edge.runtime.model import Generation, Model, Session, Stats, Token
+    from rrt_edge.runtime.model import Model, Session
     from rrt_edge.runtime.policy import ExitPolicy
+    from rrt_edge.runtime.reply import Generation, Stats, Token
     from rrt_edge.runtime.sampling import Sampling
 
 __all__ = [
     "BadInputError",
     "BundleError",
     "ContextFullError",
+    "Engine",
     "ExitPolicy",
     "Generation",
     "Manifest",
     "Model",
     "RRTEdgeError",
+    "Request",
     "Sampling",
     "Session",
     "Stats",
@@ -37,12 +41,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Engine": "rrt_edge.runtime.engine",
+    "Request": "rrt_edge.runtime.engine",
     "Manifest": "rrt_edge.runtime.manifest",
-    "Generation": "rrt_edge.runtime.model",
+    "Generation": "rrt_edge.runtime.reply",
     "Model": "rrt_edge.runtime.model",
     "Session": "rrt_edge.runtime.model",
-    "Stats": "rrt_edge.runtime.model",
-    "Token": "rrt_edge.runtime.model",
+    "Stats": "rrt_edge.runtime.reply",
+    "Token": "rrt_edge.runtime.reply",
     "ExitPolicy": "rrt_edge.runtime.policy",
     "Sampling": "rrt_edge.runtime.sampling",
 }

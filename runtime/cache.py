@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,38 +14,50 @@ STEP = 64  # rows a buffer grows by: attention costs what is bound, copying what
 
 
 class KVCache:
-    """Per depth, keys and values [layers, 1, KV, room, D] of which the first `lengths[depth - 1]` rows are valid.
+    """Per depth, keys and values [layers, 1, KV, room, D] of rows at ascending positions, `positions[depth - 1]`.
 
-    Rows reach the depths in order, so the lengths never increase from one depth to the next: what depth d has and
-    depth d + 1 lacks are the rows that wait after depth d.
+    Rows reach the depths in order, so no depth holds a row that the one before it lacks.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         shape = architecture
         empty = np.zeros((shape.layers_per_block, 1, shape.key_value_heads, 0, shape.head_dim), np.float32)
-        self.lengths = [0] * shape.loops
+        self.positions: list[list[int]] = [[] for _ in range(shape.loops)]
         self._keys = [empty] * shape.loops
         self._values = [empty] * shape.loops
+
+    @property
+    def lengths(self) -> list[int]:
+        """Valid rows of each depth."""
+        return [len(held) for held in self.positions]
 
     def buffers(self, depth: int) -> tuple[Float, Float]:
         """Keys and values of a depth; other arrays after it has grown."""
         return self._keys[depth - 1], self._values[depth - 1]
 
-    def append(self, depth: int, keys: Float, values: Float) -> None:
-        """Add rows [layers, KV, S, D] behind those a depth has."""
-        index = depth - 1
-        start, stop = self.lengths[index], self.lengths[index] + keys.shape[2]
+    def append(self, depth: int, keys: Float, values: Float, position: int) -> None:
+        """Add rows [layers, KV, S, D] at consecutive positions from `position` on, behind those a depth has."""
+        index, count = depth - 1, keys.shape[2]
+        start = len(self.positions[index])
+        stop = start + count
         if stop > self._keys[index].shape[3]:
             room = -(-stop // STEP) * STEP
             self._keys[index] = _grown(self._keys[index], start, room)
             self._values[index] = _grown(self._values[index], start, room)
         self._keys[index][:, 0, :, start:stop] = keys
         self._values[index][:, 0, :, start:stop] = values
-        self.lengths[index] = stop
+        self.positions[index].extend(range(position, position + count))
+
+    def copy_last(self, count: int, depth: int, to: int) -> None:
+        """Add the last rows of a depth to another as well."""
+        stop = len(self.positions[depth - 1])
+        keys, values = (buffer[:, 0, :, stop - count : stop] for buffer in self.buffers(depth))
+        self.append(to, keys, values, self.positions[depth - 1][stop - count])
 
     def truncate(self, length: int) -> None:
-        """Forget the rows at `length` and behind."""
-        self.lengths = [min(held, length) for held in self.lengths]
+        """Forget the rows at position `length` and behind."""
+        for held in self.positions:
+            del held[bisect_left(held, length) :]
 
 
 def _grown(buffer: Float, held: int, room: int) -> Float:

@@ -1,25 +1,23 @@
-"""Early-exit decoding of one sequence with exact keys and values.
-
-A row that leaves early waits with its hidden state. The next row that goes deeper takes the waiting ones along, through
-the depths they are missing, in one pass: each depth sees the keys and values it would have seen without early exit
-(synchronised decoding, as in FREE, arXiv 2310.05424).
-"""
+"""Early-exit decoding of one sequence, by the KV rule of its state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.graph import Graph, Pass
+from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.state import SequenceState
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Float  # token ids [S] or hidden states [S, H]
 CHUNK = 256  # rows a call: bounds the memory of attention scores
+MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
 
 
 @dataclass(frozen=True)
@@ -31,114 +29,103 @@ class Step:
     gate: float
 
 
-class WaitingRows:
-    """Hidden states [n, H] of rows that wait after one depth, in order of position."""
-
-    def __init__(self, hidden_size: int) -> None:
-        self._parts = [np.zeros((0, hidden_size), np.float32)]
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, rows: Float) -> None:
-        self._parts.append(rows)
-        self._count += len(rows)
-
-    def take(self) -> Float:
-        """All rows, which wait no longer."""
-        rows = np.concatenate(self._parts)
-        self._parts, self._count = [rows[:0]], 0
-        return rows
-
-    def keep(self, count: int) -> None:
-        """Forget all but the first rows."""
-        self.add(self.take()[:count])
-
-
 class Decoder:
-    """One sequence: its cache, the rows that wait after each depth, and the block rows spent.
+    """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten."""
 
-    `waiting[d - 1]` holds the rows that have run depth d and that depth d + 1 lacks.
-    """
-
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, rule: KVRule = "exact") -> None:
         self.graph = graph
         self.loops = graph.architecture.loops
-        self.cache = KVCache(graph.architecture)
+        self.state = SequenceState(graph.architecture, rule)
         self.block_rows = 0
-        self.waiting = [WaitingRows(graph.architecture.hidden_size) for _ in range(1, self.loops)]
+        self._prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
         self._binding = graph.bind()
 
     @property
     def length(self) -> int:
         """Tokens fed so far."""
-        return self.cache.lengths[0]
+        return self.state.length
 
     def rewind(self, length: int) -> None:
         """Forget the tokens at `length` and behind."""
-        for depth in range(1, self.loops):
-            first = self.cache.lengths[depth]  # position of the first row waiting after this depth
-            self.waiting[depth - 1].keep(max(0, length - first))
-        self.cache.truncate(length)
+        self.state.rewind(length)
 
-    def prefill(self, ids: Sequence[int], policy: ExitPolicy) -> None:
-        """Feed prompt tokens whose logits nobody needs, through every depth the policy may use."""
-        last = policy.depth or self.loops
+    def prefill(self, ids: Sequence[int], policy: ExitPolicy, lazy: bool = False) -> None:
+        """Feed prompt tokens whose logits nobody needs, through every depth the policy may use.
+
+        With `lazy` (under `exact`) they run depth 1 alone, and the others when a later token goes deeper.
+        """
+        last = 1 if lazy and self.state.rule == "exact" else policy.depth or self.loops
         for start in range(0, len(ids), CHUNK):
-            rows = np.asarray(ids[start : start + CHUNK], np.int64)
-            self._descend(rows, last, NEVER, wanted=False)
+            with self._whole_or_nothing():
+                self._run_down(np.asarray(ids[start : start + CHUNK], np.int64), 1, last, NEVER, 0)
+        self._prompt_end = self.length
 
     def step(self, token: int, policy: ExitPolicy) -> Step:
         """Feed one token; returns the logits behind it from the depth the policy lets it leave at."""
-        done = self._descend(np.array([token], np.int64), policy.depth or self.loops, policy.threshold, wanted=True)
+        last = policy.depth or self.loops
+        with self._whole_or_nothing():
+            done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1)
+            if done.last < last and self._generated_waiting(done.last) > MOST_WAITING:
+                self._catch_up(done.last, 0)
         return Step(done.logits[-1], done.last, float(done.gate[-1, -1]))
 
-    def _descend(self, rows: NDArray[np.int64], last: int, threshold: float, wanted: bool) -> Pass:
-        """Run new rows down to `last` or to where the last one leaves, taking waiting rows along."""
+    def verify(self, count: int, token: int | None = None) -> Float:
+        """Run all that waits through all depths, then `token` where given; returns the last `count` rows' logits."""
+        with self._whole_or_nothing():
+            if token is not None:
+                return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
+            self._catch_up(1, CHUNK)
+            return self._run_down(self.state.waiting[0].take(), 2, self.loops, NEVER, count).logits
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
         try:
-            return self._run_down(rows, last, threshold, wanted)
+            yield
         except BaseException:
             self.rewind(0)  # rows on their way are lost: what is held must not depend on them
             raise
 
-    def _run_down(self, rows: NDArray[np.int64], last: int, threshold: float, wanted: bool) -> Pass:
-        first, new = 1, len(rows)
-        moving: Rows = rows
+    def _run_down(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
+        """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
+        new = len(rows)
         while True:
             stop = self._next_waiting(first, last)
-            done = self._run(moving, first, stop, threshold, wanted)
+            done = self._run(rows, first, stop, threshold, wanted)
             left = float(done.gate[-1, -1]) >= threshold
             if left or done.last == last:
-                self._wait(done.last, done.hidden)
+                self.state.leave(done.last, done.hidden)
                 return done
             self._catch_up(done.last, CHUNK - new)
-            moving = np.concatenate([self.waiting[done.last - 1].take(), done.hidden])
+            rows = np.concatenate([self.state.waiting[done.last - 1].take(), done.hidden])
             first = done.last + 1
 
     def _next_waiting(self, first: int, last: int) -> int:
         """The first depth from `first` on after which rows wait, or `last`."""
-        return next((depth for depth in range(first, last) if len(self.waiting[depth - 1])), last)
+        return next((depth for depth in range(first, last) if len(self.state.waiting[depth - 1])), last)
+
+    def _generated_waiting(self, depth: int) -> int:
+        """Generated tokens that wait after a depth."""
+        if self.state.rule != "exact" or depth == self.loops:
+            return 0
+        return self.length - max(self._prompt_end, self.length - len(self.state.waiting[depth - 1]))
 
     def _catch_up(self, depth: int, room: int) -> None:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
-        if len(self.waiting[depth - 1]) <= room:
-            return
-        rows = self.waiting[depth - 1].take()
-        while len(rows) > max(room, 0):
-            done = self._run(rows[:CHUNK], depth + 1, depth + 1, NEVER, wanted=False)
-            self._wait(depth + 1, done.hidden)
-            rows = rows[CHUNK:]
-        self.waiting[depth - 1].add(rows)
+        waiting = self.state.waiting[depth - 1]
+        while len(waiting) > max(room, 0):
+            done = self._run(waiting.take(CHUNK), depth + 1, depth + 1, NEVER, 0)
+            self.state.leave(depth + 1, done.hidden)
 
-    def _wait(self, depth: int, hidden: Float) -> None:
-        if depth < self.loops:
-            self.waiting[depth - 1].add(hidden)
-
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: bool) -> Pass:
-        asked = [len(rows) - 1] if wanted else []
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
         done = self.graph.run(
-            self._binding, self.cache, rows, first=first, last=last, threshold=threshold, logit_rows=asked
+            self._binding,
+            self.state.cache,
+            rows,
+            position=self.state.first_position(first, len(rows)),
+            first=first,
+            last=last,
+            threshold=threshold,
+            logit_rows=range(max(0, len(rows) - wanted), len(rows)),
         )
         self.block_rows += len(rows) * (done.last - first + 1)
         return done

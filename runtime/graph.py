@@ -1,4 +1,4 @@
-"""The bundle's graph in onnxruntime: one call runs rows through some depths."""
+"""The bundle's graph in onnxruntime: one call runs one sequence through some depths, or several through one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.manifest import Architecture
+from rrt_edge.runtime.policy import NEVER
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+INPUTS = (
+    "input_ids", "hidden", "row_depth", "position_ids", "first", "last", "threshold", "logit_rows", "slot_rows",
+    "row_threshold", "past_length",
+)  # fmt: skip
 OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
 ERRORS_ONLY = 3  # onnxruntime's log level
+_NO_SLOTS = np.zeros(0, np.int64)
+_NO_THRESHOLDS = np.zeros(0, np.float32)
+_ONE = np.array(1, np.int64)
+_NEVER = np.array(NEVER, np.float32)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,30 @@ class Pass:
     logits: Float
     hidden: Float
     gate: Float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
+
+    They stand at consecutive positions from `position` on. `thresholds` [n]: the gate that each row must reach for its
+    logits to be computed.
+    """
+
+    cache: KVCache
+    depth: int
+    rows: Int | Float
+    position: int
+    thresholds: Float
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What a step returned for a part: `hidden` [n, H], `gate` [n], `logits` [R, V] of rows that reached theirs."""
+
+    hidden: Float
+    gate: Float
+    logits: Float
 
 
 class Graph:
@@ -63,7 +96,7 @@ class Graph:
 
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
-        return Binding(self.session.io_binding())
+        return Binding(self.session.io_binding(), self.architecture)
 
     def run(
         self,
@@ -71,6 +104,7 @@ class Graph:
         cache: KVCache,
         rows: Int | Float,
         *,
+        position: int,
         first: int,
         last: int,
         threshold: float,
@@ -79,63 +113,114 @@ class Graph:
         """Run rows of one sequence through depths `first` to `last`, stopping where the last row's gate says so.
 
         Args:
-            rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths. They stand
-                right behind the rows that have run depth `first`.
+            rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
+            position: of the first of them; the others follow.
             logit_rows: the rows whose logits are asked for, as indices into `rows`.
 
         Raises:
             RRTEdgeError: onnxruntime failed.
         """
         count = len(rows)
-        start = cache.lengths[first - 1]
         entering = rows.ndim == 1
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
             "hidden": self._no_hidden if entering else rows[None],
             "row_depth": np.full((1, count), first, np.int64),
-            "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
+            "position_ids": np.arange(position, position + count, dtype=np.int64)[None],
             "first": np.array(first, np.int64),
             "last": np.array(last, np.int64),
             "threshold": np.array(threshold, np.float32),
             "logit_rows": np.array(logit_rows, np.int64),
-            "past_length": np.array([cache.lengths], np.int64),
+            "slot_rows": _NO_SLOTS,
+            "row_threshold": _NO_THRESHOLDS,
+            "past_length": self._past_length(cache.lengths),
         }
-        logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, cache)
+        pasts = [cache.buffers(depth) for depth in range(1, len(cache.lengths) + 1)]
+        logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
         ran = len(gate)
         for index in range(ran):
-            cache.append(first + index, keys[index, 0], values[index, 0])
+            cache.append(first + index, keys[index, 0], values[index, 0], position)
         return Pass(first, first + ran - 1, logits, hidden[0], gate[:, 0])
+
+    def step(self, binding: Binding, parts: Sequence[Part]) -> list[PartDone]:
+        """Run several sequences' rows through one depth each, at most `architecture.pasts` of them.
+
+        Raises:
+            RRTEdgeError: onnxruntime failed.
+        """
+        ordered = sorted(range(len(parts)), key=lambda index: parts[index].depth)  # ids stand before hidden states
+        chosen = [parts[index] for index in ordered]
+        ids = [part.rows for part in chosen if part.rows.ndim == 1]
+        states = [part.rows for part in chosen if part.rows.ndim == 2]
+        counts = [len(part.rows) for part in chosen]
+        held = [part.cache.lengths[part.depth - 1] for part in chosen]
+        positions = [np.arange(part.position, part.position + len(part.rows)) for part in chosen]
+        thresholds = np.concatenate([part.thresholds for part in chosen])
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": np.concatenate(ids)[None] if ids else self._no_ids,
+            "hidden": np.concatenate(states)[None] if states else self._no_hidden,
+            "row_depth": np.repeat([part.depth for part in chosen], counts)[None],
+            "position_ids": np.concatenate(positions)[None],
+            "first": _ONE,
+            "last": _ONE,
+            "threshold": _NEVER,
+            "logit_rows": _NO_SLOTS,
+            "slot_rows": np.array(counts + [0] * (self.architecture.pasts - len(counts)), np.int64),
+            "row_threshold": thresholds,
+            "past_length": self._past_length(held),
+        }
+        pasts = [part.cache.buffers(part.depth) for part in chosen]
+        logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
+        done: dict[int, PartDone] = {}
+        row = answered = 0
+        for index, part, count in zip(ordered, chosen, counts, strict=True):
+            own = slice(row, row + count)
+            part.cache.append(part.depth, keys[0, 0, :, :, own], values[0, 0, :, :, own], part.position)
+            left = int((gate[0, 0, own] >= part.thresholds).sum())
+            done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + left])
+            row, answered = row + count, answered + left
+        return [done[index] for index in range(len(parts))]
+
+    def _past_length(self, lengths: Sequence[int]) -> Int:
+        padded = np.zeros((1, self.architecture.pasts), np.int64)
+        padded[0, : len(lengths)] = lengths
+        return padded
 
     def _check_contract(self, path: Path) -> None:
         shape = self.architecture
         found = {value.name: value.shape for value in self.session.get_inputs()}
         missing = [name for name in OUTPUTS if name not in {value.name for value in self.session.get_outputs()}]
-        for depth in range(1, shape.loops + 1):
+        for past in range(1, shape.pasts + 1):
             for layer in range(shape.layers_per_block):
-                wanted = ["batch", shape.key_value_heads, f"past_{depth}", shape.head_dim]
+                wanted = ["batch", shape.key_value_heads, f"past_{past}", shape.head_dim]
                 for kind in ("past_key", "past_value"):
-                    if found.get(f"{kind}.{depth}.{layer}") != wanted:
-                        missing.append(f"{kind}.{depth}.{layer}")
-        slots = 2 * shape.loops * shape.layers_per_block
-        if missing or len(found) != slots + 9:
+                    if found.get(f"{kind}.{past}.{layer}") != wanted:
+                        missing.append(f"{kind}.{past}.{layer}")
+        slots = 2 * shape.pasts * shape.layers_per_block
+        if missing or len(found) != slots + len(INPUTS):
             raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
 
 
 class Binding:
-    """Inputs and outputs bound for one conversation: the cache is bound again only where it has moved."""
+    """Inputs and outputs bound for one caller: a past is bound again only where it has moved."""
 
-    def __init__(self, binding: onnxruntime.IOBinding) -> None:
+    def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
         self.binding = binding
-        self._bound: dict[int, object] = {}
+        shape = (architecture.layers_per_block, 1, architecture.key_value_heads, 0, architecture.head_dim)
+        self._nothing = np.zeros(shape, np.float32)
+        self._bound: list[Float | None] = [None] * architecture.pasts
 
-    def run(self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], cache: KVCache) -> list[Any]:
-        for depth in range(1, len(cache.lengths) + 1):
-            keys, values = cache.buffers(depth)
-            if self._bound.get(depth) is not keys:
+    def run(
+        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[tuple[Float, Float]]
+    ) -> list[Any]:
+        """Run with `pasts` [layers, 1, KV, P, D] as the first past inputs and nothing in the others."""
+        empty = [(self._nothing, self._nothing)] * (len(self._bound) - len(pasts))
+        for index, (keys, values) in enumerate(pasts + empty):
+            if self._bound[index] is not keys:
                 for layer in range(len(keys)):
-                    self.binding.bind_cpu_input(f"past_key.{depth}.{layer}", keys[layer])
-                    self.binding.bind_cpu_input(f"past_value.{depth}.{layer}", values[layer])
-                self._bound[depth] = keys
+                    self.binding.bind_cpu_input(f"past_key.{index + 1}.{layer}", keys[layer])
+                    self.binding.bind_cpu_input(f"past_value.{index + 1}.{layer}", values[layer])
+                self._bound[index] = keys
         for name, array in feeds.items():
             self.binding.bind_cpu_input(name, array)
         for name in OUTPUTS:

@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.files import sha256
 
+KVRule = Literal["exact", "latest", "skip"]  # what a row that leaves early leaves behind: rrt_edge.runtime.state
+RULES: tuple[KVRule, ...] = get_args(KVRule)
 FILE = "manifest.json"
 FORMAT = "rrt-edge bundle"
 VERSION = 1
@@ -20,7 +22,10 @@ LARGEST_MANIFEST = 4 << 20  # bytes
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shapes the runtime needs. `context_length` in tokens; `layers_per_block` KV slots at each of `loops` depths."""
+    """Shapes the runtime needs. `context_length` in tokens; `layers_per_block` KV slots at each of `loops` depths.
+
+    `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`.
+    """
 
     family: str
     loops: int
@@ -32,6 +37,7 @@ class Architecture:
     head_dim: int
     vocabulary: int
     context_length: int
+    pasts: int
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -70,7 +76,7 @@ class Manifest:
     architecture: Architecture
     gate: Gate
     quantization: Quantization
-    kv_rule: str
+    kv_rule: KVRule
     eos_token_ids: tuple[int, ...]
     weight_bytes: dict[str, int]
     unshared_weight_bytes: int
@@ -148,8 +154,8 @@ class _Reader:
             raise self.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
         gate, quantization = self.table(fields, "gate"), self.table(fields, "quantization")
         kv_rule = self.text(fields, "kv_rule")
-        if kv_rule != "exact":
-            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: exact")
+        if kv_rule not in RULES:
+            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {', '.join(RULES)}")
         verification = fields.get("verification")
         if verification is not None and not isinstance(verification, dict):
             raise self.fail("verification", "must be an object or null")
@@ -182,7 +188,10 @@ class _Reader:
             head_dim=self.count(fields, "head_dim", 1, 1 << 12),
             vocabulary=self.count(fields, "vocabulary", 1, 1 << 22),
             context_length=self.count(fields, "context_length", 1, 1 << 24),
+            pasts=self.count(fields, "pasts", 1, 1 << 10),
         )
+        if read.pasts < read.loops:
+            raise self.fail("pasts", f"{read.pasts} is less than the {read.loops} loops")
         if read.attention_heads % read.key_value_heads:
             raise self.fail("key_value_heads", f"{read.key_value_heads} does not divide the attention heads")
         return read

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -14,56 +12,15 @@ from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
 from rrt_edge.runtime.graph import Graph
-from rrt_edge.runtime.manifest import Manifest
-from rrt_edge.runtime.memory import peak_memory_bytes
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.sampling import Sampler, Sampling
-from rrt_edge.runtime.text import TextStream
+from rrt_edge.runtime.lossless import Lossless
+from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
+from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
+from rrt_edge.runtime.sampling import Sampling
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 Message = Mapping[str, str]
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token: the text it completes, its id, the depth it left at and the gate's value there.
-
-    The token that ends a reply comes too, with what text was held back.
-    """
-
-    text: str
-    id: int
-    depth: int
-    gate: float
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a generation cost. Times in seconds.
-
-    `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
-    `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time.
-    """
-
-    prompt_tokens: int
-    generated_tokens: int
-    prompt_tokens_per_second: float
-    decode_tokens_per_second: float
-    time_to_first_token_s: float
-    mean_depth: float
-    block_rows_per_token: float
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished generation; `finish_reason` is `stop` (the model or a stop string ended it) or `length`."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str
-    stats: Stats
 
 
 class Model:
@@ -147,9 +104,39 @@ class Model:
             return exit_policy
         return ExitPolicy.parse(exit_policy, self.loops, self.manifest.gate.threshold)
 
-    def session(self) -> Session:
-        """A new conversation."""
-        return Session(self)
+    def session(self, *, kv_rule: KVRule | None = None, lazy_prompt: bool = False) -> Session:
+        """A new conversation.
+
+        Args:
+            kv_rule: `exact`, `latest` or `skip` where it is to be another than the one the model was trained for.
+            lazy_prompt: under `exact`, prompts run loop 1 alone until a token goes deeper: the first token may come
+                sooner, and the deeper loops' work on the prompt in a gap later. `lossless` does without.
+        """
+        return Session(self, self.kv_rule(kv_rule), lazy_prompt)
+
+    def kv_rule(self, asked: KVRule | None) -> KVRule:
+        """The rule asked for, or the bundle's own."""
+        if asked is not None and asked not in RULES:
+            raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
+        return asked or self.manifest.kv_rule
+
+    def checked_prompt(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, which the context must hold with room for a reply.
+
+        Raises:
+            ContextFullError, BadInputError: as `stream`.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        vocabulary = self.manifest.architecture.vocabulary
+        if not ids:
+            raise BadInputError("the prompt is empty; give at least one token")
+        unknown = [token for token in ids if not 0 <= token < vocabulary]
+        if unknown:
+            raise BadInputError(f"token id {unknown[0]} is not among the model's {vocabulary} tokens")
+        if len(ids) >= self.context:
+            message = f"the prompt has {len(ids)} tokens and the context holds {self.context}, the reply included"
+            raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
+        return ids
 
     def stream(
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
@@ -184,9 +171,10 @@ class Session:
     new tokens. Not for use by two threads at once.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, kv_rule: KVRule, lazy_prompt: bool) -> None:
         self.model = model
-        self.decoder = Decoder(model.graph)
+        self.decoder = Decoder(model.graph, kv_rule)
+        self.lazy_prompt = lazy_prompt
         self.ids: list[int] = []  # those fed to the decoder
         self.finish_reason = ""
         self._stats: Stats | None = None
@@ -202,9 +190,9 @@ class Session:
     ) -> Iterator[Token]:
         """Generate from a prompt; the options are checked now, the model runs as tokens are asked for."""
         sampling, policy = sampling or Sampling(), self.model.policy(exit_policy)
-        ids = self.model.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check(ids)
-        return self._stream(ids, sampling, policy)
+        if policy.lossless and self.decoder.state.rule != "exact":
+            raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
+        return self._stream(self.model.checked_prompt(prompt), sampling, policy)
 
     @property
     def stats(self) -> Stats:
@@ -221,46 +209,39 @@ class Session:
         """The tokens of the last `stream` as one object."""
         return Generation("".join(token.text for token in tokens), tuple(tokens), self.finish_reason, self.stats)
 
-    def _check(self, ids: Sequence[int]) -> None:
-        context, vocabulary = self.model.context, self.model.manifest.architecture.vocabulary
-        if not ids:
-            raise BadInputError("the prompt is empty; give at least one token")
-        unknown = [token for token in ids if not 0 <= token < vocabulary]
-        if unknown:
-            raise BadInputError(f"token id {unknown[0]} is not among the model's {vocabulary} tokens")
-        if len(ids) >= context:
-            message = f"the prompt has {len(ids)} tokens and the context holds {context}, the reply included"
-            raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
-
     def _stream(self, ids: list[int], sampling: Sampling, policy: ExitPolicy) -> Iterator[Token]:
-        clock, decoder, ends = _Clock(), self.decoder, self.model.manifest.eos_token_ids
-        sampler, text = Sampler(sampling), TextStream(self.model.tokenizer, sampling.stop)
-        limit = min(sampling.max_tokens, self.model.context - len(ids))
-        history, depths = list(ids), list[int]()
+        model, decoder = self.model, self.decoder
+        reply = Reply(model.tokenizer, ids, sampling, model.context - len(ids), model.manifest.eos_token_ids)
         self.finish_reason = ""
+        rows_before = decoder.block_rows
         try:
             self._reuse(ids)
-            decoder.prefill(ids[decoder.length : -1], policy)
+            lazy = self.lazy_prompt and policy.threshold < NEVER
+            decoder.prefill(ids[decoder.length : -1], policy, lazy)
             rows_before = decoder.block_rows
-            while not self.finish_reason:
-                step = decoder.step(history[-1], policy)
-                token = sampler.pick(step.logits, history)
-                history.append(token)
-                depths.append(step.depth)
-                clock.tick()
-                piece = "" if token in ends else text.push(token)
-                if token in ends or text.stopped:
-                    self.finish_reason = "stop"
-                elif len(depths) >= limit:
-                    self.finish_reason = "length"
+            for picked in self._picked(reply, policy):
+                token = reply.take(*picked)
+                self.finish_reason = reply.finish_reason
                 if self.finish_reason:
-                    piece += text.flush()
-                    self._stats = clock.stats(len(ids), depths, decoder.block_rows - rows_before)
-                yield Token(piece, token, step.depth, step.gate)
+                    self._stats = reply.stats(decoder.block_rows - rows_before)
+                yield token
+                if reply.finish_reason:
+                    break
         finally:
-            self.ids = history[: decoder.length]
-            if depths and not self.finish_reason:  # the reader stopped asking
-                self._stats = clock.stats(len(ids), depths, decoder.block_rows - rows_before)
+            decoder.rewind(len(reply.history) - 1)  # lossless mode may have gone on
+            self.ids = reply.history[: decoder.length]
+            if not reply.finish_reason:  # the reader stopped asking
+                self._stats = reply.stats(decoder.block_rows - rows_before) or self._stats
+
+    def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[tuple[int, int, float]]:
+        """The tokens of a reply as (token, depth, gate), without end; each is fed when the next is asked for."""
+        if policy.lossless and self.model.loops > 1:
+            lossless = Lossless(self.decoder, self.model.manifest.eos_token_ids, self.model.manifest.gate.trained)
+            while True:
+                yield from lossless.round(reply.history, reply.sampler, reply.drafts)
+        while True:
+            step = self.decoder.step(reply.history[-1], policy.at(reply.length))
+            yield reply.sampler.pick(step.logits, reply.history), step.depth, step.gate
 
     def _reuse(self, ids: list[int]) -> None:
         """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
@@ -269,31 +250,6 @@ class Session:
         if common is None:
             common = min(len(self.ids), len(ids) - 1)
         self.decoder.rewind(common)
-
-
-class _Clock:
-    """Times of one generation."""
-
-    def __init__(self) -> None:
-        self.started = self.latest = time.perf_counter()
-        self.first = 0.0
-
-    def tick(self) -> None:
-        self.latest = time.perf_counter()
-        self.first = self.first or self.latest - self.started
-
-    def stats(self, prompt_tokens: int, depths: Sequence[int], rows: int) -> Stats:
-        decode = self.latest - self.started - self.first
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            generated_tokens=len(depths),
-            prompt_tokens_per_second=round(prompt_tokens / self.first, 2),
-            decode_tokens_per_second=round((len(depths) - 1) / decode, 2) if len(depths) > 1 else 0.0,
-            time_to_first_token_s=round(self.first, 4),
-            mean_depth=round(sum(depths) / len(depths), 4),
-            block_rows_per_token=round(rows / len(depths), 4),
-            peak_memory_bytes=peak_memory_bytes(),
-        )
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

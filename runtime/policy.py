@@ -8,19 +8,29 @@ from dataclasses import dataclass
 from rrt_edge.runtime.errors import BadInputError
 
 NEVER = 2.0  # a threshold no probability reaches
-FORMS = "full, depth=N, threshold=T, or threshold for the bundle's calibrated one"
+FORMS = "full, depth=N, threshold=T, threshold for the bundle's calibrated one, or lossless"
 
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """Leave after `depth` loops at the latest (None: all), or at the first whose gate reaches `threshold`."""
+    """Leave after `depth` loops at the latest (None: all), or at the first whose gate reaches `threshold`.
+
+    `lossless`: loop 1 drafts, full depth verifies; the tokens are full depth's. `trace`: depths at which the tokens of
+    a reply leave, in turn and over again, whatever the gate says: to replay what was recorded elsewhere.
+    """
 
     depth: int | None = None
     threshold: float = NEVER
+    lossless: bool = False
+    trace: tuple[int, ...] = ()
+
+    def at(self, index: int) -> ExitPolicy:
+        """The policy of a reply's token `index`."""
+        return ExitPolicy(depth=self.trace[index % len(self.trace)]) if self.trace else self
 
     @classmethod
     def parse(cls, text: str, loops: int, calibrated: float | None = None) -> ExitPolicy:
-        """Read `full`, `depth=N`, `threshold=T` or `threshold`.
+        """Read `full`, `depth=N`, `threshold=T`, `threshold` or `lossless`.
 
         Raises:
             BadInputError: another form, a depth the model does not have, a threshold outside 0 to 1, or `threshold`
@@ -29,6 +39,8 @@ class ExitPolicy:
         name, _, number = text.partition("=")
         if text == "full":
             return cls()
+        if text == "lossless":
+            return cls(lossless=True)
         if text == "threshold":
             if calibrated is None:
                 raise BadInputError("exit policy threshold: this bundle has no calibrated threshold; give threshold=T")

@@ -77,6 +77,14 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A token proposed from a shallow depth, and the probabilities [V] it was drawn from (None where greedy)."""
+
+    token: int
+    probabilities: NDArray[np.float64] | None
+
+
 class Sampler:
     """Picks tokens one after another; the same seed picks the same ones."""
 
@@ -94,15 +102,40 @@ class Sampler:
         Raises:
             RRTEdgeError: a logit is not a number, or none is finite.
         """
-        if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
-            raise RRTEdgeError(
-                "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
-            )
-        logits = penalised(logits, history, self.sampling.repetition_penalty)
+        logits = self._checked(logits, history)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         tokens, probabilities = candidates(logits, self.sampling)
         return int(self._random.choice(tokens, p=probabilities))
+
+    def propose(self, logits: Float, history: Sequence[int]) -> Draft:
+        """Draft a token that `judge` may let stand."""
+        if self.sampling.temperature == 0:
+            return Draft(self.pick(logits, history), None)
+        probabilities = distribution(self._checked(logits, history), self.sampling)
+        return Draft(int(self._random.choice(len(probabilities), p=probabilities)), probabilities)
+
+    def judge(self, draft: Draft, logits: Float, history: Sequence[int]) -> int:
+        """The next token, distributed as `pick` would from these logits: the draft, or another where it cannot stand.
+
+        Speculative sampling (arXiv 2302.01318): the draft x stands with probability min(1, p(x) / q(x)), else a token
+        is drawn from max(0, p - q).
+        """
+        if draft.probabilities is None:
+            return self.pick(logits, history)
+        wanted = distribution(self._checked(logits, history), self.sampling)
+        if self._random.random() * draft.probabilities[draft.token] < wanted[draft.token]:
+            return draft.token
+        rest = np.maximum(wanted - draft.probabilities, 0)
+        return int(self._random.choice(len(rest), p=rest / rest.sum()))
+
+    def _checked(self, logits: Float, history: Sequence[int]) -> Float:
+        """The logits with the repetition penalty."""
+        if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
+            raise RRTEdgeError(
+                "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
+            )
+        return penalised(logits, history, self.sampling.repetition_penalty)
 
 
 def penalised(logits: Float, history: Sequence[int], penalty: float) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ class Host:
     def __init__(self, bundle: Path, batch: int) -> None:
         self.session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
         shapes = {value.name: value.shape for value in self.session.get_inputs()}
-        self.loops, self.hidden, self.batch = shapes["past_length"][1], shapes["hidden"][2], batch
+        self.loops = json.loads((bundle / "manifest.json").read_text())["architecture"]["loops"]
+        self.pasts, self.hidden, self.batch = shapes["past_length"][1], shapes["hidden"][2], batch
         self.layers = sum(name.startswith("past_key.1.") for name in shapes)
         _, self.heads, _, self.size = shapes["past_key.1.0"]
-        self.past = np.zeros((2, self.loops, self.layers, batch, self.heads, 0, self.size), np.float32)
+        self.past = np.zeros((2, self.pasts, self.layers, batch, self.heads, 0, self.size), np.float32)
         self.lengths = np.zeros(batch, np.int64)
 
     def run(self, ids: list[list[int]], threshold: float = 2.0, last: int | None = None) -> tuple[Any, ...]:
@@ -44,9 +46,11 @@ class Host:
             "last": np.array(last or self.loops),
             "threshold": np.array(threshold, np.float32),
             "logit_rows": np.flatnonzero(valid),
-            "past_length": np.repeat(self.lengths[:, None], self.loops, axis=1),
+            "slot_rows": np.zeros(0, np.int64),
+            "row_threshold": np.zeros(0, np.float32),
+            "past_length": np.repeat(self.lengths[:, None], self.pasts, axis=1),
         }
-        for depth in range(self.loops):
+        for depth in range(self.pasts):
             for layer in range(self.layers):
                 feeds[f"past_key.{depth + 1}.{layer}"] = self.past[0, depth, layer]
                 feeds[f"past_value.{depth + 1}.{layer}"] = self.past[1, depth, layer]
@@ -64,7 +68,7 @@ class Host:
             held, more = self.lengths[index], counts[index]
             grown[:, :, :, index, :, :held] = self.past[:, :, :, index, :, :held]
             # new: [2, n, B, layers, KV, S, D]
-            grown[:, :, :, index, :, held : held + more] = new[:, :, index, :, :, :more]
+            grown[:, : self.loops, :, index, :, held : held + more] = new[:, :, index, :, :, :more]
         self.past, self.lengths = grown, self.lengths + counts
 
 
@@ -140,7 +144,8 @@ def test_plain_onnxruntime_runs_the_graph_and_threshold_0_leaves_after_loop_1(bu
         "last": np.array(3),
         "logit_rows": np.array([2]),
     }
-    feeds |= {"past_length": np.zeros((1, 3), np.int64), "threshold": np.array(0, np.float32)}
+    feeds |= {"slot_rows": np.zeros(0, np.int64), "row_threshold": np.zeros(0, np.float32)}
+    feeds |= {"past_length": feeds["past_length"].astype(np.int64), "threshold": np.array(0, np.float32)}
     for threshold, depth in ((0.0, 1), (2.0, 3)):
         feeds["threshold"] = np.array(threshold, np.float32)
         _, _, gate, exit_depth, new_key, new_value = session.run(None, feeds)
@@ -150,7 +155,6 @@ def test_plain_onnxruntime_runs_the_graph_and_threshold_0_leaves_after_loop_1(bu
 
 def test_threshold_0_does_less_work(bundle: Path, tmp_path: Path) -> None:
     """The profile counts the block's operators: an exit after loop 1 of 3 runs a third of them."""
-    import json
 
     def block_operators(threshold: float) -> int:
         host = Host(bundle, 1)

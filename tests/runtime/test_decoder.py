@@ -52,10 +52,10 @@ def test_every_row_runs_each_depth_once_in_the_end(bundle: Path) -> None:
         decoder = Decoder(model.graph)
         for token in range(2, 40):
             decoder.step(token, ExitPolicy(depth=1 + token % 2))
-        assert decoder.cache.lengths[0] == 38 and decoder.cache.lengths[2] == 0
+        assert decoder.state.cache.lengths[0] == 38 and decoder.state.cache.lengths[2] == 0
         decoder.step(50, ExitPolicy())
-        assert decoder.cache.lengths == [39, 39, 39]
-        assert [len(rows) for rows in decoder.waiting] == [0, 0]
+        assert decoder.state.cache.lengths == [39, 39, 39]
+        assert [len(rows) for rows in decoder.state.waiting] == [0, 0]
         assert decoder.block_rows == 3 * 39
 
 
@@ -104,7 +104,7 @@ def test_an_interrupted_step_leaves_a_decoder_that_starts_anew(
         decoder.prefill(ids, ExitPolicy(depth=1))
         run = Decoder._run
         calls = iter([True, False])
-        monkeypatch.setattr(Decoder, "_run", lambda self, *a, **k: run(self, *a, **k) if next(calls) else interrupt())
+        monkeypatch.setattr(Decoder, "_run", lambda self, *a: run(self, *a) if next(calls) else interrupt())
         with pytest.raises(KeyboardInterrupt):
             decoder.step(7, ExitPolicy())
         monkeypatch.setattr(Decoder, "_run", run)

@@ -1,0 +1,264 @@
+"""`Engine`: many requests at once, each sequence at a depth of its own in one block step.
+
+Continuous depth-wise batching (Relaxed Recursive Transformers, sections 2.4 and 3.8): the block is the same function at
+every depth, so a step serves whatever each sequence needs next, and a sequence that ends makes room at the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.decoder import MOST_WAITING
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.graph import Part, PartDone
+from rrt_edge.runtime.manifest import KVRule
+from rrt_edge.runtime.model import Model, Prompt
+from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.reply import Generation, Reply, Token
+from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.state import SequenceState
+
+Float = NDArray[np.float32]
+KV_BUDGET = 1 << 30  # bytes
+PROMPT_ROWS = 32  # prompt tokens a step takes along: bounds how long running replies wait for a new prompt
+PART_ROWS = 64  # rows that wait are caught up in parts of so many
+
+
+class Request:
+    """One prompt and its reply. `finish_reason` is empty until it ends: `stop`, `length` or `cancelled`."""
+
+    def __init__(self, number: int, reply: Reply, state: SequenceState, policy: ExitPolicy, kv_bytes: int) -> None:
+        self.number = number
+        self.tokens: list[Token] = []
+        self.finish_reason = ""
+        self.kv_bytes = kv_bytes
+        self._reply, self._state, self._policy = reply, state, policy
+        self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
+        self._block_rows = 0
+        self._depth = 0  # where the rows in `_moving` stand; 0: none do
+        self._moving: NDArray[np.int64] | Float = np.zeros(0, np.int64)
+        self._held: Float | None = None  # rows that go on when those moving have been caught up
+        self._catching_up = False
+        self._thresholds = np.zeros(0, np.float32)
+        self._replying = False
+        self._now = policy  # for the token under way
+        self._last = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def generation(self) -> Generation:
+        """The reply so far.
+
+        Raises:
+            BadInputError: no token has come yet.
+        """
+        stats = self._reply.stats(self._block_rows)
+        if stats is None:
+            raise BadInputError(f"request {self.number}: no token has come yet")
+        return Generation(self.text, tuple(self.tokens), self.finish_reason, stats)
+
+    @property
+    def new_prompt_rows(self) -> int:
+        """Prompt tokens it would take along if it were served now."""
+        return len(self._unread) if self._depth == 0 else 0
+
+    def part(self, prompt_room: int) -> Part:
+        """The rows it needs run next; no more than `prompt_room` new prompt tokens."""
+        if self._depth == 0:
+            self._begin(prompt_room)
+        state, rows = self._state, self._moving
+        self._thresholds = np.full(len(rows), NEVER, np.float32)
+        if self._replying and not self._catching_up:
+            self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
+        return Part(state.cache, self._depth, rows, state.first_position(self._depth, len(rows)), self._thresholds)
+
+    def take(self, done: PartDone) -> Token | None:
+        """Take what a step returned; the token it led to, where it led to one."""
+        if self._replying:
+            self._block_rows += len(done.hidden)
+        if self._catching_up:
+            self._state.leave(self._depth, done.hidden)
+            self._catching_up = False
+            self._depth -= 1
+            if self._held is None:
+                self._depth = 0
+            else:
+                self._deeper(self._held)
+            return None
+        left = bool(done.gate[-1] >= self._thresholds[-1])
+        if not left and self._depth < self._last:
+            self._deeper(done.hidden)
+            return None
+        depth, self._depth = self._depth, 0
+        self._state.leave(depth, done.hidden)
+        if not self._replying:
+            return None
+        return self._answer(done.logits[-1], depth, float(done.gate[-1]))
+
+    def _begin(self, prompt_room: int) -> None:
+        """Take the next rows: of the prompt while there are any, then the token that came last."""
+        self._depth = 1
+        self._replying = not self._unread
+        if self._replying:
+            self._now = self._policy.at(len(self.tokens))
+            self._moving = np.array(self._reply.history[-1:], np.int64)
+        else:
+            self._now = self._policy
+            self._moving = np.array(self._unread[:prompt_room], np.int64)
+            del self._unread[:prompt_room]
+        self._last = self._now.depth or self._state.loops
+
+    def _answer(self, logits: Float, depth: int, gate: float) -> Token:
+        reply = self._reply
+        token = reply.take(reply.sampler.pick(logits, reply.history), depth, gate)
+        self.tokens.append(token)
+        self.finish_reason = reply.finish_reason
+        if not self.finish_reason and self._now.depth is None and depth < self._state.loops:
+            waiting = self._state.waiting[depth - 1]
+            if len(waiting) > MOST_WAITING:
+                self._catch_up(depth, None)
+        return token
+
+    def _deeper(self, hidden: Float) -> None:
+        """The rows [n, H] go to the next depth, with those that wait after this one."""
+        waiting = self._state.waiting[self._depth - 1]
+        if len(waiting) + len(hidden) > PART_ROWS and len(waiting):
+            self._catch_up(self._depth, hidden)
+        else:
+            self._moving, self._held = np.concatenate([waiting.take(), hidden]), None
+            self._depth += 1
+
+    def _catch_up(self, depth: int, held: Float | None) -> None:
+        """Rows that wait after a depth go first."""
+        self._moving, self._held = self._state.waiting[depth - 1].take(PART_ROWS), held
+        self._catching_up = True
+        self._depth = depth + 1
+
+
+class Engine:
+    """Runs requests together. Not for use by two threads at once.
+
+    `lossless` requests run at full depth here, whose tokens are the same: drafts spend rows to save latency, and a
+    batch has rows enough.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        kv_rule: KVRule | None = None,
+        kv_budget_bytes: int = KV_BUDGET,
+        prompt_rows: int = PROMPT_ROWS,
+    ) -> None:
+        """
+        Args:
+            kv_rule: as for `Model.session`.
+            kv_budget_bytes: keys and values that running requests may come to hold; others wait in order.
+            prompt_rows: prompt tokens a step takes along.
+        """
+        if kv_budget_bytes < 1 or prompt_rows < 1:
+            raise BadInputError("the KV budget and the prompt rows must be 1 or more")
+        self.model = model
+        self.kv_rule = model.kv_rule(kv_rule)
+        self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, prompt_rows
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []  # the one served longest ago first
+        self.steps = 0
+        self._binding = model.graph.bind()
+        self._numbers = count(1)
+
+    def submit(
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+    ) -> Request:
+        """Queue a prompt (text, or token ids).
+
+        Raises:
+            ContextFullError, BadInputError: as `Model.stream`; or the request alone is over the KV budget.
+        """
+        model, sampling, policy = self.model, sampling or Sampling(), self.model.policy(exit_policy)
+        ids = model.checked_prompt(prompt)
+        room = model.context - len(ids)
+        architecture = model.manifest.architecture
+        kv_bytes = (len(ids) + min(sampling.max_tokens, room)) * architecture.kv_bytes_per_token
+        if kv_bytes > self.kv_budget_bytes:
+            raise BadInputError(
+                f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "
+                f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
+            )
+        reply = Reply(model.tokenizer, ids, sampling, room, model.manifest.eos_token_ids)
+        request = Request(next(self._numbers), reply, SequenceState(architecture, self.kv_rule), policy, kv_bytes)
+        self.waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request; it gets no further token."""
+        for requests in (self.waiting, self.running):
+            if request in requests:
+                requests.remove(request)
+                request.finish_reason = "cancelled"
+
+    def run(self) -> Iterator[tuple[Request, Token]]:
+        """Step until every request has ended, yielding tokens as they come; more may be submitted meanwhile."""
+        while self.waiting or self.running:
+            yield from self.step()
+
+    def step(self) -> list[tuple[Request, Token]]:
+        """Run one block step; returns the tokens it led to.
+
+        Raises:
+            RRTEdgeError: onnxruntime failed; the requests that were being served are cancelled.
+        """
+        self._admit()
+        served = self._choose()
+        if not served:
+            return []
+        room = self.prompt_rows
+        parts = []
+        for request in served:
+            asked = request.new_prompt_rows
+            parts.append(request.part(room))
+            room -= min(asked, room)
+        try:
+            done = self.model.graph.step(self._binding, parts)
+        except BaseException:
+            for request in served:
+                self.cancel(request)
+            raise
+        self.steps += 1
+        self.running = [request for request in self.running if request not in served] + served
+        tokens = []
+        for request, part in zip(served, done, strict=True):
+            token = request.take(part)
+            if token is not None:
+                tokens.append((request, token))
+            if request.finish_reason:
+                self.running.remove(request)
+        return tokens
+
+    def _admit(self) -> None:
+        """Let requests in, in order, while their keys and values fit the budget."""
+        held = sum(request.kv_bytes for request in self.running)
+        while self.waiting and held + self.waiting[0].kv_bytes <= self.kv_budget_bytes:
+            held += self.waiting[0].kv_bytes
+            self.running.insert(0, self.waiting.pop(0))
+
+    def _choose(self) -> list[Request]:
+        """Whom the next step serves: those served longest ago, prompts as far as there is room for their rows."""
+        chosen: list[Request] = []
+        room = self.prompt_rows
+        for request in self.running:
+            asked = request.new_prompt_rows
+            if len(chosen) == self.model.manifest.architecture.pasts:
+                break
+            if asked and not room:
+                continue
+            chosen.append(request)
+            room -= min(asked, room)
+        return chosen

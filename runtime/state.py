@@ -1,0 +1,85 @@
+"""What is held of one sequence, and the KV rules: what a row that leaves early leaves behind."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.cache import KVCache
+from rrt_edge.runtime.manifest import Architecture, KVRule
+
+Float = NDArray[np.float32]
+
+
+class WaitingRows:
+    """Hidden states [n, H] of rows that wait after one depth, in order of position."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self._parts = [np.zeros((0, hidden_size), np.float32)]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: Float) -> None:
+        self._parts.append(rows)
+        self._count += len(rows)
+
+    def take(self, count: int | None = None) -> Float:
+        """The first rows (all by default), which wait no longer."""
+        rows = np.concatenate(self._parts)
+        count = len(rows) if count is None else min(count, len(rows))
+        self._parts, self._count = [rows[count:]], len(rows) - count
+        return rows[:count]
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first rows."""
+        self.take_back(self.take()[:count])
+
+    def take_back(self, rows: Float) -> None:
+        """Put rows in front of those that wait."""
+        self._parts.insert(0, rows)
+        self._count += len(rows)
+
+
+class SequenceState:
+    """The cache of one sequence and, under `exact`, the rows that wait.
+
+    - `exact`: a row that leaves after depth d waits with its hidden state in `waiting[d - 1]`, the rows that depth d
+      has and depth d + 1 lacks; the next row to go deeper takes them along (synchronised decoding, as in FREE, arXiv
+      2310.05424).
+    - `latest`: the depths it skips read its deepest keys and values (Huginn, arXiv 2502.05171).
+    - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
+    """
+
+    def __init__(self, architecture: Architecture, rule: KVRule = "exact") -> None:
+        self.rule = rule
+        self.loops = architecture.loops
+        self.cache = KVCache(architecture)
+        self.waiting = [WaitingRows(architecture.hidden_size) for _ in range(1, self.loops)]
+
+    @property
+    def length(self) -> int:
+        """Tokens that have run depth 1."""
+        return len(self.cache.positions[0])
+
+    def first_position(self, depth: int, count: int) -> int:
+        """The position of the first of `count` rows that are about to run a depth."""
+        if depth == 1 or self.rule == "exact":
+            return len(self.cache.positions[depth - 1])  # they stand right behind those that have
+        return self.length - count
+
+    def leave(self, depth: int, hidden: Float) -> None:
+        """Rows [n, H], the last to have run `depth`, go no deeper for now."""
+        if self.rule == "exact" and depth < self.loops:
+            self.waiting[depth - 1].add(hidden)
+        if self.rule == "latest":
+            for deeper in range(depth + 1, self.loops + 1):
+                self.cache.copy_last(len(hidden), depth, deeper)
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens at `length` and behind."""
+        for depth in range(1, self.loops):
+            first = len(self.cache.positions[depth])  # position of the first row waiting after this depth
+            self.waiting[depth - 1].keep(max(0, length - first))
+        self.cache.truncate(length)

@@ -163,7 +163,7 @@ def _manifest(
         ),
         gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
-        kv_rule="exact",
+        kv_rule=config.kv_rule,
         eos_token_ids=_eos_token_ids(checkpoint, spec),
         weight_bytes=weight_bytes,
         unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan).values()),

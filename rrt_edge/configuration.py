@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.manifest import RULES
 
 
 class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -21,10 +22,11 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         rank: LoRA rank of each depth on every linear of the block; 0 shares without relaxation.
         init: how the block was initialised: `average`, `stepwise` or `lower`.
         gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
+        kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `latest` or `skip`.
         exit_threshold: the gate value calibrated for leaving early, where one was.
 
     Raises:
-        BadInputError: `loops` does not divide the layers, or `rank` is negative.
+        BadInputError: `loops` does not divide the layers, `rank` is negative, or there is no such KV rule.
     """
 
     model_type = "rrt"
@@ -35,6 +37,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     rank: int = 0
     init: str = "average"
     gate_trained: bool = False
+    kv_rule: str = "exact"
     exit_threshold: float | None = None
     tie_word_embeddings: bool = False
 
@@ -48,6 +51,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
             raise BadInputError(f"loops {self.loops} does not divide the {layers} layers; choose one of {choices}")
         if self.rank < 0:
             raise BadInputError(f"rank {self.rank} is negative; 0 shares the block without LoRA")
+        if self.kv_rule not in RULES:
+            raise BadInputError(f"kv_rule {self.kv_rule!r}: choose from {', '.join(RULES)}")
 
     @property
     def layers_per_block(self) -> int:

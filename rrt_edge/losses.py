@@ -36,6 +36,13 @@ def exit_loss(depth_logits: tuple[Tensor, ...], targets: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
+def draw_exits(asked: Tensor, loops: int) -> Tensor:
+    """An exit depth for each token [B, S]: any from 1 to `loops` where `asked`, else `loops` as in prompts."""
+    drawn = torch.randint(1, loops + 1, asked.shape, device=asked.device)
+    drawn.view(-1)[asked.flatten().nonzero()[:1, 0]] = loops  # at least one to learn from
+    return torch.where(asked, drawn, loops)
+
+
 def gate_loss(gate_logits: Tensor, depth_logits: tuple[Tensor, ...]) -> Tensor:
     """Binary cross entropy of the gate [N, loops - 1] against "this depth's argmax is the final argmax"."""
     final = depth_logits[-1].argmax(dim=-1)
@@ -71,7 +78,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # the positions that predict a label
         targets = labels[:, 1:][asked[:, :-1]]  # [N]
         text = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        outputs = model(**text, logits_mask=asked, output_depths=self.stage != "uptrain")
+        config = self.accelerator.unwrap_model(model).config
+        exits = None
+        if self.stage != "uptrain" and config.kv_rule != "exact":
+            # What a token that left is at depths behind its own means nothing: the losses are those of the others.
+            exits = draw_exits(asked, config.loops)
+            asked = asked & (exits == config.loops)
+            targets = labels[:, 1:][asked[:, :-1]]
+        outputs = model(**text, logits_mask=asked, output_depths=self.stage != "uptrain", exit_depths=exits)
 
         if self.stage == "gate":
             loss = gate_loss(outputs.gate_logits, outputs.depth_logits)

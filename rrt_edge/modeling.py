@@ -15,7 +15,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.families import family_of
+from rrt_edge.kv_rules import LatestKeyValues, sees_those_inside
 from rrt_edge.lora import Depth, DepthLoRALinear, relax_linears
+from rrt_edge.runtime.errors import BadInputError
 
 UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
 
@@ -103,25 +105,41 @@ class RecursiveModel(RecursivePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # [B, S, H]
         depth: int | None = None,
+        exit_depths: Tensor | None = None,  # [B, S]
         **kwargs: Any,
     ) -> list[Tensor]:
-        """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each."""
+        """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each.
+
+        Raises:
+            BadInputError: `exit_depths` with a cache or with gradient checkpointing.
+        """
+        if exit_depths is not None and (past_key_values is not None or self.gradient_checkpointing):
+            raise BadInputError("exit_depths go with whole texts, without a cache and without gradient checkpointing")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-        mask = create_causal_mask(
-            config=self.config.text_config,
-            inputs_embeds=hidden,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        masking = {
+            "config": self.config.text_config,
+            "inputs_embeds": hidden,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        mask = create_causal_mask(**masking)
         rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        rule = self.config.kv_rule if exit_depths is not None else "exact"
+        latest = LatestKeyValues() if rule == "latest" else None
 
         normed = []
         for loop in range(depth or self.config.loops):
-            arguments = (loop, hidden, mask, position_ids, rotary, past_key_values)
+            if exit_depths is not None and loop:
+                left = exit_depths <= loop  # before this depth, which counts from 1
+                if latest is not None:
+                    latest.left = left
+                if rule == "skip":
+                    mask = create_causal_mask(**masking, and_mask_function=sees_those_inside(left))
+            arguments = (loop, hidden, mask, position_ids, rotary, past_key_values if latest is None else latest)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
             else:
@@ -130,10 +148,19 @@ class RecursiveModel(RecursivePreTrainedModel):
         return normed
 
     def _run_block(
-        self, loop: int, hidden: Tensor, mask: Tensor, position_ids: Tensor, rotary: Any, cache: Cache | None
+        self,
+        loop: int,
+        hidden: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        rotary: Any,
+        cache: Cache | LatestKeyValues | None,
     ) -> Tensor:
         self.depth.index = loop
-        slots = None if cache is None else SlotCache(cache, loop * self.config.layers_per_block)
+        if cache is None or isinstance(cache, LatestKeyValues):
+            slots = cache
+        else:
+            slots = SlotCache(cache, loop * self.config.layers_per_block)
         for layer in self.block:
             hidden = layer(
                 hidden,
@@ -171,6 +198,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         depth: int | None = None,
         output_depths: bool = False,
         logits_mask: Tensor | None = None,
+        exit_depths: Tensor | None = None,
         **kwargs: Any,
     ) -> RecursiveOutput:
         """Run the model.
@@ -180,13 +208,15 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             logits_to_keep: compute logits for the last n positions only (0: all), as `generate()` asks.
             depth: loops to run, 1 to `config.loops`; all by default.
             output_depths: also return the logits of every depth run.
+            exit_depths: [B, S], the depth each token of a whole text leaves at; the others see it by `config.kv_rule`.
+                What is returned of a token at depths behind its own means nothing.
             logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         normed = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, depth, **kwargs
-        )  # fmt: skip
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, depth, exit_depths, **kwargs
+        )
         if logits_mask is not None:
             normed = [hidden[logits_mask] for hidden in normed]  # [N, H]
         elif isinstance(logits_to_keep, Tensor) or logits_to_keep:

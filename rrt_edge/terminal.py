@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rrt_edge.exporters import ExportReport
-    from rrt_edge.runtime import Manifest, Model, Token
+    from rrt_edge.runtime import Manifest, Model, Session, Token
     from rrt_edge.runtime.check import VerifyReport
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
@@ -143,11 +143,20 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
 class Chat:
     """The terminal chat: one session, slash commands, tokens shaded by depth on request."""
 
-    def __init__(self, model: Model, console: Console, sampling: Any, exit_policy: str, show_depth: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        new_session: Callable[[], Session],
+        console: Console,
+        sampling: Any,
+        exit_policy: str,
+        show_depth: bool,
+    ) -> None:
+        self.new_session = new_session
         self.model, self.console, self.sampling = model, console, sampling
         self.exit_policy, self.show_depth = exit_policy, show_depth
         model.policy(exit_policy)
-        self.session = model.session()
+        self.session = new_session()
         self.messages: list[dict[str, str]] = []
 
     def run(self, interactive: bool) -> None:
@@ -200,7 +209,7 @@ class Chat:
         if name == "/help":
             self.console.print(HELP, markup=False, highlight=False)
         elif name == "/reset":
-            self.session, self.messages = self.model.session(), []
+            self.session, self.messages = self.new_session(), []
             self.console.print("conversation forgotten")
         elif name == "/stats":
             stats = vars(self.session.stats)

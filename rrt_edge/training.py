@@ -19,6 +19,7 @@ from rrt_edge.losses import StageTrainer
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
+from rrt_edge.runtime.manifest import RULES
 
 Stage = Literal["uptrain", "early-exit", "gate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -40,6 +41,8 @@ class TrainOptions:
         kd_weight: weight of the forward KL from the teacher (section 3.1, appendix E).
         temperature: softens teacher and student in that KL.
         exit_weight: weight of each earlier loop's loss in the early-exit stage (0.1 in section 3.7).
+        kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than
+            `exact` the early-exit and gate stages draw an exit depth for each token the model should say.
         max_length: tokens an example is cut to.
         save_steps: steps between the checkpoints a stopped run goes on from.
     """
@@ -56,6 +59,7 @@ class TrainOptions:
     kd_weight: float = 1.0
     temperature: float = 1.0
     exit_weight: float = 0.1
+    kv_rule: str = "exact"
     max_length: int = 1024
     seed: int = 0
     save_steps: int = 200
@@ -67,6 +71,8 @@ class TrainOptions:
         for name in ("epochs", "batch", "lr", "gate_lr", "temperature", "max_length", "save_steps"):
             if getattr(self, name) <= 0:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)} must be above 0")
+        if self.kv_rule not in RULES:
+            raise BadInputError(f"kv-rule {self.kv_rule!r}: choose from {', '.join(RULES)}")
         for name in ("kd_weight", "exit_weight", "warmup"):
             if getattr(self, name) < 0:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)} must not be negative")
@@ -152,6 +158,8 @@ def _run_stage(
     if stage == "gate" and model.exit_gate is not None:
         model.requires_grad_(False)
         model.exit_gate.requires_grad_(True)
+    if stage != "uptrain":
+        model.config.kv_rule = options.kv_rule
     lr = {"uptrain": options.lr, "early-exit": options.exit_lr or options.lr, "gate": options.gate_lr}[stage]
     epochs = {"uptrain": options.epochs, "early-exit": options.exit_epochs, "gate": options.gate_epochs}[stage]
     trainer = StageTrainer(

@@ -74,6 +74,10 @@ def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any
 @click.option("--kd-weight", default=1.0, show_default=True, help="Weight of the teacher's KL.")
 @click.option("--temperature", default=1.0, show_default=True, help="Softens that KL.")
 @click.option("--exit-weight", default=0.1, show_default=True, help="Weight of the earlier loops' losses.")
+@click.option(
+    "--kv-rule", type=click.Choice(["exact", "latest", "skip"]), default="exact", show_default=True,
+    help="What a token that leaves early is to the loops it skips: as if it ran them, its latest state, or nothing.",
+)  # fmt: skip
 @click.option("--max-length", default=1024, show_default=True, help="Tokens an example is cut to.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--save-steps", default=200, show_default=True, help="Steps between checkpoints to go on from.")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from rrt_edge.cli.common import Command, guarded, json_option, print_json
 from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime import Session
 
 
 def sampling_options(command: Command) -> Command:
@@ -27,8 +30,13 @@ def sampling_options(command: Command) -> Command:
         click.option("--stop", multiple=True, help="End where this text comes; may be given several times."),
         click.option(
             "--exit-policy", default="full", show_default=True,
-            help="full, depth=N, threshold=T, or threshold for the bundle's calibrated one.",
+            help="full, depth=N, threshold=T, threshold for the bundle's calibrated one, or lossless.",
         ),
+        click.option(
+            "--kv-rule", type=click.Choice(["exact", "latest", "skip"]),
+            help="Run under another KV rule than the bundle was trained for.",
+        ),
+        click.option("--lazy-prompt", is_flag=True, help="Run the prompt's deeper loops only when a token needs them."),
         click.option("--context", type=int, help="Tokens a conversation may hold."),
         click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default."),
         click.option("--show-depth", is_flag=True, help="Colour each token by the depth it left at."),
@@ -54,7 +62,7 @@ def _sampling(given: dict[str, Any]) -> Any:
 @guarded
 def generate(
     bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
-    threads: int | None, show_depth: bool, as_json: bool, **given: Any,
+    threads: int | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     from rrt_edge.runtime import Model
@@ -71,7 +79,7 @@ def generate(
             asked = text
         else:
             asked = model.encode_chat([{"role": "user", "content": text}])
-        session = model.session()
+        session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         tokens = []
         for token in session.stream(asked, sampling, exit_policy):
@@ -132,8 +140,9 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 @sampling_options
 @guarded
 def chat(
-    bundle: Path, exit_policy: str, context: int | None, threads: int | None, show_depth: bool, **given: Any
-) -> None:
+    bundle: Path, exit_policy: str, context: int | None, threads: int | None, show_depth: bool, kv_rule: Any,
+    lazy_prompt: bool, **given: Any,
+) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
     from rrt_edge.runtime import Model
     from rrt_edge.terminal import Chat
@@ -141,4 +150,8 @@ def chat(
     sampling = _sampling(given)
     with Model.load(bundle, context=context, threads=threads) as model:
         console = Console(highlight=False)
-        Chat(model, console, sampling, exit_policy, show_depth).run(interactive=sys.stdin.isatty())
+
+        def new_session() -> Session:
+            return model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
+
+        Chat(model, new_session, console, sampling, exit_policy, show_depth).run(interactive=sys.stdin.isatty())

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
 from rrt_edge.data import IGNORED, PadCollator, encode_chat, read_examples
-from rrt_edge.losses import exit_loss, forward_kl, gate_loss, uptrain_loss
+from rrt_edge.losses import draw_exits, exit_loss, forward_kl, gate_loss, uptrain_loss
 from rrt_edge.training import TrainOptions
 
 CHATS = [
@@ -95,6 +95,41 @@ def test_the_stages_bring_a_broken_model_back(source: Path, recursive: Path, dat
     losses = [torch.nn.functional.cross_entropy(logits, targets) for logits in output.depth_logits]
     assert losses[-1] < 0.5, losses
     assert losses[0] < 2.0, losses  # the first loop learnt to answer too
+
+
+def test_drawn_exits_leave_prompts_whole_and_something_to_learn_from() -> None:
+    asked = torch.tensor([[False, True, True, False]] * 3)
+    for _ in range(50):
+        exits = draw_exits(asked, 3)
+        assert (exits[~asked] == 3).all() and exits.min() >= 1 and (exits[asked] == 3).any()
+    seen = torch.stack([draw_exits(asked, 3) for _ in range(50)])[:, 1]
+    assert set(seen[:, 1].tolist()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("rule", ["latest", "skip"])
+def test_training_for_a_rule_lowers_its_loss(
+    source: Path, recursive: Path, data: Path, tmp_path: Path, rule: str
+) -> None:
+    """The loss of the tokens that run all depths while others have left, under the rule trained for."""
+
+    def loss(folder: Path) -> float:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model.config.kv_rule = rule
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        batch = PadCollator(0)(read_examples(data, tokenizer, 64)[:32])
+        asked = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
+        torch.manual_seed(0)
+        exits = draw_exits(asked, 3)
+        whole = asked & (exits == 3)
+        with torch.no_grad():
+            texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**texts, logits_mask=whole, exit_depths=exits).logits
+        return float(torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:][whole[:, :-1]]))
+
+    options = quick(stages=("early-exit",), kv_rule=rule)
+    rrt_edge.train(recursive, tmp_path / "out", data=data, teacher=source, options=options)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.kv_rule == rule
+    assert loss(tmp_path / "out") < 0.7 * loss(recursive)
 
 
 def test_the_gate_stage_freezes_the_body(recursive: Path, data: Path, tmp_path: Path) -> None:

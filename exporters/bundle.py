@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rrt_edge import __version__
 from rrt_edge.checkpoint import Checkpoint
+from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Init, Progress, convert
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.emit import OuterWeights, emit, packs_embedding
@@ -118,11 +119,13 @@ def _export_recursive(
         raise BadInputError(f"{checkpoint.folder}: {message}")
     unshared = _unshared_weight_bytes(spec, plan)
     with new_folder(bundle, "bundle", is_bundle) as folder:
-        layers = _watched(layer_weights(checkpoint, spec), spec.layers, progress)
+        layers = watched(layer_weights(checkpoint, spec), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer_weights(checkpoint, spec), layers, folder)
         checkpoint.copy_companions(folder)
-        manifest = _manifest(checkpoint, spec, bits, plan, weight_bytes, folder)
-        manifest.write(folder)
+        eos, provenance = _eos_token_ids(checkpoint, spec), {"init": checkpoint.config.init}
+        write_manifest(
+            checkpoint.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
+        )
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
         bundle=str(bundle),
@@ -136,18 +139,27 @@ def _export_recursive(
     )
 
 
-def _watched(layers: Iterator[LayerWeights], count: int, progress: Progress | None) -> Iterator[LayerWeights]:
+def watched(layers: Iterator[LayerWeights], count: int, progress: Progress | None) -> Iterator[LayerWeights]:
+    """The layers, reporting progress as they are written."""
     for done, layer in enumerate(layers):
         yield layer
         if progress is not None:
             progress(done + 1, count, "layers exported")
 
 
-def _manifest(
-    checkpoint: Checkpoint, spec: BlockSpec, bits: int, plan: Bits, weight_bytes: dict[str, int], folder: Path
-) -> Manifest:
-    config = checkpoint.config
-    return Manifest(
+def write_manifest(
+    config: RecursiveConfig,
+    spec: BlockSpec,
+    bits: int,
+    plan: Bits,
+    weight_bytes: dict[str, int],
+    folder: Path,
+    *,
+    eos_token_ids: tuple[int, ...],
+    provenance: dict[str, str],
+) -> None:
+    """Write manifest.json, the last file of a bundle: it lists the others."""
+    manifest = Manifest(
         architecture=Architecture(
             family=spec.family,
             loops=spec.loops,
@@ -164,12 +176,13 @@ def _manifest(
         gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
         kv_rule=config.kv_rule,
-        eos_token_ids=_eos_token_ids(checkpoint, spec),
+        eos_token_ids=eos_token_ids,
         weight_bytes=weight_bytes,
         unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan).values()),
-        provenance={"init": config.init, "rrt_edge": __version__, "onnx": onnx.__version__},
+        provenance={**provenance, "rrt_edge": __version__, "onnx": onnx.__version__},
         files=list_files(folder),
     )
+    manifest.write(folder)
 
 
 def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import RULES
+from rrt_edge.runtime.manifest import RULES, KVRule
 
 
 class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -37,7 +37,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     rank: int = 0
     init: str = "average"
     gate_trained: bool = False
-    kv_rule: str = "exact"
+    kv_rule: KVRule = "exact"
     exit_threshold: float | None = None
     tie_word_embeddings: bool = False
 

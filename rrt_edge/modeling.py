@@ -157,9 +157,10 @@ class RecursiveModel(RecursivePreTrainedModel):
         cache: Cache | LatestKeyValues | None,
     ) -> Tensor:
         self.depth.index = loop
-        if cache is None or isinstance(cache, LatestKeyValues):
+        slots: SlotCache | LatestKeyValues | None = None
+        if isinstance(cache, LatestKeyValues):
             slots = cache
-        else:
+        elif cache is not None:
             slots = SlotCache(cache, loop * self.config.layers_per_block)
         for layer in self.block:
             hidden = layer(

@@ -140,6 +140,34 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
     return two_columns(bundle, rows)
 
 
+def bench_table(name: str, rows: list[dict[str, Any]]) -> Table:
+    """What `bench` measured, a bar for each speed."""
+    first = rows[0]
+    facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
+    table = Table(title=f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}", title_justify="left")
+    for column in ("test", "rule", "depth", "rows a token", "first token", "tokens/s", "spread", "of bandwidth", ""):
+        table.add_column(column, justify="left" if column in ("test", "rule", "") else "right")
+    fastest = {kind: max(_speeds(rows, kind), default=1.0) for kind in ("prefill", "decode")}
+    for row in rows:
+        share = row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
+        table.add_row(
+            row["test"],
+            row["kv_rule"],
+            f"{row['mean_depth']:.2f}",
+            f"{row['block_rows_per_token']:.2f}",
+            f"{row['ttft_s']:.2f} s",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['spread']:.0%}",
+            f"{row['bandwidth_share']:.0%}",
+            "█" * max(1, round(16 * share)),
+        )
+    return table
+
+
+def _speeds(rows: list[dict[str, Any]], kind: str) -> list[float]:
+    return [row["tokens_per_second"] for row in rows if row["test"].startswith(kind)]
+
+
 class Chat:
     """The terminal chat: one session, slash commands, tokens shaded by depth on request."""
 

@@ -19,7 +19,7 @@ from rrt_edge.losses import StageTrainer
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
-from rrt_edge.runtime.manifest import RULES
+from rrt_edge.runtime.manifest import RULES, KVRule
 
 Stage = Literal["uptrain", "early-exit", "gate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -59,7 +59,7 @@ class TrainOptions:
     kd_weight: float = 1.0
     temperature: float = 1.0
     exit_weight: float = 0.1
-    kv_rule: str = "exact"
+    kv_rule: KVRule = "exact"
     max_length: int = 1024
     seed: int = 0
     save_steps: int = 200

@@ -65,8 +65,9 @@ class Decoder:
         last = policy.depth or self.loops
         with self._whole_or_nothing():
             done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1)
-            if done.last < last and self._generated_waiting(done.last) > MOST_WAITING:
-                self._catch_up(done.last, 0)
+            for depth in range(done.last, last):
+                if self._generated_waiting(depth) > MOST_WAITING:
+                    self._catch_up(depth, 0)
         return Step(done.logits[-1], done.last, float(done.gate[-1, -1]))
 
     def verify(self, count: int, token: int | None = None) -> Float:
@@ -105,9 +106,8 @@ class Decoder:
 
     def _generated_waiting(self, depth: int) -> int:
         """Generated tokens that wait after a depth."""
-        if self.state.rule != "exact" or depth == self.loops:
-            return 0
-        return self.length - max(self._prompt_end, self.length - len(self.state.waiting[depth - 1]))
+        lengths = self.state.cache.lengths
+        return min(len(self.state.waiting[depth - 1]), lengths[depth - 1] - self._prompt_end)
 
     def _catch_up(self, depth: int, room: int) -> None:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""

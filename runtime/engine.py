@@ -88,7 +88,7 @@ class Request:
             self._catching_up = False
             self._depth -= 1
             if self._held is None:
-                self._depth = 0
+                self._bound_waiting(self._depth + 1)
             else:
                 self._deeper(self._held)
             return None
@@ -120,11 +120,15 @@ class Request:
         token = reply.take(reply.sampler.pick(logits, reply.history), depth, gate)
         self.tokens.append(token)
         self.finish_reason = reply.finish_reason
-        if not self.finish_reason and self._now.depth is None and depth < self._state.loops:
-            waiting = self._state.waiting[depth - 1]
-            if len(waiting) > MOST_WAITING:
-                self._catch_up(depth, None)
+        if not self.finish_reason and self._now.depth is None:
+            self._bound_waiting(depth)
         return token
+
+    def _bound_waiting(self, depth: int) -> None:
+        """Catch up the rows that wait after a depth where they are many."""
+        self._depth = 0
+        if depth < self._state.loops and len(self._state.waiting[depth - 1]) > MOST_WAITING:
+            self._catch_up(depth, None)
 
     def _deeper(self, hidden: Float) -> None:
         """The rows [n, H] go to the next depth, with those that wait after this one."""

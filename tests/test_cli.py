@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-COMMANDS = ["convert", "train", "export", "verify", "inspect", "generate", "chat"]
+COMMANDS = ["convert", "train", "export", "verify", "inspect", "generate", "chat", "bench"]
 
 
 def run(*arguments: object, given: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -175,6 +175,25 @@ def test_export_without_the_extra_names_it(recursive: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "pip install 'rrt-edge[export]'" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_bench_prints_rows_as_json_and_as_a_table(bundle: Path) -> None:
+    quick = ("--prompt", 6, "--new", 4, "--repeats", 1)
+    rows = json.loads(run("bench", bundle, *quick, "--json").stdout)
+    policies = ["full", "depth=1", "depth=2"]
+    assert [row["test"] for row in rows] == [
+        f"{kind}:{policy}" for kind in ("prefill", "decode") for policy in policies
+    ]
+    shown = run("bench", bundle, *quick, "--tests", "decode:depth=1")
+    assert shown.returncode == 0 and "decode:depth=1" in shown.stdout and "tokens/s" in shown.stdout
+
+
+def test_bench_refuses_what_it_cannot_measure(bundle: Path, tmp_path: Path) -> None:
+    assert "give a bundle, or --shape with --random" in refused("bench")
+    assert "say --random" in refused("bench", "--shape", "tinyllama")
+    assert "choose from tinyllama" in refused("bench", "--shape", "huge", "--random")
+    assert "no such bundle folder" in refused("bench", tmp_path / "nothing")
+    assert "must be prefill or decode" in refused("bench", bundle, "--tests", "encode")
 
 
 def test_export_outside_a_checkout_says_where_the_demo_lives(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import click
 from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
 from rrt_edge.cli.making import convert, export, train
+from rrt_edge.cli.measuring import bench
 from rrt_edge.cli.talking import chat, generate
 
 
@@ -17,5 +18,5 @@ def main(debug: bool) -> None:
     """Relaxed Recursive Transformers for the edge: convert, train, export and run with early exit."""
 
 
-for command in (convert, train, export, verify, inspect, generate, chat):
+for command in (convert, train, export, verify, inspect, generate, chat, bench):
     main.add_command(command)

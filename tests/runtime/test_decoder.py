@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rrt_edge.runtime import ExitPolicy, Model
+from rrt_edge.runtime import ExitPolicy, Model, Sampling
 from rrt_edge.runtime import decoder as decoder_module
 from rrt_edge.runtime.decoder import Decoder
 
@@ -116,3 +116,47 @@ def test_an_interrupted_step_leaves_a_decoder_that_starts_anew(
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_generated_tokens_wait_no_longer_than_the_limit(
+    bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "MOST_WAITING", 5)
+    ids = np.random.default_rng(0).integers(2, 300, 41).tolist()
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        decoder.prefill(ids[:20], ExitPolicy(), lazy=True)
+        longest = 0
+        for token in ids[20:40]:
+            decoder.step(token, ExitPolicy(threshold=0.0))
+            longest = max(longest, *(decoder._generated_waiting(depth) for depth in (1, 2)))
+        assert longest == 5 and decoder.state.cache.lengths[0] == 40
+        step = decoder.step(ids[40], ExitPolicy())
+    np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, 40], atol=1e-4)
+
+
+def test_a_lazy_prompt_runs_deeper_only_for_a_deeper_token(bundle: Path, recursive: Path) -> None:
+    ids = np.random.default_rng(1).integers(2, 300, 30).tolist()
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph)
+        decoder.prefill(ids[:28], ExitPolicy(), lazy=True)
+        assert decoder.state.cache.lengths == [28, 0, 0] and decoder.block_rows == 28
+        shallow = decoder.step(ids[28], ExitPolicy(threshold=0.0))
+        deep = decoder.step(ids[29], ExitPolicy())
+        assert decoder.state.cache.lengths == [30, 30, 30]
+    np.testing.assert_allclose(shallow.logits, depth_logits(recursive, ids)[0, 28], atol=1e-4)
+    np.testing.assert_allclose(deep.logits, depth_logits(recursive, ids)[2, 29], atol=1e-4)
+
+
+def test_a_lazy_session_gives_the_eager_ones_tokens(bundle: Path) -> None:
+    prompt = np.random.default_rng(2).integers(2, 300, 60).tolist()
+    with Model.load(bundle) as model:
+        for policy in ("threshold=0.5", "full", "depth=2", "lossless"):
+            eager, lazy = model.session(), model.session(lazy_prompt=True)
+            sampling = Sampling(max_tokens=20)
+            ours = [(token.id, token.depth) for token in lazy.stream(prompt, sampling, policy)]
+            theirs = [(token.id, token.depth) for token in eager.stream(prompt, sampling, policy)]
+            assert [token for token, _ in ours] == [token for token, _ in theirs]
+            if policy != "lossless":
+                assert ours == theirs
+            assert lazy.stats.longest_gap_s > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
+from rrt_edge.runtime import engine as engine_module
 
 POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2", "threshold=0.7", "lossless"]
 
@@ -19,8 +20,13 @@ def prompts(count: int, seed: int = 0, longest: int = 50) -> list[list[int]]:
 
 @pytest.mark.parametrize("kv_rule", ["exact", "latest", "skip"])
 @pytest.mark.parametrize("prompt_rows", [3, 32])
-def test_requests_together_equal_requests_alone(bundle: Path, kv_rule: str, prompt_rows: int) -> None:
-    """More requests than slots, each with a policy and sampling of its own, prompts in chunks."""
+def test_requests_together_equal_requests_alone(
+    bundle: Path, kv_rule: str, prompt_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests than slots, each with a policy and sampling of its own, prompts in chunks, rows caught up in parts."""
+    if prompt_rows == 3:
+        monkeypatch.setattr(engine_module, "MOST_WAITING", 3)
+        monkeypatch.setattr(engine_module, "PART_ROWS", 4)
     with Model.load(bundle) as model:
         engine = Engine(model, kv_rule=kv_rule, prompt_rows=prompt_rows)
         asked = []

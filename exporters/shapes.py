@@ -1,0 +1,98 @@
+"""Bundles of random weights in the shape of a known model, to measure speed and memory without its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig
+
+from rrt_edge.configuration import RecursiveConfig
+from rrt_edge.conversion import Progress
+from rrt_edge.exporters.block import LayerWeights
+from rrt_edge.exporters.bundle import is_bundle, plan_bits, watched, write_manifest
+from rrt_edge.exporters.emit import OuterWeights, emit
+from rrt_edge.exporters.linears import Adapted
+from rrt_edge.exporters.spec import BlockSpec, spec_of
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.files import new_folder
+
+Float = NDArray[np.float32]
+SPREAD = 0.02  # standard deviation of the weights
+SHAPES: dict[str, dict[str, Any]] = {
+    "tinyllama": {  # TinyLlama-1.1B
+        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+    },
+    "smollm": {  # SmolLM-135M
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def random_bundle(
+    shape: str, bundle: Path, *, loops: int = 2, rank: int = 0, bits: int = 4, progress: Progress | None = None
+) -> None:
+    """Write a bundle of random weights; its tokenizer has one word for each token, and no token ends a reply.
+
+    Raises:
+        BadInputError: there is no such shape, or loops, rank or bits cannot be.
+    """
+    if shape not in SHAPES:
+        raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
+    config = RecursiveConfig(text_config=LlamaConfig(**SHAPES[shape], eos_token_id=None), loops=loops, rank=rank)
+    spec, plan = spec_of(config), plan_bits(bits, None, config.tie_word_embeddings)
+    rng = np.random.default_rng(0)
+    with new_folder(bundle, "bundle", is_bundle) as folder:
+        layers = watched(_layers(spec, rng), spec.layers, progress)
+        weight_bytes = emit(spec, plan, _outer(spec, rng), layers, folder)
+        words = {f"w{index}": index for index in range(spec.vocabulary)}
+        Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+        provenance = {"shape": shape, "weights": "random"}
+        write_manifest(config, spec, bits, plan, weight_bytes, folder, eos_token_ids=(), provenance=provenance)
+
+
+def _random(rng: np.random.Generator, *shape: int) -> Float:
+    weights: Float = rng.standard_normal(shape, np.float32)
+    weights *= SPREAD
+    return weights
+
+
+def _outer(spec: BlockSpec, rng: np.random.Generator) -> OuterWeights:
+    embedding = _random(rng, spec.vocabulary, spec.hidden)
+    return OuterWeights(
+        embedding=embedding,
+        norm=np.ones(spec.hidden, np.float32),
+        head=None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden),
+        gate_weight=_random(rng, spec.loops - 1, spec.hidden),
+        gate_bias=np.zeros(spec.loops - 1, np.float32),
+    )
+
+
+def _layers(spec: BlockSpec, rng: np.random.Generator) -> Iterator[LayerWeights]:
+    def linear(outputs: int, inputs: int) -> Adapted:
+        rank = min(spec.rank, inputs, outputs)
+        if not rank:
+            return Adapted(_random(rng, outputs, inputs))
+        a, b = _random(rng, spec.loops, rank, inputs), _random(rng, spec.loops, outputs, rank)
+        return Adapted(_random(rng, outputs, inputs), None, a, b)
+
+    ones = np.ones(spec.hidden, np.float32)
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    for _ in range(spec.layers):
+        yield LayerWeights(
+            norms=(ones, ones),
+            q=linear(q, spec.hidden),
+            k=linear(kv, spec.hidden),
+            v=linear(kv, spec.hidden),
+            o=linear(spec.hidden, q),
+            gate=linear(spec.intermediate, spec.hidden),
+            up=linear(spec.intermediate, spec.hidden),
+            down=linear(spec.hidden, spec.intermediate),
+        )

@@ -1,0 +1,96 @@
+"""`bench`: how fast a bundle runs here, by exit policy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.runtime import errors
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+
+
+@click.command(
+    epilog="Example: rrt-edge bench --shape tinyllama --random --loops 2 --rank 64 "
+    "--tests decode:full,decode:depth=1,decode:trace=0.6:skip:x8"
+)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--shape", help="Measure a model of this shape instead of a bundle: tinyllama, smollm.")
+@click.option("--random", "random_weights", is_flag=True, help="With random weights; needed with --shape.")
+@click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")
+@click.option("--rank", default=0, show_default=True, help="For --shape.")
+@click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True, help="For --shape.")
+@click.option("--keep", type=click.Path(path_type=Path), help="For --shape: keep the bundle here, and reuse it.")
+@click.option(
+    "--tests",
+    help="Comma-separated: prefill or decode, then :POLICY (also trace=SHARE or clustered=SHARE: that share of the "
+    "tokens leaves after loop 1), :KV-RULE, :xBATCH.  [default: prefill and decode at every depth]",
+)
+@click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
+@click.option("--new", default=128, show_default=True, help="Tokens generated.")
+@click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
+@click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
+@json_option
+@guarded
+def bench(
+    bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, keep: Path | None,
+    tests: str | None, as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
+    if (bundle is None) == (shape is None):
+        raise BadInputError("give a bundle, or --shape with --random")
+    if shape is not None and not random_weights:
+        raise BadInputError("--shape has no weights to load: say --random to measure with random ones")
+    settings["tests"] = [test.strip() for test in tests.split(",")] if tests else []
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="rrt-edge-") if shape and keep is None else nullcontext("") as folder:
+        where = bundle or keep or Path(folder) / "bundle"
+        if shape is not None and not (where / "manifest.json").is_file():
+            _write_random(shape, where, loops, rank, int(bits), console, as_json)
+        rows = _measure(where, settings, console, as_json)
+    name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
+    if as_json:
+        return print_json(rows)
+    from rrt_edge.terminal import bench_table
+
+    return Console().print(bench_table(name, rows))
+
+
+def _write_random(
+    shape: str, where: Path, loops: int, rank: int, bits: int, console: Console, as_json: bool
+) -> None:  # fmt: skip
+    from rrt_edge.exporters.shapes import random_bundle
+    from rrt_edge.terminal import progress_bar
+
+    with progress_bar(console, not as_json) as progress:
+        random_bundle(shape, where, loops=loops, rank=rank, bits=bits, progress=progress)
+
+
+def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: bool) -> list[dict[str, Any]]:
+    """The rows, from a process of its own: this one's memory and threads are not to be measured."""
+    from rrt_edge.terminal import progress_bar
+
+    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.bench", str(bundle), json.dumps(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    assert process.stdout is not None
+    rows: list[dict[str, Any]] | None = None
+    with process, progress_bar(console, not as_json) as progress:
+        for line in process.stdout:
+            told = json.loads(line)
+            if "error" in told:
+                raise getattr(errors, told["error"]["type"], RRTEdgeError)(told["error"]["message"])
+            if "rows" in told:
+                rows = told["rows"]
+            elif progress is not None:
+                progress(told["done"], told["total"], told["what"])
+    if rows is None:
+        raise RRTEdgeError(f"{bundle}: the measuring process ended without a result (status {process.returncode})")
+    return rows

@@ -45,6 +45,12 @@ class Decoder:
         """Tokens fed so far."""
         return self.state.length
 
+    def fork(self) -> Decoder:
+        """Another decoder of the same tokens, which shares what is held."""
+        other = Decoder(self.graph, self.state.rule)
+        other.state, other._prompt_end = self.state.fork(), self._prompt_end
+        return other
+
     def rewind(self, length: int) -> None:
         """Forget the tokens at `length` and behind."""
         self.state.rewind(length)

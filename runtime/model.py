@@ -179,6 +179,13 @@ class Session:
         self.finish_reason = ""
         self._stats: Stats | None = None
 
+    def fork(self) -> Session:
+        """Another conversation that begins with this one's tokens and shares their keys and values."""
+        other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
+        other.decoder = self.decoder.fork()
+        other.ids = list(self.ids)
+        return other
+
     def chat(
         self, messages: Sequence[Message], sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
     ) -> Iterator[Token]:

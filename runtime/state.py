@@ -36,6 +36,11 @@ class WaitingRows:
         """Forget all but the first rows."""
         self.take_back(self.take()[:count])
 
+    def fork(self) -> WaitingRows:
+        other = WaitingRows(0)
+        other._parts, other._count = list(self._parts), self._count
+        return other
+
     def take_back(self, rows: Float) -> None:
         """Put rows in front of those that wait."""
         self._parts.insert(0, rows)
@@ -76,6 +81,14 @@ class SequenceState:
         if self.rule == "latest":
             for deeper in range(depth + 1, self.loops + 1):
                 self.cache.copy_last(len(hidden), depth, deeper)
+
+    def fork(self) -> SequenceState:
+        """Another state of the same tokens, which shares what is held."""
+        other = SequenceState.__new__(SequenceState)
+        other.rule, other.loops = self.rule, self.loops
+        other.cache = self.cache.fork()
+        other.waiting = [rows.fork() for rows in self.waiting]
+        return other
 
     def rewind(self, length: int) -> None:
         """Forget the tokens at `length` and behind."""

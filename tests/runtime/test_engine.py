@@ -23,7 +23,7 @@ def prompts(count: int, seed: int = 0, longest: int = 50) -> list[list[int]]:
 def test_requests_together_equal_requests_alone(
     bundle: Path, kv_rule: str, prompt_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More requests than slots, each with a policy and sampling of its own, prompts in chunks, rows caught up in parts."""
+    """More requests than slots, each with its own policy and sampling; prompts in chunks, rows caught up in parts."""
     if prompt_rows == 3:
         monkeypatch.setattr(engine_module, "MOST_WAITING", 3)
         monkeypatch.setattr(engine_module, "PART_ROWS", 4)

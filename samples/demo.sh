@@ -12,8 +12,13 @@ echo "== the trained recursive model: exported, and proved against the checkpoin
 rrt-edge export build/demo/bundle
 rrt-edge verify build/demo/bundle --source samples/pydoc/recursive --text build/pydoc/heldout.jsonl
 
-for question in "What does os.path.join do?" "In one line, what is collections.Counter?" "Remind me, what does heapq.heappush do?"; do
-    echo "== $question"
-    rrt-edge generate build/demo/bundle "$question" --exit-policy threshold --show-depth
-done
+ask() {
+    echo "== $1 (exit policy $2)"
+    rrt-edge generate build/demo/bundle "$1" --exit-policy "$2" --show-depth
+}
+ask "What does os.path.join do?" threshold
+ask "In one line, what is collections.Counter?" threshold
+ask "Remind me, what does heapq.heappush do?" threshold
+echo "== the same with a threshold that lets only the surest tokens leave early"
+ask "Remind me, what does heapq.heappush do?" threshold=0.9999
 echo "Talk to it: rrt-edge chat build/demo/bundle --exit-policy threshold --show-depth"

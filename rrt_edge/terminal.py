@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+BAR = 8  # characters of the fastest test's bar
 HELP = """\
 /help          this list
 /reset         forget the conversation
@@ -145,21 +146,22 @@ def bench_table(name: str, rows: list[dict[str, Any]]) -> Table:
     first = rows[0]
     facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
     table = Table(title=f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}", title_justify="left")
-    for column in ("test", "rule", "depth", "rows a token", "first token", "tokens/s", "spread", "of bandwidth", ""):
-        table.add_column(column, justify="left" if column in ("test", "rule", "") else "right")
+    table.add_column("test", no_wrap=True)
+    for column in ("depth", "rows/token", "ttft", "tokens/s", "spread", "bandwidth"):
+        table.add_column(column, justify="right")
+    table.add_column("", no_wrap=True, min_width=BAR)
     fastest = {kind: max(_speeds(rows, kind), default=1.0) for kind in ("prefill", "decode")}
     for row in rows:
         share = row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
         table.add_row(
             row["test"],
-            row["kv_rule"],
             f"{row['mean_depth']:.2f}",
             f"{row['block_rows_per_token']:.2f}",
             f"{row['ttft_s']:.2f} s",
             f"{row['tokens_per_second']:.1f}",
             f"{row['spread']:.0%}",
             f"{row['bandwidth_share']:.0%}",
-            "█" * max(1, round(16 * share)),
+            "█" * max(1, round(BAR * share)),
         )
     return table
 

@@ -120,10 +120,10 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_nothing_else(
     export(recursive, tmp_path / "b", bits=32)
     before = Manifest.read(tmp_path / "b")
 
-    def interrupted(*args: object) -> object:
+    def interrupted(*args: object, **kwargs: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_module, "_manifest", interrupted)
+    monkeypatch.setattr(bundle_module, "write_manifest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(recursive, tmp_path / "b", bits=4)
     with pytest.raises(KeyboardInterrupt):

@@ -67,12 +67,17 @@ class DraftLength:
 class Lossless:
     """Picks full depth's tokens for one sequence, drafting with loop 1."""
 
-    def __init__(self, decoder: Decoder, ends: Collection[int], gated: bool) -> None:
-        """`ends`: tokens behind which nothing is drafted; `gated`: whether the gate was trained to tell."""
+    def __init__(self, decoder: Decoder, length: DraftLength, ends: Collection[int], gated: bool) -> None:
+        """
+        Args:
+            length: chooses the rows of a round; shared by the replies of a model, so that it need not learn anew.
+            ends: tokens behind which nothing is drafted.
+            gated: whether the gate was trained to tell.
+        """
         self.decoder = decoder
         self.ends = ends
         self.least_gate = LEAST_GATE if gated else 0.0
-        self.length = DraftLength(decoder.loops)
+        self.length = length
 
     def round(self, history: Sequence[int], sampler: Sampler, counts: Drafts) -> Iterator[tuple[int, int, float]]:
         """The next tokens behind `history`, at least one, as (token, depth, gate).

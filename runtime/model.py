@@ -12,7 +12,7 @@ from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
 from rrt_edge.runtime.graph import Graph
-from rrt_edge.runtime.lossless import Lossless
+from rrt_edge.runtime.lossless import DraftLength, Lossless
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
 from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
@@ -31,6 +31,7 @@ class Model:
         self.tokenizer = tokenizer
         self.template = template
         self.context = min(DEFAULT_CONTEXT, manifest.architecture.context_length)
+        self.draft_length = DraftLength(manifest.architecture.loops)
         self._graph: Graph | None = graph
 
     @classmethod
@@ -243,7 +244,8 @@ class Session:
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[tuple[int, int, float]]:
         """The tokens of a reply as (token, depth, gate), without end; each is fed when the next is asked for."""
         if policy.lossless and self.model.loops > 1:
-            lossless = Lossless(self.decoder, self.model.manifest.eos_token_ids, self.model.manifest.gate.trained)
+            manifest = self.model.manifest
+            lossless = Lossless(self.decoder, self.model.draft_length, manifest.eos_token_ids, manifest.gate.trained)
             while True:
                 yield from lossless.round(reply.history, reply.sampler, reply.drafts)
         while True:

@@ -78,7 +78,7 @@ def main() -> None:
         prompts = [model.encode_chat(json.loads(line)["messages"][:1]) for line in lines]
         float32 = model.manifest.quantization.bits == 32
         allowed = 1e-4 if float32 else row_error(model, prompts[:20])
-        print(f"a row alone and among others differ by {allowed:.2e} at most: nearer logits count as a tie")
+        print(f"logits nearer than {allowed:.2e} count as a tie")
         rng = np.random.default_rng(0)
         compared = ties = 0
         runs: dict[str, list[tuple[float, int, int]]] = {"questions": [], "random prompts": []}

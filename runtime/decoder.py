@@ -16,7 +16,8 @@ from rrt_edge.runtime.state import SequenceState
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Float  # token ids [S] or hidden states [S, H]
-CHUNK = 256  # rows a call: bounds the memory of attention scores
+CHUNK = 256  # rows a call at most
+SCORES_BYTES = 32 << 20  # attention scores of a layer: over a long past a call takes fewer rows
 MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
 
 
@@ -51,6 +52,12 @@ class Decoder:
         other.state, other._prompt_end = self.state.fork(), self._prompt_end
         return other
 
+    @property
+    def chunk(self) -> int:
+        """Rows that the next call may take: what bounds the memory of attention scores over so long a past."""
+        row_bytes = self.graph.architecture.attention_heads * (self.length + CHUNK) * 4
+        return max(1, min(CHUNK, SCORES_BYTES // row_bytes))
+
     def rewind(self, length: int) -> None:
         """Forget the tokens at `length` and behind."""
         self.state.rewind(length)
@@ -61,9 +68,12 @@ class Decoder:
         With `lazy` (under `exact`) they run depth 1 alone, and the others when a later token goes deeper.
         """
         last = 1 if lazy and self.state.rule == "exact" else policy.depth or self.loops
-        for start in range(0, len(ids), CHUNK):
+        start = 0
+        while start < len(ids):
+            stop = start + self.chunk
             with self._whole_or_nothing():
-                self._run_down(np.asarray(ids[start : start + CHUNK], np.int64), 1, last, NEVER, 0)
+                self._run_down(np.asarray(ids[start:stop], np.int64), 1, last, NEVER, 0)
+            start = stop
         self._prompt_end = self.length
 
     def step(self, token: int, policy: ExitPolicy) -> Step:
@@ -81,7 +91,7 @@ class Decoder:
         with self._whole_or_nothing():
             if token is not None:
                 return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
-            self._catch_up(1, CHUNK)
+            self._catch_up(1, max(count, self.chunk))
             return self._run_down(self.state.waiting[0].take(), 2, self.loops, NEVER, count).logits
 
     @contextmanager
@@ -102,7 +112,7 @@ class Decoder:
             if left or done.last == last:
                 self.state.leave(done.last, done.hidden)
                 return done
-            self._catch_up(done.last, CHUNK - new)
+            self._catch_up(done.last, self.chunk - new)
             rows = np.concatenate([self.state.waiting[done.last - 1].take(), done.hidden])
             first = done.last + 1
 
@@ -119,7 +129,7 @@ class Decoder:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
         waiting = self.state.waiting[depth - 1]
         while len(waiting) > max(room, 0):
-            done = self._run(waiting.take(CHUNK), depth + 1, depth + 1, NEVER, 0)
+            done = self._run(waiting.take(self.chunk), depth + 1, depth + 1, NEVER, 0)
             self.state.leave(depth + 1, done.hidden)
 
     def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:

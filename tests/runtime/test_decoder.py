@@ -160,3 +160,18 @@ def test_a_lazy_session_gives_the_eager_ones_tokens(bundle: Path) -> None:
             if policy != "lossless":
                 assert ours == theirs
             assert lazy.stats.longest_gap_s > 0
+
+
+def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows a call where the past is long; the logits stay those of one forward."""
+    monkeypatch.setattr(decoder_module, "SCORES_BYTES", 100 * 6 * 4 * 64)
+    monkeypatch.setattr(decoder_module, "CHUNK", 64)
+    ids = np.random.default_rng(4).integers(2, 300, 400).tolist()
+    with Model.load(bundle) as model:
+        decoder, rows = Decoder(model.graph), []
+        run = decoder._run
+        monkeypatch.setattr(decoder, "_run", lambda moving, *rest: rows.append(len(moving)) or run(moving, *rest))
+        decoder.prefill(ids[:-1], ExitPolicy())
+        step = decoder.step(ids[-1], ExitPolicy())
+    assert rows[0] == 64 and rows == sorted(rows, reverse=True) and 10 <= rows[-3] < 20
+    np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, -1], atol=1e-4)

@@ -4,9 +4,9 @@
     python benchmarks/peers.py run [--shape tinyllama] [--folder build/peers] [--threads 2] [--repeats 3]
 
 `prepare` makes an environment for each peer (they are no dependencies), a checkpoint of random weights, llama.cpp's
-Q4_0, onnxruntime-genai's int4 and our bundles of it; what is there is reused. `run` measures them in turn, each in a
-process of its own: a prompt of 256 tokens, then 128 new ones. The peers run the model unshared. It refuses to start
-while the machine is busy.
+Q4_0 and onnxruntime-genai's int4 of it, and our bundles of the shape, with random weights too; what is there is reused.
+`run` measures them in turn, each in a process of its own: a prompt of 256 tokens, then 128 new ones. The peers run the
+model unshared. It refuses to start while the machine is busy.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ def prepare(folder: Path, shape: str) -> None:
     if not (model / "genai_config.json").is_file():
         builder = [str(python(genai)), "-m", "onnxruntime_genai.models.builder"]
         subprocess.run([*builder, "-i", checkpoint, "-o", model, "-p", "int4", "-e", "cpu"], check=True)
+    from rrt_edge.exporters.shapes import random_bundle
+
     for rank in (0, 64):
         bundle = folder / shape / f"bundle-{rank}"
         if not (bundle / "manifest.json").is_file():
-            command = ["rrt-edge", "export", checkpoint, bundle, "--loops", str(LOOPS[shape]), "--rank", str(rank)]
-            subprocess.run(command, check=True)
+            random_bundle(shape, bundle, loops=LOOPS[shape], rank=rank)
 
 
 def python(folder: Path) -> Path:
@@ -161,6 +162,8 @@ def run_llama_cpp(path: str, threads: str, vocabulary: str) -> dict[str, float]:
     import llama_cpp
     import numpy as np
 
+    silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silence, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     parameters = llama_cpp.llama_context_default_params()

@@ -202,7 +202,7 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
         if bits >= 16:
             return outputs * inputs * bits // 8
         blocks = pad_to_block(inputs) // BLOCK
-        return outputs * (blocks * (BLOCK * bits // 8 + 4) + -(-blocks * bits // 8))
+        return outputs * blocks * (BLOCK * bits // 8 + 4)
 
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]

@@ -131,10 +131,9 @@ class _Emitter:
             packed = quantize(embedding, bits)
             self.weights.add("embedding.packed", packed.packed, "embedding")
             self.weights.add("embedding.scales", packed.scales, "embedding")
-            self.weights.add("embedding.zeros", packed.zero_points, "embedding")
             rows = (self.spec.vocabulary, self.spec.hidden * bits // 8)
             self.weights.alias("embedding.rows", "embedding.packed", rows)
-            tensors = ("embedding.rows", "input_ids", "embedding.scales", "embedding.zeros")
+            tensors = ("embedding.rows", "input_ids", "embedding.scales")
             sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
             return top.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
         stored = np.float16 if bits == 16 else np.float32

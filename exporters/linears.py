@@ -58,7 +58,6 @@ class Linears:
             packed = quantize(matrix, bits)
             self.weights.add(f"{name}.packed", packed.packed, part)
             self.weights.add(f"{name}.scales", packed.scales, part)
-            self.weights.add(f"{name}.zeros", packed.zero_points, part)
         elif bits == 16:
             self.weights.add(f"{name}.half", matrix.T.astype(np.float16), part)
             self.top.add("Cast", [f"{name}.half"], [name], to=FLOAT)
@@ -70,7 +69,7 @@ class Linears:
         """`x` [..., inputs] times the transpose of the matrix written as `name`."""
         if bits not in (4, 8):
             return graph.op("MatMul", x, name)
-        tensors = [f"{name}.packed", f"{name}.scales", f"{name}.zeros"]
+        tensors = [f"{name}.packed", f"{name}.scales"]
         sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": FAST_INT8}
         return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
 

@@ -33,13 +33,12 @@ class LayerWeights:
 class Surroundings:
     """Values from around the loop and of this iteration that the layers read, by name."""
 
-    choice: str  # int64: the depth, counted from 1, or loops + 1 in the step form
+    choices: Sequence[str]  # bool, one for each depth: one call is at it; none holds in the step form
     masks: DepthMasks
     cos: str  # [B * S, head_dim / 2]
     sin: str
     row_index: str  # int64 [B, S], into cos and sin
-    new_mask: str  # float [S * group, S], causal among the new rows
-    past_mask: str  # float [B, 1, 1, P], of this depth
+    mask: str  # float [B, 1, S * group, P + S]: the past of this depth, and the new rows causally
     past_split: str  # int64 [2]: P, S
     slots: Slots
 
@@ -50,18 +49,20 @@ class Slots:
 
     rows: str  # int64 [slots]: n
     queries: str  # int64 [slots]: n * group
-    past_masks: Sequence[str]  # float [1, 1, 1, P]
-    new_masks: Sequence[str]  # float [n * group, n]
+    masks: Sequence[str]  # float [1, 1, n * group, P + n]
     past_splits: Sequence[str]  # int64 [2]: P, n
 
 
 def choose_one(
-    graph: Builder, choice: str, count: int, outputs: int, emit: Callable[[Builder, int], Sequence[str]]
+    graph: Builder, choices: Sequence[str], outputs: int, emit: Callable[[Builder, int], Sequence[str]]
 ) -> list[str]:
-    """Emit `emit(builder, n)` for n from 1 to `count` and let an If choose: no input of the others is touched."""
+    """Emit `emit(builder, n)` for n from 1 on, and let an If take the first whose choice holds, or the one behind them.
+
+    No input of the others is touched.
+    """
 
     def choose(here: Builder, first: int) -> Sequence[str]:
-        if first == count:
+        if first > len(choices):
             return emit(here, first)
         this, others = Builder(here), Builder(here)
         then_names, else_names = emit(this, first), choose(others, first + 1)
@@ -69,7 +70,7 @@ def choose_one(
             "then_branch": this.branch(then_names, f"choice_{first}"),
             "else_branch": others.branch(else_names, f"choice_above_{first}"),
         }
-        return here.ops("If", outputs, here.op("Equal", choice, here.constant(first)), **branches)
+        return here.ops("If", outputs, choices[first - 1], **branches)
 
     return list(choose(graph, 1))
 
@@ -129,10 +130,9 @@ class BlockEmitter:
         def attend(branch: Builder, choice: int) -> list[str]:
             if choice > spec.loops:
                 return [self._attend_slots(branch, q, keys, values, index, around.slots)]
-            masks = (around.past_mask, around.new_mask, around.past_split)
-            return [self._attend(branch, q, keys, values, f"{choice}.{index}", *masks)]
+            return [self._attend(branch, q, keys, values, f"{choice}.{index}", around.mask, around.past_split)]
 
-        (mixed,) = choose_one(graph, around.choice, spec.loops + 1, 1, attend)
+        (mixed,) = choose_one(graph, around.choices, 1, attend)
         mixed = graph.reshape(mixed, 0, spec.kv_heads, -1, spec.group, spec.head_dim)
         mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3, 4), 0, 0, q_size)  # [B, S, H*D]
         return self._linear(graph, f"{name}.o", [weights.o], mixed, around), keys, values
@@ -143,23 +143,21 @@ class BlockEmitter:
         queries = graph.ops("Split", count, q, slots.queries, axis=2)
         new_keys = graph.ops("Split", count, keys, slots.rows, axis=2)
         new_values = graph.ops("Split", count, values, slots.rows, axis=2)
-        parts = zip(queries, new_keys, new_values, slots.past_masks, slots.new_masks, slots.past_splits, strict=True)
+        parts = zip(queries, new_keys, new_values, slots.masks, slots.past_splits, strict=True)
         mixed = [
-            self._attend(graph, own, key, value, f"{slot}.{layer}", past_mask, new_mask, split)
-            for slot, (own, key, value, past_mask, new_mask, split) in enumerate(parts, 1)
+            self._attend(graph, own, key, value, f"{slot}.{layer}", mask, split)
+            for slot, (own, key, value, mask, split) in enumerate(parts, 1)
         ]
         return graph.op("Concat", *mixed, axis=2)
 
-    def _attend(
-        self, graph: Builder, q: str, keys: str, values: str, past: str, past_mask: str, new_mask: str, past_split: str
-    ) -> str:
+    def _attend(self, graph: Builder, q: str, keys: str, values: str, past: str, mask: str, past_split: str) -> str:
         """Grouped attention over one past, read in place, and the new rows: [B, KV, S*G, D]."""
         scale = self.spec.head_dim**-0.5
         past_key, past_value = f"past_key.{past}", f"past_value.{past}"
         old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, P]
         new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, S]
-        old, new = graph.op("Add", old, past_mask), graph.op("Add", new, new_mask)
-        shares = graph.op("Softmax", graph.op("Concat", old, new, axis=-1), axis=-1)
+        scores = graph.op("Add", graph.op("Concat", old, new, axis=-1), mask)
+        shares = graph.op("Softmax", scores, axis=-1)
         old, new = graph.ops("Split", 2, shares, past_split, axis=-1)
         return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
 

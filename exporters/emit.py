@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,10 +217,11 @@ class _Emitter:
         depth = body.op("Add", "first", "iteration")
         row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, S, 1]
         choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
-        past_mask, past_split = self._past(body, choice, depth, rows)
+        choices = [body.op("Equal", choice, body.constant(one)) for one in range(1, spec.loops + 1)]
+        mask, past_split = self._past(body, choices, depth, rows, new_mask)
         slots = self._slots(body, stepping, new_mask)
         masks = DepthMasks(body, row_depth, spec.loops)
-        around = Surroundings(choice, masks, cos, sin, row_index, new_mask, past_mask, past_split, slots)
+        around = Surroundings(choices, masks, cos, sin, row_index, mask, past_split, slots)
 
         residual, update = carried[0], ""
         keys, values = [], []
@@ -259,56 +260,54 @@ class _Emitter:
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
 
-    def _past(self, body: Builder, choice: str, depth: str, rows: str) -> tuple[str, str]:
-        """This depth's mask over the bound past [B, 1, 1, P], and the sizes [P, S] that part old from new."""
+    def _past(self, body: Builder, choices: Sequence[str], depth: str, rows: str, new_mask: str) -> tuple[str, str]:
+        """This depth's mask [B, 1, S * group, P + S], and the sizes [P, S] that part old from new."""
 
         def bound(branch: Builder, chosen: int) -> list[str]:
             if chosen > self.spec.loops:  # a step has a past for each slot
                 return [branch.op("Identity", branch.constant([0]))]
             return [branch.op("Shape", f"past_key.{chosen}.0", start=2, end=3)]
 
-        (size,) = choose_one(body, choice, self.spec.loops + 1, 1, bound)
+        (size,) = choose_one(body, choices, 1, bound)
         index = body.op("Sub", depth, body.constant(1))
         length = body.op("Gather", "past_length", index, axis=1)  # [B]
         split = body.op("Concat", size, body.reshape(rows, 1), axis=0)
-        return self._hide_unused(body, size, body.reshape(length, -1, 1, 1, 1)), split
+        return self._mask(body, size, body.reshape(length, -1, 1, 1, 1), new_mask), split
 
-    def _hide_unused(self, graph: Builder, size: str, length: str) -> str:
-        """Mask over a bound past of `size` [1] rows of which `length` [B, 1, 1, 1] are valid: [B, 1, 1, P]."""
+    def _mask(self, graph: Builder, size: str, length: str, new_mask: str) -> str:
+        """Mask over a past of `size` [1] rows, of which `length` [B, 1, 1, 1] are valid, and the new rows behind."""
         column = graph.op("Range", graph.constant(0), graph.op("Squeeze", size), graph.constant(1))
-        return self._hide(graph, graph.op("GreaterOrEqual", column, length))
+        past = self._hide(graph, graph.op("GreaterOrEqual", column, length))  # [B, 1, 1, P]
+        batch = graph.op("Shape", length, start=0, end=1)
+        queries, one = graph.op("Shape", new_mask, start=0, end=1), graph.constant([1])
+        past = graph.op("Expand", past, graph.op("Concat", one, one, queries, one, axis=0))
+        new = graph.op("Expand", new_mask, graph.op("Concat", batch, one, one, one, axis=0))
+        return graph.op("Concat", past, new, axis=-1)
 
     def _slots(self, body: Builder, stepping: str, new_mask: str) -> Slots:
         """Masks and sizes of each slot in the step form; nothing is computed in the other."""
         spec, count = self.spec, self.spec.pasts
         step, idle = Builder(body), Builder(body)
         queries = step.op("Mul", "slot_rows", step.constant(spec.group))
-        past_masks, new_masks, splits = [], [], []
+        masks, splits = [], []
         for slot in range(1, count + 1):
             rows = step.op("Slice", "slot_rows", step.constant([slot - 1]), step.constant([slot]))  # [1]
             size = step.op("Shape", f"past_key.{slot}.0", start=2, end=3)
             length = step.op(
                 "Slice", "past_length", step.constant([slot - 1]), step.constant([slot]), step.constant([1])
             )
-            past_masks.append(self._hide_unused(step, size, step.reshape(length, 1, 1, 1, 1)))
             corner = step.op("Concat", step.op("Mul", rows, step.constant([spec.group])), rows, axis=0)
-            new_masks.append(step.op("Slice", new_mask, step.constant([0, 0]), corner))  # causal for any rows
+            causal = step.op("Slice", new_mask, step.constant([0, 0]), corner)  # of whichever rows
+            masks.append(self._mask(step, size, step.reshape(length, 1, 1, 1, 1), causal))
             splits.append(step.op("Concat", size, rows, axis=0))
-        nothing = idle.constant([0])
-        no_past, no_rows = (idle.constant(np.zeros(shape), np.float32) for shape in ((1, 1, 1, 0), (0, 0)))
-        nothings = [nothing, *[no_past] * count, *[no_rows] * count, *[nothing] * count]
+        nothing, no_mask = idle.constant([0]), idle.constant(np.zeros((1, 1, 0, 0)), np.float32)
+        nothings = [nothing, *[no_mask] * count, *[nothing] * count]
         branches = {
-            "then_branch": step.branch([queries, *past_masks, *new_masks, *splits], "slots"),
+            "then_branch": step.branch([queries, *masks, *splits], "slots"),
             "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
         }
-        names = body.ops("If", 1 + 3 * count, stepping, **branches)
-        return Slots(
-            rows="slot_rows",
-            queries=names[0],
-            past_masks=names[1 : 1 + count],
-            new_masks=names[1 + count : 1 + 2 * count],
-            past_splits=names[1 + 2 * count :],
-        )
+        names = body.ops("If", 1 + 2 * count, stepping, **branches)
+        return Slots("slot_rows", names[0], names[1 : 1 + count], names[1 + count :])
 
     def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
         """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
 ERRORS_ONLY = 3  # onnxruntime's log level
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
-_ONE = np.array(1, np.int64)
-_NEVER = np.array(NEVER, np.float32)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _scalar(value: float) -> NDArray[Any]:
+    """An int64 or float input; the same array for the same value, so that it is bound once."""
+    return np.array(value, np.float32 if isinstance(value, float) else np.int64)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Graph:
         self.architecture = architecture
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -127,9 +133,9 @@ class Graph:
             "hidden": self._no_hidden if entering else rows[None],
             "row_depth": np.full((1, count), first, np.int64),
             "position_ids": np.arange(position, position + count, dtype=np.int64)[None],
-            "first": np.array(first, np.int64),
-            "last": np.array(last, np.int64),
-            "threshold": np.array(threshold, np.float32),
+            "first": _scalar(first),
+            "last": _scalar(last),
+            "threshold": _scalar(float(threshold)),
             "logit_rows": np.array(logit_rows, np.int64),
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
@@ -161,9 +167,9 @@ class Graph:
             "hidden": np.concatenate(states)[None] if states else self._no_hidden,
             "row_depth": np.repeat([part.depth for part in chosen], counts)[None],
             "position_ids": np.concatenate(positions)[None],
-            "first": _ONE,
-            "last": _ONE,
-            "threshold": _NEVER,
+            "first": _scalar(1),
+            "last": _scalar(1),
+            "threshold": _scalar(NEVER),
             "logit_rows": _NO_SLOTS,
             "slot_rows": np.array(counts + [0] * (self.architecture.pasts - len(counts)), np.int64),
             "row_threshold": thresholds,
@@ -209,6 +215,7 @@ class Binding:
         shape = (architecture.layers_per_block, 1, architecture.key_value_heads, 0, architecture.head_dim)
         self._nothing = np.zeros(shape, np.float32)
         self._bound: list[Float | None] = [None] * architecture.pasts
+        self._fed: dict[str, NDArray[Any]] = {}
 
     def run(
         self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[tuple[Float, Float]]
@@ -222,7 +229,9 @@ class Binding:
                     self.binding.bind_cpu_input(f"past_value.{index + 1}.{layer}", values[layer])
                 self._bound[index] = keys
         for name, array in feeds.items():
-            self.binding.bind_cpu_input(name, array)
+            if self._fed.get(name) is not array:
+                self.binding.bind_cpu_input(name, array)
+                self._fed[name] = array
         for name in OUTPUTS:
             self.binding.bind_output(name)
         try:

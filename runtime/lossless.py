@@ -78,6 +78,7 @@ class Lossless:
         self.ends = ends
         self.least_gate = LEAST_GATE if gated else 0.0
         self.length = length
+        self._begun = False
 
     def round(self, history: Sequence[int], sampler: Sampler, counts: Drafts) -> Iterator[tuple[int, int, float]]:
         """The next tokens behind `history`, at least one, as (token, depth, gate).
@@ -85,7 +86,8 @@ class Lossless:
         The caller appends each token to `history` before it asks for the next. `history[-1]` is not fed yet.
         """
         started = time.perf_counter()
-        rows = self.length.choose()
+        rows = self.length.choose() if self._begun else 1  # the first token must not wait for a draft
+        self._begun = True
         base = len(history) - 1
         drafts, gates, fed = self._draft(history, sampler, rows)
         if fed > len(drafts) or (drafts and drafts[-1].token in self.ends):

@@ -88,7 +88,6 @@ class Graph:
         self.architecture = architecture
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

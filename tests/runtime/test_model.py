@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -203,3 +204,10 @@ def test_a_manifest_of_another_graph_is_refused(copied: Path) -> None:
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="is not the graph its manifest describes"):
         Model.load(copied)
+
+
+def test_the_host_keeps_its_small_numbers(bundle: Path) -> None:
+    """onnxruntime could flush denormals to zero, and would do so for the whole calling thread."""
+    with Model.load(bundle) as model:
+        model.generate([5, 6, 7], Sampling(max_tokens=3))
+        assert np.float64(5e-324) * 1 > 0

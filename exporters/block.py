@@ -35,22 +35,32 @@ class Surroundings:
 
     choices: Sequence[str]  # bool, one for each depth: one call is at it; none holds in the step form
     masks: DepthMasks
-    cos: str  # [B * S, head_dim / 2]
+    cos: str  # [B * N, head_dim / 2]; N: S, and before them the rows that propagate
     sin: str
     row_index: str  # int64 [B, S], into cos and sin
-    mask: str  # float [B, 1, S * group, P + S]: the past of this depth, and the new rows causally
-    past_split: str  # int64 [2]: P, S
+    mask: str  # float [B, 1, S * group, P + N]: the past of this depth, and the new rows causally
+    past_split: str  # int64 [2]: P, N
     slots: Slots
+    propagated: Propagated | None
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What the keys and values of rows that have left, and of those behind them, are computed from."""
+
+    states: str  # [B, F, H]
+    masks: DepthMasks  # of all N = F + S rows
+    row_index: str  # int64 [B, N]
 
 
 @dataclass(frozen=True)
 class Slots:
     """What the step form's attention reads, by name; the lists have an entry for each slot of n rows."""
 
-    rows: str  # int64 [slots]: n
+    key_rows: str  # int64 [slots]: n; where rows propagate [2 * slots]: f of each, n of each
     queries: str  # int64 [slots]: n * group
-    masks: Sequence[str]  # float [1, 1, n * group, P + n]
-    past_splits: Sequence[str]  # int64 [2]: P, n
+    masks: Sequence[str]  # float [1, 1, n * group, P + f + n]
+    past_splits: Sequence[str]  # int64 [2]: P, f + n
 
 
 def choose_one(
@@ -96,29 +106,46 @@ class BlockEmitter:
     def layer(
         self, graph: Builder, index: int, weights: LayerWeights, normed: str, residual: str, around: Surroundings
     ) -> tuple[str, str, str, str]:
-        """One layer. Returns (MLP output, residual it is added to, new keys, new values [B, KV, S, D])."""
+        """One layer. Returns (MLP output, residual it is added to, new keys, new values [B, KV, N, D])."""
         name = f"block.{index}"
-        attended, keys, values = self._attention(graph, name, weights, normed, around)
+        q, k, v = self._queries_keys_values(graph, name, weights, normed, around)
+        attended, keys, values = self._attention(graph, name, weights, q, k, v, around)
         second = self.norm(f"{name}.norm2", weights.norms[1])
         normed, residual = self.skip_norm(graph, residual, attended, second)
         return self._mlp(graph, name, weights, normed, around), residual, keys, values
 
     def _mlp(self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings) -> str:
-        gate, up = self._linears_apart(graph, name, ("gate", "up"), (weights.gate, weights.up), x, around)
+        gate, up = self._linears_apart(graph, name, ("gate", "up"), (weights.gate, weights.up), x, around.masks)
         active = graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x), that is SiLU
-        return self._linear(graph, f"{name}.down", [weights.down], graph.op("Mul", active, up), around)
+        return self._linear(graph, f"{name}.down", [weights.down], graph.op("Mul", active, up), around.masks)
 
-    def _attention(
+    def _queries_keys_values(
         self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings
     ) -> tuple[str, str, str]:
-        spec = self.spec
-        kv_size, q_size = spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim
-        qkv = self._linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around)
-        sizes = graph.constant([q_size + kv_size, kv_size])
-        rotated, v = graph.ops("Split", 2, qkv, sizes, axis=-1)
-        rotated = graph.op("RotaryEmbedding", rotated, around.row_index, around.cos, around.sin, domain=MICROSOFT)
-        q, k = graph.ops("Split", 2, rotated, graph.constant([q_size, kv_size]), axis=-1)
+        """Queries [B, S, H * D], keys and values [B, N, KV * D], rotated; as one product where no rows propagate."""
+        kv_size, q_size = self.spec.kv_heads * self.spec.head_dim, self.spec.heads * self.spec.head_dim
 
+        def rotate(tensor: str, row_index: str) -> str:
+            return graph.op("RotaryEmbedding", tensor, row_index, around.cos, around.sin, domain=MICROSOFT)
+
+        if around.propagated is None:
+            qkv = self._linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around.masks)
+            qk, v = graph.ops("Split", 2, qkv, graph.constant([q_size + kv_size, kv_size]), axis=-1)
+            q, k = graph.ops("Split", 2, rotate(qk, around.row_index), graph.constant([q_size, kv_size]), axis=-1)
+            return q, k, v
+        left, norm = around.propagated, self.norm(f"{name}.norm1", weights.norms[0])
+        states = graph.op("RMSNormalization", left.states, norm, epsilon=self.spec.norm_epsilon, axis=-1)
+        q = rotate(self._linear(graph, f"{name}.q", [weights.q], x, around.masks), around.row_index)
+        both = graph.op("Concat", states, x, axis=1)
+        kv = self._linear(graph, f"{name}.kv", [weights.k, weights.v], both, left.masks)
+        k, v = graph.ops("Split", 2, kv, graph.constant([kv_size, kv_size]), axis=-1)
+        return q, rotate(k, left.row_index), v
+
+    def _attention(
+        self, graph: Builder, name: str, weights: LayerWeights, q: str, k: str, v: str, around: Surroundings
+    ) -> tuple[str, str, str]:
+        spec = self.spec
+        q_size = spec.heads * spec.head_dim
         # The query heads of a KV head stand beside each other as rows: one product serves the group.
         q = graph.reshape(q, 0, 0, spec.kv_heads, spec.group, spec.head_dim)  # [B, S, KV, G, D]
         q = graph.reshape(graph.transpose(q, 0, 2, 1, 3, 4), 0, spec.kv_heads, -1, spec.head_dim)  # [B, KV, S*G, D]
@@ -135,20 +162,27 @@ class BlockEmitter:
         (mixed,) = choose_one(graph, around.choices, 1, attend)
         mixed = graph.reshape(mixed, 0, spec.kv_heads, -1, spec.group, spec.head_dim)
         mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3, 4), 0, 0, q_size)  # [B, S, H*D]
-        return self._linear(graph, f"{name}.o", [weights.o], mixed, around), keys, values
+        return self._linear(graph, f"{name}.o", [weights.o], mixed, around.masks), keys, values
 
     def _attend_slots(self, graph: Builder, q: str, keys: str, values: str, layer: int, slots: Slots) -> str:
         """The rows of each slot over a past of their own: [1, KV, N*G, D]."""
         count = self.spec.pasts
         queries = graph.ops("Split", count, q, slots.queries, axis=2)
-        new_keys = graph.ops("Split", count, keys, slots.rows, axis=2)
-        new_values = graph.ops("Split", count, values, slots.rows, axis=2)
+        new_keys, new_values = self._of_slots(graph, keys, slots), self._of_slots(graph, values, slots)
         parts = zip(queries, new_keys, new_values, slots.masks, slots.past_splits, strict=True)
         mixed = [
             self._attend(graph, own, key, value, f"{slot}.{layer}", mask, split)
             for slot, (own, key, value, mask, split) in enumerate(parts, 1)
         ]
         return graph.op("Concat", *mixed, axis=2)
+
+    def _of_slots(self, graph: Builder, rows: str, slots: Slots) -> list[str]:
+        """New keys or values [1, KV, N, D] of each slot; those of rows that propagate come before the others."""
+        count = self.spec.pasts
+        if not self.spec.propagates:
+            return graph.ops("Split", count, rows, slots.key_rows, axis=2)
+        pieces = graph.ops("Split", 2 * count, rows, slots.key_rows, axis=2)
+        return [graph.op("Concat", pieces[slot], pieces[count + slot], axis=2) for slot in range(count)]
 
     def _attend(self, graph: Builder, q: str, keys: str, values: str, past: str, mask: str, past_split: str) -> str:
         """Grouped attention over one past, read in place, and the new rows: [B, KV, S*G, D]."""
@@ -161,19 +195,19 @@ class BlockEmitter:
         old, new = graph.ops("Split", 2, shares, past_split, axis=-1)
         return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
 
-    def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, around: Surroundings) -> str:
+    def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, masks: DepthMasks) -> str:
         """Several linears of one input as one product; outputs side by side."""
         if linears[0].a is not None:
-            x = graph.op("Concat", x, self._adapted(graph, name, linears, x, around), axis=-1)
+            x = graph.op("Concat", x, self._adapted(graph, name, linears, x, masks), axis=-1)
         return self._product(graph, name, linears, x)
 
     def _linears_apart(
-        self, graph: Builder, name: str, labels: Sequence[str], linears: Sequence[Adapted], x: str, around: Surroundings
+        self, graph: Builder, name: str, labels: Sequence[str], linears: Sequence[Adapted], x: str, masks: DepthMasks
     ) -> list[str]:
         """Several linears of one input, a product each: wide ones, whose fused adapters would be mostly zeros."""
         inputs = [x] * len(linears)
         if linears[0].a is not None:
-            adapted = self._adapted(graph, f"{name}.{'_'.join(labels)}", linears, x, around)
+            adapted = self._adapted(graph, f"{name}.{'_'.join(labels)}", linears, x, masks)
             ranks = [linear.a.shape[1] for linear in linears if linear.a is not None]
             sizes = graph.constant([lora_columns(rank, self.spec.loops) for rank in ranks])
             parts = graph.ops("Split", len(linears), adapted, sizes, axis=-1)
@@ -183,12 +217,12 @@ class BlockEmitter:
             for label, linear, columns in zip(labels, linears, inputs, strict=True)
         ]
 
-    def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, around: Surroundings) -> str:
+    def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, masks: DepthMasks) -> str:
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
         matrix = wide_a(linears)
         self.linears.write(f"{name}.lora_a", matrix, self.bits.lora, "lora")
         product = Linears.matmul(graph, x, f"{name}.lora_a", matrix.shape[1], matrix.shape[0], self.bits.lora)
-        return graph.op("Mul", product, around.masks.mask(linears))
+        return graph.op("Mul", product, masks.mask(linears))
 
     def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str) -> str:
         matrix = fused(linears)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Slots, Surroundings, choose_one
+from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Propagated, Slots, Surroundings, choose_one
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
 from rrt_edge.exporters.linears import Bits, DepthMasks, Linears
 from rrt_edge.exporters.quantize import BLOCK, quantize
@@ -61,19 +61,22 @@ class _Emitter:
     def model(self, outer: OuterWeights, layers: Iterable[LayerWeights]) -> ModelProto:
         spec, top = self.spec, self.top
         embedded = top.op("Concat", self._embed(outer.embedding), "hidden", axis=1)  # one of the two is empty
-        batch_rows = top.op("Shape", "position_ids")  # [2]: B, S
-        rows = top.op("Gather", batch_rows, top.constant(1))
+        batch_rows = top.op("Shape", "position_ids")  # [2]: B, N
+        key_rows = rows = top.op("Gather", batch_rows, top.constant(1))
+        if spec.propagates:
+            rows = top.op("Sub", key_rows, self._left_before())
         cos, sin, row_index = self._rotary(batch_rows)
-        new_mask = self._new_mask(rows)
+        new_mask = self._new_mask(rows, key_rows)
         last_row = self._last_row()
-        asked_sequence = top.op("Div", "logit_rows", rows)  # [R]
+        each = top.op("Max", rows, top.constant(1)) if spec.propagates else rows  # there may be none: no division by 0
+        asked_sequence = top.op("Div", "logit_rows", each)  # [R]
         stepping = top.op("Greater", top.op("Size", "slot_rows"), top.constant(0))
 
         trips = top.op("Add", top.op("Sub", "last", "first"), top.constant(1))
         nothing_left = top.op("Mul", last_row, top.constant(0))  # int64 [B, 1] of 0: not left yet
         flat = top.reshape(embedded, -1, spec.hidden)
         asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
-        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, rows, asked_sequence, stepping)
+        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, key_rows, asked_sequence, stepping)
         hidden, leaving, exit_depth, gate, keys, values = top.ops(
             "Loop", 6, trips, top.constant(True, np.bool_), embedded, asked, nothing_left, body=body
         )
@@ -95,8 +98,8 @@ class _Emitter:
         inputs = [
             value("input_ids", INT64, "batch", "new_tokens"),
             value("hidden", FLOAT, "batch", "resumed_rows", spec.hidden),
-            value("row_depth", INT64, "batch", "rows"),
-            value("position_ids", INT64, "batch", "rows"),
+            value("row_depth", INT64, "batch", "key_rows"),
+            value("position_ids", INT64, "batch", "key_rows"),
             value("first", INT64),
             value("last", INT64),
             value("threshold", FLOAT),
@@ -105,6 +108,9 @@ class _Emitter:
             value("row_threshold", FLOAT, "step_rows"),
             value("past_length", INT64, "batch", spec.pasts),
         ]
+        if spec.propagates:
+            inputs.append(value("left_hidden", FLOAT, "batch", "left_rows", spec.hidden))
+            inputs.append(value("slot_left_rows", INT64, "slots"))
         for past in range(1, spec.pasts + 1):
             for layer in range(spec.layers):
                 shape = ("batch", spec.kv_heads, f"past_{past}", spec.head_dim)
@@ -114,7 +120,7 @@ class _Emitter:
 
     def _outputs(self) -> list[ValueInfoProto]:
         spec = self.spec
-        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "rows", spec.head_dim)
+        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "key_rows", spec.head_dim)
         return [
             value("logits", FLOAT, "asked", spec.vocabulary),
             value("hidden_out", FLOAT, "batch", "rows", spec.hidden),
@@ -165,7 +171,7 @@ class _Emitter:
         self.top.add("Identity", [logits], ["logits"])
 
     def _rotary(self, batch_rows: str) -> tuple[str, str, str]:
-        """cos and sin [B * S, head_dim / 2] of the rows' positions, and each row's index into them [B, S]."""
+        """cos and sin [B * N, head_dim / 2] of the rows' positions, and each row's index into them [B, N]."""
         top = self.top
         frequencies = top.constant([self.spec.rotary_frequencies], np.float32)  # [1, head_dim / 2]
         positions = top.reshape(top.op("Cast", "position_ids", to=FLOAT), -1, 1)
@@ -178,13 +184,26 @@ class _Emitter:
         row_index = top.op("Range", top.constant(0), count, top.constant(1))
         return cos, sin, top.op("Reshape", row_index, batch_rows)
 
-    def _new_mask(self, rows: str) -> str:
-        """Causal mask among the new rows, [S * group, S]; a row's query heads follow each other."""
+    def _left_before(self) -> str:
+        """How many rows of each sequence have left, and stand before the others: int64 []."""
+        return self.top.op("Squeeze", self.top.op("Shape", "left_hidden", start=1, end=2))
+
+    def _behind_left(self, graph: Builder, tensor: str) -> str:
+        """Without the rows that have left: [B, N, ..] -> [B, S, ..]."""
+        if not self.spec.propagates:
+            return tensor
+        left, end = graph.op("Shape", "left_hidden", start=1, end=2), graph.constant([np.iinfo(np.int64).max])
+        return graph.op("Slice", tensor, left, end, graph.constant([1]))
+
+    def _new_mask(self, rows: str, key_rows: str) -> str:
+        """Causal mask among the new rows, [S * group, N]; a row's query heads follow each other."""
         top = self.top
         queries = top.op("Mul", rows, top.constant(self.spec.group))
         query = top.op("Range", top.constant(0), queries, top.constant(1))
         row = top.reshape(top.op("Div", query, top.constant(self.spec.group)), -1, 1)
-        column = top.op("Range", top.constant(0), rows, top.constant(1))
+        if self.spec.propagates:
+            row = top.op("Add", row, self._left_before())
+        column = top.op("Range", top.constant(0), key_rows, top.constant(1))
         return self._hide(top, top.op("Greater", column, row))
 
     @staticmethod
@@ -195,7 +214,8 @@ class _Emitter:
     def _last_row(self) -> str:
         """Index of each sequence's last valid row, [B, 1]: rows of depth 0 are padding on the right."""
         top = self.top
-        valid = top.op("Cast", top.op("Greater", "row_depth", top.constant(0)), to=INT64)
+        depths = self._behind_left(top, "row_depth")
+        valid = top.op("Cast", top.op("Greater", depths, top.constant(0)), to=INT64)
         return top.op("Sub", top.op("ReduceSum", valid, top.constant([1]), keepdims=1), top.constant(1))
 
     def _body(
@@ -207,7 +227,7 @@ class _Emitter:
         row_index: str,
         new_mask: str,
         last_row: str,
-        rows: str,
+        key_rows: str,
         asked_sequence: str,
         stepping: str,
     ) -> GraphProto:
@@ -215,13 +235,18 @@ class _Emitter:
         body, spec = Builder(self.top), self.spec
         carried = ("hidden_before", "leaving_before", "exit_before")
         depth = body.op("Add", "first", "iteration")
-        row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, S, 1]
+        row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, N, 1]
+        own_depth = self._behind_left(body, row_depth)  # [B, S, 1]
         choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
         choices = [body.op("Equal", choice, body.constant(one)) for one in range(1, spec.loops + 1)]
-        mask, past_split = self._past(body, choices, depth, rows, new_mask)
+        mask, past_split = self._past(body, choices, depth, key_rows, new_mask)
         slots = self._slots(body, stepping, new_mask)
-        masks = DepthMasks(body, row_depth, spec.loops)
-        around = Surroundings(choices, masks, cos, sin, row_index, mask, past_split, slots)
+        masks = DepthMasks(body, own_depth, spec.loops)
+        propagated = None
+        if spec.propagates:
+            propagated = Propagated("left_hidden", DepthMasks(body, row_depth, spec.loops), row_index)
+        own_index = self._behind_left(body, row_index)
+        around = Surroundings(choices, masks, cos, sin, own_index, mask, past_split, slots, propagated)
 
         residual, update = carried[0], ""
         keys, values = [], []
@@ -236,8 +261,13 @@ class _Emitter:
             values.append(new_values)
         normed, hidden = self.block.skip_norm(body, residual, update, self.block.norm("norm", outer.norm))
 
-        gate = self._gate(body, outer, normed, row_depth)
-        reached = body.op("GreaterOrEqual", body.op("GatherElements", gate, last_row, axis=1), "threshold")  # [B, 1]
+        gate = self._gate(body, outer, normed, own_depth)
+        ends = gate
+        if spec.propagates:  # there may be no row but those that have left: then -1 picks this one
+            shape = body.op("Concat", body.op("Shape", gate, start=0, end=1), body.constant([1]), axis=0)
+            always = body.op("Expand", body.constant([[1.0]], np.float32), shape)
+            ends = body.op("Concat", gate, always, axis=1)
+        reached = body.op("GreaterOrEqual", body.op("GatherElements", ends, last_row, axis=1), "threshold")  # [B, 1]
         leaves = body.op("Or", reached, body.op("Equal", depth, "last"))
         inside = body.op("Equal", carried[2], body.constant(0))  # [B, 1]
         exit_depth = body.op("Where", body.op("And", inside, leaves), depth, carried[2])
@@ -260,8 +290,8 @@ class _Emitter:
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
 
-    def _past(self, body: Builder, choices: Sequence[str], depth: str, rows: str, new_mask: str) -> tuple[str, str]:
-        """This depth's mask [B, 1, S * group, P + S], and the sizes [P, S] that part old from new."""
+    def _past(self, body: Builder, choices: Sequence[str], depth: str, key_rows: str, new_mask: str) -> tuple[str, str]:
+        """This depth's mask [B, 1, S * group, P + N], and the sizes [P, N] that part old from new."""
 
         def bound(branch: Builder, chosen: int) -> list[str]:
             if chosen > self.spec.loops:  # a step has a past for each slot
@@ -271,7 +301,7 @@ class _Emitter:
         (size,) = choose_one(body, choices, 1, bound)
         index = body.op("Sub", depth, body.constant(1))
         length = body.op("Gather", "past_length", index, axis=1)  # [B]
-        split = body.op("Concat", size, body.reshape(rows, 1), axis=0)
+        split = body.op("Concat", size, body.reshape(key_rows, 1), axis=0)
         return self._mask(body, size, body.reshape(length, -1, 1, 1, 1), new_mask), split
 
     def _mask(self, graph: Builder, size: str, length: str, new_mask: str) -> str:
@@ -289,25 +319,33 @@ class _Emitter:
         spec, count = self.spec, self.spec.pasts
         step, idle = Builder(body), Builder(body)
         queries = step.op("Mul", "slot_rows", step.constant(spec.group))
-        masks, splits = [], []
+        masks, splits, key_rows = [], [], "slot_rows"
+        if spec.propagates:
+            key_rows = step.op("Concat", "slot_left_rows", "slot_rows", axis=0)
+            all_left = step.op("Shape", "left_hidden", start=1, end=2)
         for slot in range(1, count + 1):
             rows = step.op("Slice", "slot_rows", step.constant([slot - 1]), step.constant([slot]))  # [1]
             size = step.op("Shape", f"past_key.{slot}.0", start=2, end=3)
             length = step.op(
                 "Slice", "past_length", step.constant([slot - 1]), step.constant([slot]), step.constant([1])
             )
-            corner = step.op("Concat", step.op("Mul", rows, step.constant([spec.group])), rows, axis=0)
-            causal = step.op("Slice", new_mask, step.constant([0, 0]), corner)  # of whichever rows
+            starts, columns, seen = step.constant([0, 0]), rows, rows
+            if spec.propagates:
+                left = step.op("Slice", "slot_left_rows", step.constant([slot - 1]), step.constant([slot]))
+                starts = step.op("Concat", step.constant([0]), step.op("Sub", all_left, left), axis=0)
+                columns, seen = step.op("Add", all_left, rows), step.op("Add", left, rows)
+            corner = step.op("Concat", step.op("Mul", rows, step.constant([spec.group])), columns, axis=0)
+            causal = step.op("Slice", new_mask, starts, corner)  # of whichever rows
             masks.append(self._mask(step, size, step.reshape(length, 1, 1, 1, 1), causal))
-            splits.append(step.op("Concat", size, rows, axis=0))
+            splits.append(step.op("Concat", size, seen, axis=0))
         nothing, no_mask = idle.constant([0]), idle.constant(np.zeros((1, 1, 0, 0)), np.float32)
-        nothings = [nothing, *[no_mask] * count, *[nothing] * count]
+        nothings = [nothing, nothing, *[no_mask] * count, *[nothing] * count]
         branches = {
-            "then_branch": step.branch([queries, *masks, *splits], "slots"),
+            "then_branch": step.branch([queries, step.op("Identity", key_rows), *masks, *splits], "slots"),
             "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
         }
-        names = body.ops("If", 1 + 2 * count, stepping, **branches)
-        return Slots("slot_rows", names[0], names[1 : 1 + count], names[1 + count :])
+        names = body.ops("If", 2 + 2 * count, stepping, **branches)
+        return Slots(names[1], names[0], names[2 : 2 + count], names[2 + count :])
 
     def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
         """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""

@@ -20,6 +20,7 @@ from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import new_folder
+from rrt_edge.runtime.manifest import KVRule
 
 Float = NDArray[np.float32]
 SPREAD = 0.02  # standard deviation of the weights
@@ -37,7 +38,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_bundle(
-    shape: str, bundle: Path, *, loops: int = 2, rank: int = 0, bits: int = 4, progress: Progress | None = None
+    shape: str,
+    bundle: Path,
+    *,
+    loops: int = 2,
+    rank: int = 0,
+    bits: int = 4,
+    kv_rule: KVRule = "exact",
+    progress: Progress | None = None,
 ) -> None:
     """Write a bundle of random weights; its tokenizer has one word for each token, and no token ends a reply.
 
@@ -46,7 +54,8 @@ def random_bundle(
     """
     if shape not in SHAPES:
         raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
-    config = RecursiveConfig(text_config=LlamaConfig(**SHAPES[shape], eos_token_id=None), loops=loops, rank=rank)
+    text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
+    config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)
     spec, plan = spec_of(config), plan_bits(bits, None, config.tie_word_embeddings)
     rng = np.random.default_rng(0)
     with new_folder(bundle, "bundle", is_bundle) as folder:

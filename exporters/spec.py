@@ -36,6 +36,7 @@ class BlockSpec:
     mlp_bias: bool
     tied_head: bool
     eos_token_ids: tuple[int, ...]
+    propagates: bool  # the graph projects keys and values from the states of rows that have left
     slots: int = 8  # sequences a step serves
 
     @property
@@ -87,6 +88,7 @@ def _llama(config: RecursiveConfig) -> BlockSpec:
         mlp_bias=text.mlp_bias,
         tied_head=text.tie_word_embeddings,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        propagates=config.kv_rule == "propagate",
     )
 
 

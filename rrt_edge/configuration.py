@@ -22,7 +22,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         rank: LoRA rank of each depth on every linear of the block; 0 shares without relaxation.
         init: how the block was initialised: `average`, `stepwise` or `lower`.
         gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
-        kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `latest` or `skip`.
+        kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or
+            `skip`.
         exit_threshold: the gate value calibrated for leaving early, where one was.
 
     Raises:

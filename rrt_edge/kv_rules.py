@@ -1,6 +1,7 @@
 """The KV rules in torch, for training and as what the runtime is compared with: how tokens that left early are seen.
 
-`exact`: as if they had not left. `latest`: the depths they skip read their deepest keys and values (Huginn, arXiv
+`exact`: as if they had not left. `propagate`: the depths they skip compute keys and values from the state they left
+with (CALM, arXiv 2207.07061). `latest`: the depths they skip read their deepest keys and values (Huginn, arXiv
 2502.05171). `skip`: the depths they skip do not see them (Mixture-of-Recursions, arXiv 2507.10524).
 """
 

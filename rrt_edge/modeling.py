@@ -130,6 +130,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         rotary = self.rotary_emb(hidden, position_ids=position_ids)
         rule = self.config.kv_rule if exit_depths is not None else "exact"
         latest = LatestKeyValues() if rule == "latest" else None
+        frozen: Tensor | None = None  # bool [B, S, 1]: rows whose state stays what it is
 
         normed = []
         for loop in range(depth or self.config.loops):
@@ -137,9 +138,12 @@ class RecursiveModel(RecursivePreTrainedModel):
                 left = exit_depths <= loop  # before this depth, which counts from 1
                 if latest is not None:
                     latest.left = left
+                if rule == "propagate":
+                    frozen = left[..., None]
                 if rule == "skip":
                     mask = create_causal_mask(**masking, and_mask_function=sees_those_inside(left))
-            arguments = (loop, hidden, mask, position_ids, rotary, past_key_values if latest is None else latest)
+            cache = past_key_values if latest is None else latest
+            arguments = (loop, hidden, mask, position_ids, rotary, cache, frozen)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
             else:
@@ -155,6 +159,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         position_ids: Tensor,
         rotary: Any,
         cache: Cache | LatestKeyValues | None,
+        frozen: Tensor | None,
     ) -> Tensor:
         self.depth.index = loop
         slots: SlotCache | LatestKeyValues | None = None
@@ -163,7 +168,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         elif cache is not None:
             slots = SlotCache(cache, loop * self.config.layers_per_block)
         for layer in self.block:
-            hidden = layer(
+            updated = layer(
                 hidden,
                 attention_mask=mask,
                 position_ids=position_ids,
@@ -171,6 +176,7 @@ class RecursiveModel(RecursivePreTrainedModel):
                 past_key_values=slots,
                 use_cache=slots is not None,
             )
+            hidden = updated if frozen is None else torch.where(frozen, hidden, updated)
         return hidden
 
 

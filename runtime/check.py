@@ -71,7 +71,7 @@ def load_checked(folder: Path, manifest: Manifest) -> tuple[VerifyReport, Graph 
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
-        graph = Graph(folder, manifest.architecture, None)
+        graph = Graph(folder, manifest.architecture, manifest.kv_rule, None)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None
     return VerifyReport(True, True, (), tolerance, 0, None), graph

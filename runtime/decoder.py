@@ -104,16 +104,15 @@ class Decoder:
 
     def _run_down(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        new = len(rows)
+        new, left = len(rows), self.state.nothing
         while True:
             stop = self._next_waiting(first, last)
-            done = self._run(rows, first, stop, threshold, wanted)
-            left = float(done.gate[-1, -1]) >= threshold
-            if left or done.last == last:
-                self.state.leave(done.last, done.hidden)
+            done = self._run(rows, first, stop, threshold, wanted, left)
+            if done.last == last or float(done.gate[-1, -1]) >= threshold:
+                self.state.leave(done.last, np.concatenate([left, done.hidden]))
                 return done
             self._catch_up(done.last, self.chunk - new)
-            rows = np.concatenate([self.state.waiting[done.last - 1].take(), done.hidden])
+            left, rows = self.state.deeper(done.last, left, done.hidden)
             first = done.last + 1
 
     def _next_waiting(self, first: int, last: int) -> int:
@@ -129,15 +128,17 @@ class Decoder:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
         waiting = self.state.waiting[depth - 1]
         while len(waiting) > max(room, 0):
-            done = self._run(waiting.take(self.chunk), depth + 1, depth + 1, NEVER, 0)
-            self.state.leave(depth + 1, done.hidden)
+            left, rows = self.state.overdue(depth, self.chunk)
+            done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
+            self.state.leave(depth + 1, np.concatenate([left, done.hidden]))
 
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Float) -> Pass:
         done = self.graph.run(
             self._binding,
             self.state.cache,
             rows,
-            position=self.state.first_position(first, len(rows)),
+            left=left,
+            position=self.state.first_position(first, len(left) + len(rows)),
             first=first,
             last=last,
             threshold=threshold,

@@ -41,7 +41,10 @@ class Request:
         self._block_rows = 0
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
         self._moving: NDArray[np.int64] | Float = np.zeros(0, np.int64)
-        self._held: Float | None = None  # rows that go on when those moving have been caught up
+        self._left = state.nothing  # states that give this depth keys and values only
+        self._held: tuple[Float, Float] | None = (
+            None  # such states, and rows that go on when those moving have been caught up
+        )
         self._catching_up = False
         self._thresholds = np.zeros(0, np.float32)
         self._replying = False
@@ -77,27 +80,30 @@ class Request:
         self._thresholds = np.full(len(rows), NEVER, np.float32)
         if self._replying and not self._catching_up:
             self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
-        return Part(state.cache, self._depth, rows, state.first_position(self._depth, len(rows)), self._thresholds)
+        position = state.first_position(self._depth, len(self._left) + len(rows))
+        return Part(state.cache, self._depth, rows, position, self._thresholds, self._left)
 
     def take(self, done: PartDone) -> Token | None:
         """Take what a step returned; the token it led to, where it led to one."""
         if self._replying:
             self._block_rows += len(done.hidden)
         if self._catching_up:
-            self._state.leave(self._depth, done.hidden)
+            self._state.leave(self._depth, np.concatenate([self._left, done.hidden]))
+            self._left = self._state.nothing
             self._catching_up = False
             self._depth -= 1
             if self._held is None:
                 self._bound_waiting(self._depth + 1)
             else:
-                self._deeper(self._held)
+                self._deeper(*self._held)
             return None
-        left = bool(done.gate[-1] >= self._thresholds[-1])
-        if not left and self._depth < self._last:
-            self._deeper(done.hidden)
+        leaves = bool(done.gate[-1] >= self._thresholds[-1])
+        if not leaves and self._depth < self._last:
+            self._deeper(self._left, done.hidden)
             return None
         depth, self._depth = self._depth, 0
-        self._state.leave(depth, done.hidden)
+        self._state.leave(depth, np.concatenate([self._left, done.hidden]))
+        self._left = self._state.nothing
         if not self._replying:
             return None
         return self._answer(done.logits[-1], depth, float(done.gate[-1]))
@@ -130,18 +136,20 @@ class Request:
         if depth < self._state.loops and len(self._state.waiting[depth - 1]) > MOST_WAITING:
             self._catch_up(depth, None)
 
-    def _deeper(self, hidden: Float) -> None:
+    def _deeper(self, left: Float, hidden: Float) -> None:
         """The rows [n, H] go to the next depth, with those that wait after this one."""
         waiting = self._state.waiting[self._depth - 1]
-        if len(waiting) + len(hidden) > PART_ROWS and len(waiting):
-            self._catch_up(self._depth, hidden)
+        if len(waiting) + len(left) + len(hidden) > PART_ROWS and len(waiting):
+            self._catch_up(self._depth, (left, hidden))
         else:
-            self._moving, self._held = np.concatenate([waiting.take(), hidden]), None
+            self._left, self._moving = self._state.deeper(self._depth, left, hidden)
+            self._held = None
             self._depth += 1
 
-    def _catch_up(self, depth: int, held: Float | None) -> None:
+    def _catch_up(self, depth: int, held: tuple[Float, Float] | None) -> None:
         """Rows that wait after a depth go first."""
-        self._moving, self._held = self._state.waiting[depth - 1].take(PART_ROWS), held
+        self._left, self._moving = self._state.overdue(depth, PART_ROWS)
+        self._held = held
         self._catching_up = True
         self._depth = depth + 1
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
-from rrt_edge.runtime.manifest import Architecture
+from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.policy import NEVER
 
 Float = NDArray[np.float32]
@@ -26,6 +26,7 @@ INPUTS = (
     "input_ids", "hidden", "row_depth", "position_ids", "first", "last", "threshold", "logit_rows", "slot_rows",
     "row_threshold", "past_length",
 )  # fmt: skip
+PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
 OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
 ERRORS_ONLY = 3  # onnxruntime's log level
 _NO_SLOTS = np.zeros(0, np.int64)
@@ -57,8 +58,8 @@ class Pass:
 class Part:
     """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
 
-    They stand at consecutive positions from `position` on. `thresholds` [n]: the gate that each row must reach for its
-    logits to be computed.
+    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
+    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
     """
 
     cache: KVCache
@@ -66,6 +67,7 @@ class Part:
     rows: Int | Float
     position: int
     thresholds: Float
+    left: Float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ class Graph:
         BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
     """
 
-    def __init__(self, bundle: Path, architecture: Architecture, threads: int | None) -> None:
+    def __init__(self, bundle: Path, architecture: Architecture, rule: KVRule, threads: int | None) -> None:
+        """`rule`: the one the checkpoint was trained for."""
         self.architecture = architecture
+        self.propagates = rule == "propagate"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         if threads is not None:
@@ -114,18 +118,22 @@ class Graph:
         last: int,
         threshold: float,
         logit_rows: Sequence[int],
+        left: Float | None = None,
     ) -> Pass:
         """Run rows of one sequence through depths `first` to `last`, stopping where the last row's gate says so.
 
         Args:
             rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
-            position: of the first of them; the others follow.
+            position: of the first of all rows, those in `left` included; the others follow.
             logit_rows: the rows whose logits are asked for, as indices into `rows`.
+            left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
+                keys and values only; for a graph that propagates.
 
         Raises:
             RRTEdgeError: onnxruntime failed.
         """
-        count = len(rows)
+        states = self._no_hidden[0] if left is None else left
+        count = len(states) + len(rows)
         entering = rows.ndim == 1
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
@@ -139,6 +147,7 @@ class Graph:
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
             "past_length": self._past_length(cache.lengths),
+            **self._left(states, _NO_SLOTS),
         }
         pasts = [cache.buffers(depth) for depth in range(1, len(cache.lengths) + 1)]
         logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
@@ -157,39 +166,56 @@ class Graph:
         chosen = [parts[index] for index in ordered]
         ids = [part.rows for part in chosen if part.rows.ndim == 1]
         states = [part.rows for part in chosen if part.rows.ndim == 2]
+        lefts = [self._no_hidden[0] if part.left is None else part.left for part in chosen]
+        left = [len(states_left) for states_left in lefts]
         counts = [len(part.rows) for part in chosen]
+        depths = [part.depth for part in chosen]
         held = [part.cache.lengths[part.depth - 1] for part in chosen]
-        positions = [np.arange(part.position, part.position + len(part.rows)) for part in chosen]
+        starts = [part.position for part in chosen]
+        positions = [np.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
+        for start, before, count in zip(starts, left, counts, strict=True):
+            positions.append(np.arange(start + before, start + before + count))
         thresholds = np.concatenate([part.thresholds for part in chosen])
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": np.concatenate(ids)[None] if ids else self._no_ids,
             "hidden": np.concatenate(states)[None] if states else self._no_hidden,
-            "row_depth": np.repeat([part.depth for part in chosen], counts)[None],
+            "row_depth": np.repeat(depths + depths, left + counts)[None],
             "position_ids": np.concatenate(positions)[None],
             "first": _scalar(1),
             "last": _scalar(1),
             "threshold": _scalar(NEVER),
             "logit_rows": _NO_SLOTS,
-            "slot_rows": np.array(counts + [0] * (self.architecture.pasts - len(counts)), np.int64),
+            "slot_rows": self._padded(counts),
             "row_threshold": thresholds,
             "past_length": self._past_length(held),
+            **self._left(np.concatenate(lefts), self._padded(left)),
         }
         pasts = [part.cache.buffers(part.depth) for part in chosen]
         logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
         done: dict[int, PartDone] = {}
-        row = answered = 0
-        for index, part, count in zip(ordered, chosen, counts, strict=True):
-            own = slice(row, row + count)
-            part.cache.append(part.depth, keys[0, 0, :, :, own], values[0, 0, :, :, own], part.position)
-            left = int((gate[0, 0, own] >= part.thresholds).sum())
-            done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + left])
-            row, answered = row + count, answered + left
+        row = before = answered = 0
+        for index, part, count, gone in zip(ordered, chosen, counts, left, strict=True):
+            own, behind = slice(row, row + count), slice(sum(left) + row, sum(left) + row + count)
+            for own_keys, position in ((slice(before, before + gone), 0), (behind, gone)):
+                new = keys[0, 0, :, :, own_keys], values[0, 0, :, :, own_keys]
+                part.cache.append(part.depth, *new, part.position + position)
+            reached = int((gate[0, 0, own] >= part.thresholds).sum())
+            done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + reached])
+            row, before, answered = row + count, before + gone, answered + reached
         return [done[index] for index in range(len(parts))]
 
-    def _past_length(self, lengths: Sequence[int]) -> Int:
-        padded = np.zeros((1, self.architecture.pasts), np.int64)
-        padded[0, : len(lengths)] = lengths
+    def _left(self, states: Float, slot_rows: Int) -> dict[str, NDArray[Any]]:
+        if not self.propagates:
+            return {}
+        return {"left_hidden": states[None], "slot_left_rows": slot_rows}
+
+    def _padded(self, counts: Sequence[int]) -> Int:
+        padded = np.zeros(self.architecture.pasts, np.int64)
+        padded[: len(counts)] = counts
         return padded
+
+    def _past_length(self, lengths: Sequence[int]) -> Int:
+        return self._padded(lengths)[None]
 
     def _check_contract(self, path: Path) -> None:
         shape = self.architecture
@@ -202,7 +228,8 @@ class Graph:
                     if found.get(f"{kind}.{past}.{layer}") != wanted:
                         missing.append(f"{kind}.{past}.{layer}")
         slots = 2 * shape.pasts * shape.layers_per_block
-        if missing or len(found) != slots + len(INPUTS):
+        wanted_inputs = len(INPUTS) + (len(PROPAGATING_INPUTS) if self.propagates else 0)
+        if missing or len(found) != slots + wanted_inputs:
             raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
 
 

@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.files import sha256
 
-KVRule = Literal["exact", "latest", "skip"]  # what a row that leaves early leaves behind: rrt_edge.runtime.state
+KVRule = Literal[
+    "exact", "propagate", "latest", "skip"
+]  # what a row that leaves early leaves behind: rrt_edge.runtime.state
 RULES: tuple[KVRule, ...] = get_args(KVRule)
 FILE = "manifest.json"
 FORMAT = "rrt-edge bundle"

@@ -55,7 +55,7 @@ class Model:
         if threads is not None and threads < 1:
             raise BadInputError(f"threads {threads}: must be 1 or more")
         manifest.check_hashes(folder)
-        graph = Graph(folder, manifest.architecture, threads)
+        graph = Graph(folder, manifest.architecture, manifest.kv_rule, threads)
         model = cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder))
         if context is not None:
             model.context = context
@@ -119,6 +119,10 @@ class Model:
         """The rule asked for, or the bundle's own."""
         if asked is not None and asked not in RULES:
             raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
+        if asked == "propagate" and not self.graph.propagates:
+            raise BadInputError(
+                "kv-rule propagate: this bundle's graph has no room for it; export a model trained for it"
+            )
         return asked or self.manifest.kv_rule
 
     def checked_prompt(self, prompt: Prompt) -> list[int]:

@@ -11,6 +11,9 @@ from rrt_edge.runtime.manifest import Architecture, KVRule
 Float = NDArray[np.float32]
 
 
+WAITING = ("exact", "propagate")  # rules under which a row that leaves waits for a later one to go deeper
+
+
 class WaitingRows:
     """Hidden states [n, H] of rows that wait after one depth, in order of position."""
 
@@ -48,11 +51,13 @@ class WaitingRows:
 
 
 class SequenceState:
-    """The cache of one sequence and, under `exact`, the rows that wait.
+    """The cache of one sequence and, under `exact` and `propagate`, the rows that wait.
 
     - `exact`: a row that leaves after depth d waits with its hidden state in `waiting[d - 1]`, the rows that depth d
       has and depth d + 1 lacks; the next row to go deeper takes them along (synchronised decoding, as in FREE, arXiv
       2310.05424).
+    - `propagate`: it waits likewise; the depths it skips compute keys and values from that state, which stays as it is
+      (CALM, arXiv 2207.07061).
     - `latest`: the depths it skips read its deepest keys and values (Huginn, arXiv 2502.05171).
     - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
     """
@@ -62,6 +67,7 @@ class SequenceState:
         self.loops = architecture.loops
         self.cache = KVCache(architecture)
         self.waiting = [WaitingRows(architecture.hidden_size) for _ in range(1, self.loops)]
+        self.nothing = np.zeros((0, architecture.hidden_size), np.float32)
 
     @property
     def length(self) -> int:
@@ -70,22 +76,38 @@ class SequenceState:
 
     def first_position(self, depth: int, count: int) -> int:
         """The position of the first of `count` rows that are about to run a depth."""
-        if depth == 1 or self.rule == "exact":
+        if depth == 1 or self.rule in WAITING:
             return len(self.cache.positions[depth - 1])  # they stand right behind those that have
         return self.length - count
 
     def leave(self, depth: int, hidden: Float) -> None:
         """Rows [n, H], the last to have run `depth`, go no deeper for now."""
-        if self.rule == "exact" and depth < self.loops:
+        if self.rule in WAITING and depth < self.loops:
             self.waiting[depth - 1].add(hidden)
         if self.rule == "latest":
             for deeper in range(depth + 1, self.loops + 1):
                 self.cache.copy_last(len(hidden), depth, deeper)
 
+    def deeper(self, depth: int, left: Float, rows: Float) -> tuple[Float, Float]:
+        """What runs the next depth when `rows` [n, H] go on: (states that have left, rows), those that wait included.
+
+        `left` [f, H] are those taken along before.
+        """
+        waiting = self.waiting[depth - 1].take()
+        if self.rule == "propagate":
+            return np.concatenate([waiting, left]), rows
+        return left, np.concatenate([waiting, rows])
+
+    def overdue(self, depth: int, count: int) -> tuple[Float, Float]:
+        """The first `count` rows that wait after a depth, to run the next alone: (states that have left, rows)."""
+        waiting = self.waiting[depth - 1].take(count)
+        nothing = waiting[:0]
+        return (waiting, nothing) if self.rule == "propagate" else (nothing, waiting)
+
     def fork(self) -> SequenceState:
         """Another state of the same tokens, which shares what is held."""
         other = SequenceState.__new__(SequenceState)
-        other.rule, other.loops = self.rule, self.loops
+        other.rule, other.loops, other.nothing = self.rule, self.loops, self.nothing
         other.cache = self.cache.fork()
         other.waiting = [rows.fork() for rows in self.waiting]
         return other

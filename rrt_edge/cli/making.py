@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.manifest import RULES
 
 DEMO = Path("samples/pydoc/recursive")
 
@@ -75,8 +76,9 @@ def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any
 @click.option("--temperature", default=1.0, show_default=True, help="Softens that KL.")
 @click.option("--exit-weight", default=0.1, show_default=True, help="Weight of the earlier loops' losses.")
 @click.option(
-    "--kv-rule", type=click.Choice(["exact", "latest", "skip"]), default="exact", show_default=True,
-    help="What a token that leaves early is to the loops it skips: as if it ran them, its latest state, or nothing.",
+    "--kv-rule", type=click.Choice(RULES), default="exact", show_default=True,
+    help="What a token that leaves early is to the loops it skips: as if it ran them, its state as it left, its keys "
+    "and values as it left, or nothing.",
 )  # fmt: skip
 @click.option("--max-length", default=1024, show_default=True, help="Tokens an example is cut to.")
 @click.option("--seed", default=0, show_default=True)

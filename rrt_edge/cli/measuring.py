@@ -16,6 +16,7 @@ from rich.console import Console
 from rrt_edge.cli.common import guarded, json_option, print_json
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.manifest import RULES
 
 
 @click.command(
@@ -28,6 +29,7 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 @click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")
 @click.option("--rank", default=0, show_default=True, help="For --shape.")
 @click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True, help="For --shape.")
+@click.option("--kv-rule", default="exact", type=click.Choice(RULES), show_default=True, help="For --shape.")
 @click.option("--keep", type=click.Path(path_type=Path), help="For --shape: keep the bundle here, and reuse it.")
 @click.option(
     "--tests",
@@ -41,8 +43,8 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 @json_option
 @guarded
 def bench(
-    bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, keep: Path | None,
-    tests: str | None, as_json: bool, **settings: Any,
+    bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, kv_rule: Any,
+    keep: Path | None, tests: str | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
     if (bundle is None) == (shape is None):
@@ -54,7 +56,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") if shape and keep is None else nullcontext("") as folder:
         where = bundle or keep or Path(folder) / "bundle"
         if shape is not None and not (where / "manifest.json").is_file():
-            _write_random(shape, where, loops, rank, int(bits), console, as_json)
+            _write_random(shape, where, console, as_json, loops=loops, rank=rank, bits=int(bits), kv_rule=kv_rule)
         rows = _measure(where, settings, console, as_json)
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
     if as_json:
@@ -64,14 +66,12 @@ def bench(
     return Console().print(bench_table(name, rows))
 
 
-def _write_random(
-    shape: str, where: Path, loops: int, rank: int, bits: int, console: Console, as_json: bool
-) -> None:  # fmt: skip
+def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:
     from rrt_edge.exporters.shapes import random_bundle
     from rrt_edge.terminal import progress_bar
 
     with progress_bar(console, not as_json) as progress:
-        random_bundle(shape, where, loops=loops, rank=rank, bits=bits, progress=progress)
+        random_bundle(shape, where, progress=progress, **options)
 
 
 def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: bool) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import Command, guarded, json_option, print_json
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.manifest import RULES
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Session
@@ -33,7 +34,7 @@ def sampling_options(command: Command) -> Command:
             help="full, depth=N, threshold=T, threshold for the bundle's calibrated one, or lossless.",
         ),
         click.option(
-            "--kv-rule", type=click.Choice(["exact", "latest", "skip"]),
+            "--kv-rule", type=click.Choice(RULES),
             help="Run under another KV rule than the bundle was trained for.",
         ),
         click.option("--lazy-prompt", is_flag=True, help="Run the prompt's deeper loops only when a token needs them."),

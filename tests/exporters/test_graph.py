@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,47 @@ class Host:
             # new: [2, n, B, layers, KV, S, D]
             grown[:, : self.loops, :, index, :, held : held + more] = new[:, :, index, :, :, :more]
         self.past, self.lengths = grown, self.lengths + counts
+
+
+def contract() -> dict[str, tuple[str, int, str]]:
+    """What docs/graph.md says: by name, which of its tables, the rank and the type."""
+    text = (Path(__file__).parents[2] / "docs" / "graph.md").read_text(encoding="utf-8")
+    told, tables, table = {}, iter(("input", "output", "propagation")), ""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in ("input", "output"):
+            table = next(tables)
+        elif line.startswith("| `"):
+            kind, shape = cells[1].split(" ", 1)
+            dimensions = shape[1 : shape.index("]")]
+            rank = dimensions.count(",") + 1 if dimensions else 0
+            for name in cells[0].replace("`", "").split(", "):
+                told[name] = table, rank, {"int64": "tensor(int64)", "float": "tensor(float)"}[kind]
+    return told
+
+
+@pytest.mark.parametrize("rule", ["exact", "propagate"])
+def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, rule: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    model.config.kv_rule = rule
+    model.save_pretrained(tmp_path / "checkpoint")
+    shutil.copy(recursive / "tokenizer.json", tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "bundle", bits=32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"))
+    pasts = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["architecture"]["pasts"]
+
+    def told(*tables: str) -> dict[str, tuple[int, str]]:
+        found = {}
+        for name, (table, rank, kind) in contract().items():
+            names = [name]
+            if name.endswith(".p.l"):
+                names = [f"{name[:-4]}.{past}.{layer}" for past in range(1, pasts + 1) for layer in range(4)]
+            found |= {one: (rank, kind) for one in names if table in tables}
+        return found
+
+    inputs = ("input", "propagation") if rule == "propagate" else ("input",)
+    assert {value.name: (len(value.shape), value.type) for value in session.get_inputs()} == told(*inputs)
+    assert {value.name: (len(value.shape), value.type) for value in session.get_outputs()} == told("output")
 
 
 def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:

@@ -106,7 +106,7 @@ def test_drawn_exits_leave_prompts_whole_and_something_to_learn_from() -> None:
     assert set(seen[:, 1].tolist()) == {1, 2, 3}
 
 
-@pytest.mark.parametrize("rule", ["latest", "skip"])
+@pytest.mark.parametrize("rule", ["propagate", "latest", "skip"])
 def test_training_for_a_rule_lowers_its_loss(
     source: Path, recursive: Path, data: Path, tmp_path: Path, rule: str
 ) -> None:

@@ -15,7 +15,7 @@ from rrt_edge.runtime import Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.sampling import Sampler
 
-RULES = ["exact", "latest", "skip"]
+RULES = ["exact", "latest", "skip", "propagate"]
 
 
 def depth_logits(folder: Path, rule: str, texts: list[list[int]], exits: list[list[int]]) -> np.ndarray:
@@ -34,20 +34,30 @@ def depth_logits(folder: Path, rule: str, texts: list[list[int]], exits: list[li
 @pytest.fixture(scope="module")
 def bundles(
     make_recursive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, tuple[Path, Path]]:
-    """By loops: checkpoint and float32 bundle."""
+) -> dict[tuple[int, bool], tuple[Path, Path]]:
+    """By loops and whether the graph propagates: checkpoint and float32 bundle."""
     made = {}
     for loops in (2, 3, 4):
-        folder, bundle = make_recursive(loops=loops, rank=4), tmp_path_factory.mktemp("bundle") / "bundle"
-        export(folder, bundle, bits=32)
-        made[loops] = folder, bundle
+        folder = make_recursive(loops=loops, rank=4)
+        for propagates in (False, True):
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            model.config.kv_rule = "propagate" if propagates else "exact"
+            model.save_pretrained(folder)
+            bundle = tmp_path_factory.mktemp("bundle") / "bundle"
+            export(folder, bundle, bits=32)
+            made[loops, propagates] = folder, bundle
     return made
 
 
+GRAPHS = [*((rule, False) for rule in RULES[:3]), *((rule, True) for rule in RULES)]
+
+
 @pytest.mark.parametrize("loops", [2, 3, 4])
-@pytest.mark.parametrize("rule", RULES)
-def test_each_logit_is_torchs_under_the_rule(bundles: dict[int, tuple[Path, Path]], rule: str, loops: int) -> None:
-    folder, bundle = bundles[loops]
+@pytest.mark.parametrize(("rule", "propagates"), GRAPHS)
+def test_each_logit_is_torchs_under_the_rule(
+    bundles: dict[tuple[int, bool], tuple[Path, Path]], rule: str, propagates: bool, loops: int
+) -> None:
+    folder, bundle = bundles[loops, propagates]
     rng = np.random.default_rng(loops)
     ids = rng.integers(2, 300, 90).tolist()
     depths = [loops] * 20 + rng.integers(1, loops + 1, 70).tolist()
@@ -68,11 +78,15 @@ def test_each_logit_is_torchs_under_the_rule(bundles: dict[int, tuple[Path, Path
 
 
 @pytest.mark.parametrize("loops", [2, 3, 4])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "propagates"), GRAPHS)
 def test_a_batch_in_the_engine_is_torchs_batch(
-    bundles: dict[int, tuple[Path, Path]], rule: str, loops: int, monkeypatch: pytest.MonkeyPatch
+    bundles: dict[tuple[int, bool], tuple[Path, Path]],
+    rule: str,
+    propagates: bool,
+    loops: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, bundle = bundles[loops]
+    folder, bundle = bundles[loops, propagates]
     rng = np.random.default_rng(10 + loops)
     seen: dict[int, list[np.ndarray]] = {}
     pick = Sampler.pick
@@ -104,7 +118,38 @@ def test_a_batch_in_the_engine_is_torchs_batch(
             np.testing.assert_allclose(logits, expected[token.depth - 1, index, len(prompt) - 1 + place], atol=1e-4)
 
 
-@pytest.mark.parametrize("rule", ["latest", "skip"])
+@pytest.mark.parametrize("rule", RULES)
+def test_tokens_that_leave_for_long_are_caught_up_in_parts(
+    bundles: dict[tuple[int, bool], tuple[Path, Path]], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rrt_edge.runtime.decoder.CHUNK", 12)
+    monkeypatch.setattr("rrt_edge.runtime.engine.PART_ROWS", 9)
+    folder, bundle = bundles[3, True]
+    ids = np.random.default_rng(1).integers(2, 300, 60).tolist()
+    depths = [3] * 5 + [1] * 24 + [2] * 2 + [1] * 20 + [3, 1, 2, 2, 2, 2, 2, 2, 3]
+    expected = {name: depth_logits(folder, name, [ids], [depths])[2, 0, -1] for name in RULES}
+    with Model.load(bundle) as model:
+        decoder = Decoder(model.graph, rule)
+        decoder.prefill(ids[:5], ExitPolicy())
+        logits = [decoder.step(ids[at], ExitPolicy(depth=depths[at])).logits for at in range(5, 60)][-1]
+        policy = ExitPolicy(trace=tuple(depths[4:]))
+        engine = Engine(model, kv_rule=rule)
+        seen: list[np.ndarray] = []
+        forced = iter(ids[5:])
+
+        def pick(self: Sampler, logits: np.ndarray, history: list[int]) -> int:
+            seen.append(logits)
+            return next(forced, 7)
+
+        monkeypatch.setattr(Sampler, "pick", pick)
+        engine.submit(ids[:5], Sampling(max_tokens=56), policy)
+        list(engine.run())
+    for name, wanted in expected.items():
+        near = [bool(np.abs(found - wanted).max() < 1e-4) for found in (logits, seen[-1])]
+        assert near == [name == rule] * 2, name
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
 def test_the_rule_travels_in_the_manifest(make_recursive: Callable[..., Path], tmp_path: Path, rule: str) -> None:
     folder = make_recursive(loops=2, rank=2)
     model = AutoModelForCausalLM.from_pretrained(folder)

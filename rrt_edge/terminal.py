@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-BAR = 8  # characters of the fastest test's bar
+BAR = 30  # characters of the fastest test's bar
 HELP = """\
 /help          this list
 /reset         forget the conversation
@@ -141,29 +142,33 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
     return two_columns(bundle, rows)
 
 
-def bench_table(name: str, rows: list[dict[str, Any]]) -> Table:
-    """What `bench` measured, a bar for each speed."""
+def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
+    """What `bench` measured: a table, and under it a bar for each speed, prefill and decode on a scale of their own."""
     first = rows[0]
     facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
-    table = Table(title=f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}", title_justify="left")
-    table.add_column("test", no_wrap=True)
-    for column in ("depth", "rows/token", "ttft", "tokens/s", "spread", "bandwidth"):
-        table.add_column(column, justify="right")
-    table.add_column("", no_wrap=True, min_width=BAR)
+    title = Text(f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test", overflow="fold", vertical="bottom")
+    for column in ("tokens/s", "spread", "depth", "rows/\ntoken", "ttft", "band-\nwidth"):
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    plot = Table(box=None, pad_edge=False, show_header=False)
+    plot.add_column(overflow="fold")
+    plot.add_column(no_wrap=True, min_width=BAR)
+    plot.add_column(justify="right", no_wrap=True)
     fastest = {kind: max(_speeds(rows, kind), default=1.0) for kind in ("prefill", "decode")}
     for row in rows:
-        share = row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
+        speed, share = row["tokens_per_second"], row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
         table.add_row(
             row["test"],
+            f"{speed:.1f}",
+            f"{row['spread']:.0%}",
             f"{row['mean_depth']:.2f}",
             f"{row['block_rows_per_token']:.2f}",
             f"{row['ttft_s']:.2f} s",
-            f"{row['tokens_per_second']:.1f}",
-            f"{row['spread']:.0%}",
             f"{row['bandwidth_share']:.0%}",
-            "█" * max(1, round(BAR * share)),
         )
-    return table
+        plot.add_row(row["test"], "█" * max(1, round(BAR * share)), f"{speed:.1f}")
+    return Group(title, table, plot)
 
 
 def _speeds(rows: list[dict[str, Any]], kind: str) -> list[float]:

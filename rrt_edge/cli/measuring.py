@@ -61,9 +61,9 @@ def bench(
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
     if as_json:
         return print_json(rows)
-    from rrt_edge.terminal import bench_table
+    from rrt_edge.terminal import bench_report
 
-    return Console().print(bench_table(name, rows))
+    return Console().print(bench_report(name, rows))
 
 
 def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:

@@ -26,10 +26,11 @@ from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.reply import Stats
 from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.traces import joined, read_recorded, trace
 
 CLUSTER = 8  # tokens that leave early one after another, on average, in a clustered trace
 BANDWIDTH_BYTES = 256 << 20  # read to measure the memory's bandwidth
-FORM = "prefill or decode, then :POLICY (also trace=SHARE, clustered=SHARE), :KV-RULE and :xBATCH as wanted"
+FORM = "prefill or decode, then :POLICY (also trace=SHARE, clustered=SHARE, recorded), :KV-RULE and :xBATCH as wanted"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
     repeats: int = 3
     threads: int | None = None
     tests: tuple[str, ...] = ()
+    traces: str = ""  # a file of recorded replies, for the policy `recorded`
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """One test. `policy` is an exit policy's text form, or `trace=SHARE` or `clustered=SHARE`.
+    """One test. `policy` is an exit policy's text form, or `trace=SHARE`, `clustered=SHARE` or `recorded`.
 
     In a trace that share of the tokens leaves after loop 1, drawn independently or in runs; the others run all loops.
+    `recorded` replays the depths of recorded replies.
     """
 
     kind: str
@@ -101,9 +104,13 @@ class Case:
             raise BadInputError(f"test {text!r}: must be {FORM}")
         return cls(kind, policy, rule, batch)
 
-    def exit_policy(self, model: Model, tokens: int, seed: int) -> ExitPolicy:
+    def exit_policy(self, model: Model, settings: Settings, seed: int) -> ExitPolicy:
         """The policy of one sequence; those of a batch differ by `seed`."""
         name, _, number = self.policy.partition("=")
+        if self.policy == "recorded":
+            if not settings.traces:
+                raise BadInputError("policy recorded: give a file of replies (--traces)")
+            return ExitPolicy(trace=joined(read_recorded(Path(settings.traces), model.loops), settings.new, seed))
         if name not in ("trace", "clustered"):
             return model.policy(self.policy)
         try:
@@ -112,25 +119,8 @@ class Case:
             share = -1.0
         if not 0 <= share <= 1:
             raise BadInputError(f"{self.policy!r}: the share must be a number from 0 to 1")
-        early = trace(share, tokens, CLUSTER if name == "clustered" else 1, np.random.default_rng(seed))
+        early = trace(share, settings.new, CLUSTER if name == "clustered" else 1, np.random.default_rng(seed))
         return ExitPolicy(trace=tuple(1 if leaves else model.loops for leaves in early))
-
-
-def trace(share: float, tokens: int, run: float, rng: np.random.Generator) -> list[bool]:
-    """Which tokens leave early: exactly `share` of them, spread independently or in runs of about `run`."""
-    early = round(share * tokens)
-    if run <= 1 or early in (0, tokens):
-        order = rng.permutation(tokens)
-        return [bool(place < early) for place in order]
-    count = max(1, round(early / run))
-    inside = (
-        np.diff([0, *sorted(rng.choice(np.arange(1, early), count - 1, replace=False)), early]) if early > 1 else [1]
-    )
-    between = np.sort(rng.integers(0, tokens - early + 1, len(inside)))
-    flags = [False] * (tokens - early)
-    for place, length in sorted(zip(between.tolist(), list(inside), strict=True), reverse=True):
-        flags[place:place] = [True] * int(length)
-    return flags
 
 
 def default_tests(loops: int) -> list[str]:
@@ -156,7 +146,7 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
         load = time.perf_counter() - started
         model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length
         for case in cases:
-            model.policy(case.exit_policy(model, 1, 0))
+            model.policy(case.exit_policy(model, settings, 0))
         runs: dict[Case, list[_Run]] = {case: [] for case in cases}
         _measure(model, Case("decode", "full", model.manifest.kv_rule, 1), dataclasses.replace(settings, new=4), 0)
         for repeat in range(settings.repeats):
@@ -191,7 +181,7 @@ def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
     if case.batch > 1:
         return _batch(model, case, settings, prompts)
     new = 1 if case.kind == "prefill" else settings.new
-    policy = case.exit_policy(model, settings.new, repeat)
+    policy = case.exit_policy(model, settings, repeat)
     session = model.session(kv_rule=case.rule)
     generation = session.generation(list(session.stream(prompts[0], Sampling(max_tokens=new), policy)))
     stats = generation.stats
@@ -221,7 +211,7 @@ def _batch(model: Model, case: Case, settings: Settings, prompts: Sequence[list[
     engine = Engine(model, kv_rule=case.rule, prompt_rows=settings.prompt, kv_budget_bytes=1 << 62)
     requests = []
     for index, prompt in enumerate(prompts):
-        policy = case.exit_policy(model, settings.new, index)
+        policy = case.exit_policy(model, settings, index)
         requests.append(engine.submit(prompt, Sampling(max_tokens=settings.new), policy))
     began = time.perf_counter()
     while any(not request.tokens for request in requests):

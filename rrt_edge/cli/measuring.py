@@ -34,8 +34,10 @@ from rrt_edge.runtime.manifest import RULES
 @click.option(
     "--tests",
     help="Comma-separated: prefill or decode, then :POLICY (also trace=SHARE or clustered=SHARE: that share of the "
-    "tokens leaves after loop 1), :KV-RULE, :xBATCH.  [default: prefill and decode at every depth]",
+    "tokens leaves after loop 1; recorded: as in --traces), :KV-RULE, :xBATCH.  [default: prefill and decode at every "
+    "depth]",
 )
+@click.option("--traces", type=click.Path(path_type=Path), help="Replies as generate --json prints them, one a line.")
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
 @click.option("--new", default=128, show_default=True, help="Tokens generated.")
 @click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
@@ -44,13 +46,14 @@ from rrt_edge.runtime.manifest import RULES
 @guarded
 def bench(
     bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, kv_rule: Any,
-    keep: Path | None, tests: str | None, as_json: bool, **settings: Any,
+    keep: Path | None, tests: str | None, traces: Path | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
     if (bundle is None) == (shape is None):
         raise BadInputError("give a bundle, or --shape with --random")
     if shape is not None and not random_weights:
         raise BadInputError("--shape has no weights to load: say --random to measure with random ones")
+    settings["traces"] = str(traces or "")
     settings["tests"] = [test.strip() for test in tests.split(",")] if tests else []
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") if shape and keep is None else nullcontext("") as folder:

@@ -1,10 +1,11 @@
 """Measure a pydoc model: exact answers to held-out phrasings, perplexity of the answers, speed and depth.
 
     python samples/pydoc/evaluate.py samples/pydoc/teacher build/pydoc
-    python samples/pydoc/evaluate.py bundle build/pydoc --exit-policy threshold
+    python samples/pydoc/evaluate.py bundle build/pydoc --exit-policy threshold --traces traces.jsonl
     python samples/pydoc/evaluate.py bundle build/pydoc --calibrate samples/pydoc/recursive
 
-MODEL is a checkpoint folder (run with transformers) or a bundle (run with rrt_edge.runtime). `--calibrate` picks the
+MODEL is a checkpoint folder (run with transformers) or a bundle (run with rrt_edge.runtime). `--traces` records the
+depths of a bundle's answers, for `rrt-edge bench --traces` to replay. `--calibrate` picks the
 lowest gate threshold that loses at most 1.5 points of exact answers on calibrate.jsonl, which shares no phrasing with
 the held-out questions, and writes it into a checkpoint's config.json, where the next export finds it.
 """
@@ -65,13 +66,16 @@ def evaluate_checkpoint(folder: Path, chats: list[Chat]) -> dict[str, float]:
     return {"exact": share_exact(answers, chats), "perplexity": perplexity}
 
 
-def evaluate_bundle(model: Model, chats: list[Chat], exit_policy: str) -> dict[str, float]:
-    """Greedy answers with the runtime, and what they cost."""
-    answers, stats = [], []
+def evaluate_bundle(model: Model, chats: list[Chat], exit_policy: str, traces: Path | None = None) -> dict[str, float]:
+    """Greedy answers with the runtime, and what they cost; the depths of their tokens go into `traces`."""
+    answers, stats, lines = [], [], []
     for chat in chats:
         generation = model.generate(model.encode_chat(chat[:1]), Sampling(max_tokens=LONGEST), exit_policy)
         answers.append(generation.text)
         stats.append(generation.stats)
+        lines.append(json.dumps({"tokens": [{"depth": token.depth} for token in generation.tokens]}))
+    if traces is not None:
+        traces.write_text("\n".join(lines) + "\n", "utf-8", newline="\n")
     tokens = sum(one.generated_tokens for one in stats)
     return {
         "exact": share_exact(answers, chats),
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, help="the folder recipe.py wrote")
     parser.add_argument("--exit-policy", default="full", help="for a bundle")
+    parser.add_argument("--traces", type=Path, metavar="FILE")
     parser.add_argument("--calibrate", type=Path, metavar="CHECKPOINT")
     arguments = parser.parse_args()
     chats = read_chats(arguments.data / ("calibrate.jsonl" if arguments.calibrate else "heldout.jsonl"))
@@ -120,7 +125,8 @@ def main() -> None:
         if arguments.calibrate:
             calibrate(model, chats, arguments.calibrate)
         else:
-            show(f"{arguments.model} {arguments.exit_policy}", evaluate_bundle(model, chats, arguments.exit_policy))
+            figures = evaluate_bundle(model, chats, arguments.exit_policy, arguments.traces)
+            show(f"{arguments.model} {arguments.exit_policy}", figures)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from rrt_edge.exporters import shapes
 from rrt_edge.runtime import BadInputError, Model
-from rrt_edge.runtime.bench import Case, Row, Settings, bench, default_tests, read_bandwidth, trace
+from rrt_edge.runtime.bench import Case, Row, Settings, bench, default_tests, read_bandwidth
+from rrt_edge.runtime.traces import trace
 
 QUICK = Settings(prompt=9, new=20, repeats=2, threads=1)
 
@@ -30,6 +32,31 @@ def test_a_clustered_trace_has_longer_runs() -> None:
         return sum(one != other for one, other in itertools.pairwise(flags))
 
     assert changes(8) < 0.4 * changes(1)
+
+
+def test_recorded_replies_are_replayed(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    path.write_text(
+        "".join(json.dumps({"tokens": [{"depth": d} for d in reply]}) + "\n" for reply in ([1, 1, 3, 1], [2]))
+    )
+    settings = dataclasses.replace(QUICK, traces=str(path), repeats=1)
+    single, batch = bench(bundle, dataclasses.replace(settings, tests=("decode:recorded:skip", "decode:recorded:x2")))
+    assert single.mean_depth == single.block_rows_per_token == pytest.approx((6 + 2) / 5)
+    assert 1.2 < batch.mean_depth < 2
+    for text, complaint in (
+        ('{"tokens": [{"depth": 4}]}', "line 1: depth 4 is not among 1 to 3"),
+        ("[]", "line 1 is not a reply"),
+        ("{", "line 1 is not a reply"),
+        ('{"tokens": []}', "holds no reply"),
+    ):
+        path.write_text(text)
+        with pytest.raises(BadInputError, match=complaint):
+            bench(bundle, dataclasses.replace(settings, tests=("decode:recorded",)))
+    path.unlink()
+    with pytest.raises(BadInputError, match=r"traces\.jsonl: cannot be read"):
+        bench(bundle, dataclasses.replace(settings, tests=("decode:recorded",)))
+    with pytest.raises(BadInputError, match="--traces"):
+        bench(bundle, dataclasses.replace(QUICK, tests=("decode:recorded",)))
 
 
 def test_every_case_is_measured(bundle: Path) -> None:

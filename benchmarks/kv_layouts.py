@@ -1,9 +1,10 @@
 """Layouts of the cache for a step at mixed depths: the attention of one block, and what the host copies for it.
 
-    python benchmarks/kv_layouts.py [--threads 2] [--repeats 40]
+    python benchmarks/kv_layouts.py [--threads 2] [--repeats 20]
 
 TinyLlama's heads, 11 layers, 2 depths, 8 sequences of 256 to 384 rows, one new row each, half of them at each depth.
-Random numbers; the three layouts are checked against each other. They are timed in turn, medians:
+Random numbers; the three layouts are checked against each other. They are timed in turn, medians, with one session at a
+time: the idle threads of others would take the processor.
 
 - own buffers: a buffer for each sequence and depth, each slot an input of its own, attention unrolled over the slots;
 - copied together: the same buffers, copied by the host into one padded batch at each step, one attention for all;
@@ -27,6 +28,7 @@ from rrt_edge.exporters.graph import FLOAT, MICROSOFT, Builder, value
 Float = NDArray[np.float32]
 LAYERS, DEPTHS, SLOTS, HEADS, GROUP, SIZE = 11, 2, 8, 4, 8, 64
 STEP = 64  # rows a buffer grows by
+ROUNDS = 5
 
 
 def attend(graph: Builder, q: str, keys: str, values: str, past_key: str, past_value: str, mask: str) -> str:
@@ -39,16 +41,14 @@ def attend(graph: Builder, q: str, keys: str, values: str, past_key: str, past_v
     return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
 
 
-def session(emit: Callable[[Builder, list[str]], str], inputs: list[str], threads: int) -> onnxruntime.InferenceSession:
+def model_bytes(emit: Callable[[Builder, list[str]], str], inputs: list[str]) -> bytes:
     graph = Builder()
     graph.add("Identity", [emit(graph, inputs)], ["mixed"])
     typed = [value(name, FLOAT, *[f"{name}_{axis}" for axis in range(4)]) for name in inputs]
     made = helper.make_graph(graph.nodes, "layout", typed, [value("mixed", FLOAT, "b", "h", "g", "d")], graph.constants)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    model = helper.make_model(made, opset_imports=opsets, ir_version=11)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    serialized: bytes = helper.make_model(made, opset_imports=opsets, ir_version=11).SerializeToString()
+    return serialized
 
 
 def unrolled(graph: Builder, names: list[str]) -> str:
@@ -72,7 +72,7 @@ def by_depth(graph: Builder, names: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     lengths = np.linspace(256, 384, SLOTS).astype(int)
@@ -100,38 +100,40 @@ def main() -> None:
     depth_names = [f"{kind}_{at}" for at in range(DEPTHS) for kind in ("key", "value", "mask")]
     base = ["q", "k", "v"]
     graphs = {
-        "own": session(unrolled, base + slot_names, arguments.threads),
-        "copied": session(together, [*base, "key", "value", "mask"], arguments.threads),
-        "side": session(by_depth, [*base, "at_depth", *depth_names], arguments.threads),
+        "own buffers": model_bytes(unrolled, base + slot_names),
+        "copied together": model_bytes(together, [*base, "key", "value", "mask"]),
+        "side by side": model_bytes(by_depth, [*base, "at_depth", *depth_names]),
     }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = arguments.threads
 
-    def run(name: str, feeds: list[Float]) -> Float:
-        binding = graphs[name].io_binding()
-        for given, array in zip(graphs[name].get_inputs(), feeds, strict=True):
+    def run(session: onnxruntime.InferenceSession, feeds: list[Float]) -> Float:
+        binding = session.io_binding()
+        for given, array in zip(session.get_inputs(), feeds, strict=True):
             binding.bind_cpu_input(given.name, array)
         binding.bind_output("mixed")
-        graphs[name].run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         mixed: Float = binding.copy_outputs_to_cpu()[0]
         return mixed
 
-    def own_buffers() -> list[Float]:
+    def own_buffers(session: onnxruntime.InferenceSession) -> list[Float]:
         masks = [mask(int(length), room) for length, room in zip(lengths, rooms, strict=True)]
         return [
-            run("own", [*new, *(array for slot in range(SLOTS) for array in (
+            run(session, [*new, *(array for slot in range(SLOTS) for array in (
                 own[slot][depth[slot]][0, layer], own[slot][depth[slot]][1, layer], masks[slot]))])
             for layer in range(LAYERS)
         ]  # fmt: skip
 
-    def copied_together() -> list[Float]:
+    def copied_together(session: onnxruntime.InferenceSession) -> list[Float]:
         for slot, room in enumerate(rooms):
             copied[:, :, slot, :, :room] = own[slot][depth[slot]][:, :, 0]
-        return [run("copied", [*new, copied[0, layer], copied[1, layer], padded]) for layer in range(LAYERS)]
+        return [run(session, [*new, copied[0, layer], copied[1, layer], padded]) for layer in range(LAYERS)]
 
-    def side_by_side() -> list[Float]:
+    def side_by_side(session: onnxruntime.InferenceSession) -> list[Float]:
         at_depth = depth.astype(np.float32).reshape(-1, 1, 1, 1)
         return [
             run(
-                "side",
+                session,
                 [
                     *new,
                     at_depth,
@@ -142,14 +144,19 @@ def main() -> None:
         ]
 
     layouts = {"own buffers": own_buffers, "copied together": copied_together, "side by side": side_by_side}
-    expected = own_buffers()
     times: dict[str, list[float]] = {name: [] for name in layouts}
-    for _ in range(arguments.repeats):
+    expected: list[Float] = []
+    for _ in range(ROUNDS):
         for name, layout in layouts.items():
-            started = time.perf_counter()
-            found = layout()
-            times[name].append(time.perf_counter() - started)
+            session = onnxruntime.InferenceSession(graphs[name], options, providers=["CPUExecutionProvider"])
+            found = layout(session)
+            expected = expected or found
             np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-4)
+            for _ in range(arguments.repeats):
+                started = time.perf_counter()
+                layout(session)
+                times[name].append(time.perf_counter() - started)
+            del session
     reference = statistics.median(times["own buffers"])
     for name, measured in times.items():
         median = statistics.median(measured)

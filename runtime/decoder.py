@@ -16,7 +16,7 @@ from rrt_edge.runtime.state import SequenceState
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Float  # token ids [S] or hidden states [S, H]
-CHUNK = 256  # rows a call at most
+CHUNK = 128  # rows a call at most: what it computes with takes as much memory as several layers
 SCORES_BYTES = 32 << 20  # attention scores of a layer: over a long past a call takes fewer rows
 MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
 

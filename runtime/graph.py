@@ -29,6 +29,7 @@ INPUTS = (
 PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
 OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
 ERRORS_ONLY = 3  # onnxruntime's log level
+MANY_ROWS = 64  # a call of so many gives back the memory it computed with
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
 
@@ -242,6 +243,8 @@ class Binding:
         self._nothing = np.zeros(shape, np.float32)
         self._bound: list[Float | None] = [None] * architecture.pasts
         self._fed: dict[str, NDArray[Any]] = {}
+        self._giving_back = onnxruntime.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(
         self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[tuple[Float, Float]]
@@ -261,7 +264,8 @@ class Binding:
         for name in OUTPUTS:
             self.binding.bind_output(name)
         try:
-            session.run_with_iobinding(self.binding)
+            many = feeds["row_depth"].size >= MANY_ROWS
+            session.run_with_iobinding(self.binding, self._giving_back if many else None)
         except Exception as error:  # onnxruntime raises several unrelated types
             raise RRTEdgeError(f"onnxruntime failed while running the model: {_first_line(error)}") from error
         return list(self.binding.copy_outputs_to_cpu())

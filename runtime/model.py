@@ -14,9 +14,10 @@ from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
 from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.lossless import DraftLength, Lossless
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
-from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
 from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.weight_cache import GRAPH_FILES, packed_graph
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 Message = Mapping[str, str]
@@ -35,17 +36,28 @@ class Model:
         self._graph: Graph | None = graph
 
     @classmethod
-    def load(cls, bundle: Path | str, *, context: int | None = None, threads: int | None = None) -> Model:
+    def load(
+        cls,
+        bundle: Path | str,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        weight_cache: Path | str | None = None,
+    ) -> Model:
         """Load a bundle folder, checking sizes and hashes of its files.
 
         Args:
             bundle: the folder `rrt-edge export` wrote.
             context: tokens a conversation may hold; 4096 or the model's own limit by default, whichever is less.
             threads: onnxruntime's threads; one for each core by default.
+            weight_cache: a folder that keeps the weights as this machine's kernels want them, filled at the first load:
+                they are then mapped from there, shared by all processes, instead of packed in each one's memory. It
+                takes about twice the bundle on disk.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
-            BadInputError: the context is longer than the model's, or threads is not positive.
+            BadInputError: the context is longer than the model's, threads is not positive, or the weight cache cannot
+                be written.
         """
         folder = Path(bundle)
         manifest = Manifest.read(folder)
@@ -54,8 +66,13 @@ class Model:
             raise BadInputError(f"context {context}: must be from 1 to the model's {limit} tokens")
         if threads is not None and threads < 1:
             raise BadInputError(f"threads {threads}: must be 1 or more")
-        manifest.check_hashes(folder)
-        graph = Graph(folder, manifest.architecture, manifest.kv_rule, threads)
+        if weight_cache is None:
+            manifest.check_hashes(folder)
+            graph_folder = folder
+        else:
+            manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
+            graph_folder = packed_graph(folder, manifest, Path(weight_cache))
+        graph = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads)
         model = cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder))
         if context is not None:
             model.context = context
@@ -105,15 +122,17 @@ class Model:
             return exit_policy
         return ExitPolicy.parse(exit_policy, self.loops, self.manifest.gate.threshold)
 
-    def session(self, *, kv_rule: KVRule | None = None, lazy_prompt: bool = False) -> Session:
+    def session(self, *, kv_rule: KVRule | None = None, lazy_prompt: bool | None = None) -> Session:
         """A new conversation.
 
         Args:
-            kv_rule: `exact`, `latest` or `skip` where it is to be another than the one the model was trained for.
-            lazy_prompt: under `exact`, prompts run loop 1 alone until a token goes deeper: the first token may come
-                sooner, and the deeper loops' work on the prompt in a gap later. `lossless` does without.
+            kv_rule: where it is to be another than the one the model was trained for.
+            lazy_prompt: under `exact` and a threshold, prompts run loop 1 alone until a token goes deeper: the first
+                token comes sooner, and the deeper loops' work on the prompt in a gap later or never. By default where
+                the bundle has a calibrated threshold.
         """
-        return Session(self, self.kv_rule(kv_rule), lazy_prompt)
+        lazy = self.manifest.gate.threshold is not None if lazy_prompt is None else lazy_prompt
+        return Session(self, self.kv_rule(kv_rule), lazy)
 
     def kv_rule(self, asked: KVRule | None) -> KVRule:
         """The rule asked for, or the bundle's own."""
@@ -228,8 +247,7 @@ class Session:
         rows_before = decoder.block_rows
         try:
             self._reuse(ids)
-            lazy = self.lazy_prompt and policy.threshold < NEVER
-            decoder.prefill(ids[decoder.length : -1], policy, lazy)
+            decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
             rows_before = decoder.block_rows
             for picked in self._picked(reply, policy):
                 token = reply.take(*picked)

@@ -24,6 +24,11 @@ class ExitPolicy:
     lossless: bool = False
     trace: tuple[int, ...] = ()
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether tokens may leave at depths of their own."""
+        return self.threshold < NEVER or bool(self.trace)
+
     def at(self, index: int) -> ExitPolicy:
         """The policy of a reply's token `index`."""
         return ExitPolicy(depth=self.trace[index % len(self.trace)]) if self.trace else self

@@ -37,9 +37,17 @@ def sampling_options(command: Command) -> Command:
             "--kv-rule", type=click.Choice(RULES),
             help="Run under another KV rule than the bundle was trained for.",
         ),
-        click.option("--lazy-prompt", is_flag=True, help="Run the prompt's deeper loops only when a token needs them."),
+        click.option(
+            "--lazy-prompt/--eager-prompt", default=None,
+            help="Run the prompt's deeper loops only when a token needs them.  [default: lazy where the bundle has a "
+            "calibrated threshold]",
+        ),
         click.option("--context", type=int, help="Tokens a conversation may hold."),
         click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default."),
+        click.option(
+            "--weight-cache", type=click.Path(path_type=Path),
+            help="Keep the weights packed for this machine in this folder, mapped from there.",
+        ),
         click.option("--show-depth", is_flag=True, help="Colour each token by the depth it left at."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -63,7 +71,8 @@ def _sampling(given: dict[str, Any]) -> Any:
 @guarded
 def generate(
     bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
-    threads: int | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool, as_json: bool, **given: Any,
+    threads: int | None, weight_cache: Path | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
+    as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     from rrt_edge.runtime import Model
@@ -73,7 +82,7 @@ def generate(
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
-    with Model.load(bundle, context=context, threads=threads) as model:
+    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
         if text is None:
             asked: str | list[int] = _parse_ids(str(prompt_ids))
         elif raw or model.template is None:
@@ -141,15 +150,15 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 @sampling_options
 @guarded
 def chat(
-    bundle: Path, exit_policy: str, context: int | None, threads: int | None, show_depth: bool, kv_rule: Any,
-    lazy_prompt: bool, **given: Any,
+    bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
+    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
     from rrt_edge.runtime import Model
     from rrt_edge.terminal import Chat
 
     sampling = _sampling(given)
-    with Model.load(bundle, context=context, threads=threads) as model:
+    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
         console = Console(highlight=False)
 
         def new_session() -> Session:

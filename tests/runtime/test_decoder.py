@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_a_lazy_session_gives_the_eager_ones_tokens(bundle: Path) -> None:
     prompt = np.random.default_rng(2).integers(2, 300, 60).tolist()
     with Model.load(bundle) as model:
         for policy in ("threshold=0.5", "full", "depth=2", "lossless"):
-            eager, lazy = model.session(), model.session(lazy_prompt=True)
+            eager, lazy = model.session(lazy_prompt=False), model.session(lazy_prompt=True)
             sampling = Sampling(max_tokens=20)
             ours = [(token.id, token.depth) for token in lazy.stream(prompt, sampling, policy)]
             theirs = [(token.id, token.depth) for token in eager.stream(prompt, sampling, policy)]
@@ -175,3 +176,14 @@ def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monk
         step = decoder.step(ids[-1], ExitPolicy())
     assert rows[0] == 64 and rows == sorted(rows, reverse=True) and 10 <= rows[-3] < 20
     np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("calibrated", [None, 0.9])
+def test_prompts_are_lazy_by_default_where_the_threshold_is_calibrated(bundle: Path, calibrated: float | None) -> None:
+    with Model.load(bundle) as model:
+        gate = dataclasses.replace(model.manifest.gate, threshold=calibrated)
+        model.manifest = dataclasses.replace(model.manifest, gate=gate)
+        for policy, lazy in (("threshold=0", calibrated is not None), ("full", False), ("lossless", False)):
+            session = model.session()
+            list(session.stream(list(range(5, 25)), Sampling(max_tokens=1), policy))
+            assert (session.decoder.state.cache.lengths[2] == 0) == lazy

@@ -6,7 +6,7 @@ every depth, so a step serves whatever each sequence needs next, and a sequence 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 import numpy as np
@@ -18,6 +18,7 @@ from rrt_edge.runtime.graph import Part, PartDone
 from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model, Prompt
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.prefixes import Held, take_over
 from rrt_edge.runtime.reply import Generation, Reply, Token
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.state import SequenceState
@@ -25,6 +26,7 @@ from rrt_edge.runtime.state import SequenceState
 Float = NDArray[np.float32]
 KV_BUDGET = 1 << 30  # bytes
 PROMPT_ROWS = 32  # prompt tokens a step takes along: bounds how long running replies wait for a new prompt
+MOST_ENDED = 8  # requests whose keys and values are kept after their end
 PART_ROWS = 64  # rows that wait are caught up in parts of so many
 
 
@@ -37,6 +39,7 @@ class Request:
         self.finish_reason = ""
         self.kv_bytes = kv_bytes
         self._reply, self._state, self._policy = reply, state, policy
+        self._prompt = list(reply.history)
         self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
         self._block_rows = 0
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
@@ -66,6 +69,17 @@ class Request:
         if stats is None:
             raise BadInputError(f"request {self.number}: no token has come yet")
         return Generation(self.text, tuple(self.tokens), self.finish_reason, stats)
+
+    @property
+    def held(self) -> Held:
+        """What it has run so far, for other prompts that begin alike."""
+        read = len(self._prompt) - 1 - len(self._unread)
+        return Held(self._reply.history, self._state, read, self._policy.depth, moving=self._depth > 0)
+
+    def begin(self, others: Iterable[Held]) -> None:
+        """Take over what others have run of its prompt."""
+        self._state, count = take_over(others, self._prompt, self._policy.depth, self._state)
+        del self._unread[:count]
 
     @property
     def new_prompt_rows(self) -> int:
@@ -182,6 +196,7 @@ class Engine:
         self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, prompt_rows
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # the one served longest ago first
+        self._ended: list[Request] = []  # their keys and values are kept while the budget has room for them
         self.steps = 0
         self._binding = model.graph.bind()
         self._numbers = count(1)
@@ -252,14 +267,20 @@ class Engine:
                 tokens.append((request, token))
             if request.finish_reason:
                 self.running.remove(request)
+                self._ended.append(request)
         return tokens
 
     def _admit(self) -> None:
         """Let requests in, in order, while their keys and values fit the budget."""
         held = sum(request.kv_bytes for request in self.running)
         while self.waiting and held + self.waiting[0].kv_bytes <= self.kv_budget_bytes:
-            held += self.waiting[0].kv_bytes
-            self.running.insert(0, self.waiting.pop(0))
+            request = self.waiting.pop(0)
+            held += request.kv_bytes
+            request.begin([other.held for other in self.running + self._ended])
+            self.running.insert(0, request)
+        del self._ended[:-MOST_ENDED]
+        while self._ended and held + sum(request.kv_bytes for request in self._ended) > self.kv_budget_bytes:
+            del self._ended[0]
 
     def _choose(self) -> list[Request]:
         """Whom the next step serves: those served longest ago, prompts as far as there is room for their rows."""

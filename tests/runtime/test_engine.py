@@ -105,3 +105,45 @@ def test_a_trace_is_replayed(bundle: Path) -> None:
         assert [token.depth for token in request.tokens][:8] == [1, 1, 3, 2] * 2
         alone = model.generate([5, 6, 7], Sampling(max_tokens=9), ExitPolicy(trace=(1, 1, 3, 2)))
         assert [token.id for token in alone.tokens] == [token.id for token in request.tokens]
+
+
+@pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
+def test_prompts_that_begin_alike_are_run_once(bundle: Path, rule: str) -> None:
+    """While others run, at any moment of theirs, and after their end; the tokens are those of a request alone."""
+    rng = np.random.default_rng(3)
+    start = rng.integers(2, 300, 40).tolist()
+    policies = ["full", "threshold=0.5", "depth=2", "threshold=0.5", "full", "threshold=0.6", "depth=2", "full"]
+    with Model.load(bundle) as model:
+        engine = Engine(model, kv_rule=rule, prompt_rows=16)
+        fed: list[int] = []
+        requests = []
+        for index, policy in enumerate(policies):
+            prompt = start + rng.integers(2, 300, 3 * index).tolist()
+            request = engine.submit(prompt, Sampling(max_tokens=6 + index), policy)
+            requests.append((prompt, policy, request))
+            engine.step()
+            fed.append(len(request._unread))
+            for _ in range(2 * index):
+                engine.step()
+        list(engine.run())
+        prompt, _, ended = requests[4]
+        late = engine.submit([*prompt, *(token.id for token in ended.tokens[:3]), 9], exit_policy="full")
+        engine.step()
+        assert len(late._unread) <= (0 if rule == "exact" else 3)
+        engine.cancel(late)
+        assert fed[0] == 39 - 16 and fed[3:6] == [0, 0, 0] and fed[-1] < 21 - 16  # beside 40 tokens that were there
+        for prompt, policy, request in requests:
+            alone = model.session(kv_rule=rule, lazy_prompt=False)
+            expected = alone.stream(prompt, Sampling(max_tokens=len(request.tokens)), policy)
+            assert [(token.id, token.depth) for token in expected] == [(t.id, t.depth) for t in request.tokens]
+
+
+def test_kept_rows_make_room_for_requests(bundle: Path) -> None:
+    with Model.load(bundle) as model:
+        engine = Engine(model, kv_budget_bytes=60 * model.manifest.architecture.kv_bytes_per_token)
+        for _ in range(3):
+            for index in range(3):
+                engine.submit(list(range(5 + index, 25 + index)), Sampling(max_tokens=10))
+            list(engine.run())
+            held = sum(request.kv_bytes for request in engine._ended)
+            assert held <= engine.kv_budget_bytes and engine._ended

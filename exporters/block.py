@@ -38,7 +38,7 @@ class Surroundings:
     cos: str  # [B * N, head_dim / 2]; N: S, and before them the rows that propagate
     sin: str
     row_index: str  # int64 [B, S], into cos and sin
-    mask: str  # float [B, 1, S * group, P + N]: the past of this depth, and the new rows causally
+    mask: str  # float [B, 1, group * S, P + N]: the past of this depth, and the new rows causally
     past_split: str  # int64 [2]: P, N
     slots: Slots
     propagated: Propagated | None
@@ -57,9 +57,9 @@ class Propagated:
 class Slots:
     """What the step form's attention reads, by name; the lists have an entry for each slot of n rows."""
 
-    key_rows: str  # int64 [slots]: n; where rows propagate [2 * slots]: f of each, n of each
-    queries: str  # int64 [slots]: n * group
-    masks: Sequence[str]  # float [1, 1, n * group, P + f + n]
+    rows: str  # int64 [slots]: n
+    key_rows: str  # the same; where rows propagate [2 * slots]: f of each, n of each
+    masks: Sequence[str]  # float [1, 1, group * n, P + f + n]
     past_splits: Sequence[str]  # int64 [2]: P, f + n
 
 
@@ -109,65 +109,65 @@ class BlockEmitter:
         """One layer. Returns (MLP output, residual it is added to, new keys, new values [B, KV, N, D])."""
         name = f"block.{index}"
         q, k, v = self._queries_keys_values(graph, name, weights, normed, around)
-        attended, keys, values = self._attention(graph, name, weights, q, k, v, around)
+        attended = self._attention(graph, name, weights, q, k, v, around)
         second = self.norm(f"{name}.norm2", weights.norms[1])
         normed, residual = self.skip_norm(graph, residual, attended, second)
-        return self._mlp(graph, name, weights, normed, around), residual, keys, values
+        return self._mlp(graph, name, weights, normed, around), residual, k, v
 
     def _mlp(self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings) -> str:
-        gate, up = self._linears_apart(graph, name, ("gate", "up"), (weights.gate, weights.up), x, around.masks)
+        if weights.gate.a is None:
+            both = self._linear(graph, f"{name}.gate_up", [weights.gate, weights.up], x, around.masks)
+            sizes = [len(weights.gate.weight), len(weights.up.weight)]
+            gate, up = graph.ops("Split", 2, both, graph.constant(sizes), axis=-1)
+        else:
+            gate, up = self._linears_apart(graph, name, ("gate", "up"), (weights.gate, weights.up), x, around.masks)
         active = graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x), that is SiLU
         return self._linear(graph, f"{name}.down", [weights.down], graph.op("Mul", active, up), around.masks)
 
     def _queries_keys_values(
         self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings
     ) -> tuple[str, str, str]:
-        """Queries [B, S, H * D], keys and values [B, N, KV * D], rotated; as one product where no rows propagate."""
-        kv_size, q_size = self.spec.kv_heads * self.spec.head_dim, self.spec.heads * self.spec.head_dim
+        """Queries [B, H, S, D], keys and values [B, KV, N, D], rotated; as one product where no rows propagate."""
+        heads, kv_heads = self.spec.heads, self.spec.kv_heads
 
         def rotate(tensor: str, row_index: str) -> str:
             return graph.op("RotaryEmbedding", tensor, row_index, around.cos, around.sin, domain=MICROSOFT)
 
+        def by_head(tensor: str, count: int) -> str:
+            return graph.transpose(graph.reshape(tensor, 0, 0, count, self.spec.head_dim), 0, 2, 1, 3)
+
         if around.propagated is None:
             qkv = self._linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around.masks)
-            qk, v = graph.ops("Split", 2, qkv, graph.constant([q_size + kv_size, kv_size]), axis=-1)
-            q, k = graph.ops("Split", 2, rotate(qk, around.row_index), graph.constant([q_size, kv_size]), axis=-1)
+            every = by_head(qkv, heads + 2 * kv_heads)
+            qk, v = graph.ops("Split", 2, every, graph.constant([heads + kv_heads, kv_heads]), axis=1)
+            q, k = graph.ops("Split", 2, rotate(qk, around.row_index), graph.constant([heads, kv_heads]), axis=1)
             return q, k, v
         left, norm = around.propagated, self.norm(f"{name}.norm1", weights.norms[0])
         states = graph.op("RMSNormalization", left.states, norm, epsilon=self.spec.norm_epsilon, axis=-1)
-        q = rotate(self._linear(graph, f"{name}.q", [weights.q], x, around.masks), around.row_index)
+        q = by_head(self._linear(graph, f"{name}.q", [weights.q], x, around.masks), heads)
         both = graph.op("Concat", states, x, axis=1)
-        kv = self._linear(graph, f"{name}.kv", [weights.k, weights.v], both, left.masks)
-        k, v = graph.ops("Split", 2, kv, graph.constant([kv_size, kv_size]), axis=-1)
-        return q, rotate(k, left.row_index), v
+        kv = by_head(self._linear(graph, f"{name}.kv", [weights.k, weights.v], both, left.masks), 2 * kv_heads)
+        k, v = graph.ops("Split", 2, kv, graph.constant([kv_heads, kv_heads]), axis=1)
+        return rotate(q, around.row_index), rotate(k, left.row_index), v
 
     def _attention(
-        self, graph: Builder, name: str, weights: LayerWeights, q: str, k: str, v: str, around: Surroundings
-    ) -> tuple[str, str, str]:
-        spec = self.spec
-        q_size = spec.heads * spec.head_dim
-        # The query heads of a KV head stand beside each other as rows: one product serves the group.
-        q = graph.reshape(q, 0, 0, spec.kv_heads, spec.group, spec.head_dim)  # [B, S, KV, G, D]
-        q = graph.reshape(graph.transpose(q, 0, 2, 1, 3, 4), 0, spec.kv_heads, -1, spec.head_dim)  # [B, KV, S*G, D]
-        keys = graph.transpose(graph.reshape(k, 0, 0, spec.kv_heads, spec.head_dim), 0, 2, 1, 3)  # [B, KV, S, D]
-        values = graph.transpose(graph.reshape(v, 0, 0, spec.kv_heads, spec.head_dim), 0, 2, 1, 3)
-
+        self, graph: Builder, name: str, weights: LayerWeights, q: str, keys: str, values: str, around: Surroundings
+    ) -> str:
+        """The attention's output [B, S, hidden]."""
         index = int(name.rsplit(".", 1)[1])
 
         def attend(branch: Builder, choice: int) -> list[str]:
-            if choice > spec.loops:
+            if choice > self.spec.loops:
                 return [self._attend_slots(branch, q, keys, values, index, around.slots)]
             return [self._attend(branch, q, keys, values, f"{choice}.{index}", around.mask, around.past_split)]
 
-        (mixed,) = choose_one(graph, around.choices, 1, attend)
-        mixed = graph.reshape(mixed, 0, spec.kv_heads, -1, spec.group, spec.head_dim)
-        mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3, 4), 0, 0, q_size)  # [B, S, H*D]
-        return self._linear(graph, f"{name}.o", [weights.o], mixed, around.masks), keys, values
+        (mixed,) = choose_one(graph, around.choices, 1, attend)  # [B, H, S, D]
+        mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3), 0, 0, self.spec.heads * self.spec.head_dim)
+        return self._linear(graph, f"{name}.o", [weights.o], mixed, around.masks)
 
     def _attend_slots(self, graph: Builder, q: str, keys: str, values: str, layer: int, slots: Slots) -> str:
-        """The rows of each slot over a past of their own: [1, KV, N*G, D]."""
-        count = self.spec.pasts
-        queries = graph.ops("Split", count, q, slots.queries, axis=2)
+        """The rows of each slot over a past of their own: [1, H, S, D]."""
+        queries = graph.ops("Split", self.spec.pasts, q, slots.rows, axis=2)
         new_keys, new_values = self._of_slots(graph, keys, slots), self._of_slots(graph, values, slots)
         parts = zip(queries, new_keys, new_values, slots.masks, slots.past_splits, strict=True)
         mixed = [
@@ -185,15 +185,20 @@ class BlockEmitter:
         return [graph.op("Concat", pieces[slot], pieces[count + slot], axis=2) for slot in range(count)]
 
     def _attend(self, graph: Builder, q: str, keys: str, values: str, past: str, mask: str, past_split: str) -> str:
-        """Grouped attention over one past, read in place, and the new rows: [B, KV, S*G, D]."""
+        """Grouped attention over one past, read in place, and the new rows: [B, H, S, D].
+
+        The query heads of a KV head stand below each other as rows: one product serves the group.
+        """
         scale = self.spec.head_dim**-0.5
         past_key, past_value = f"past_key.{past}", f"past_value.{past}"
-        old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, P]
-        new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, S*G, S]
+        q = graph.reshape(q, 0, self.spec.kv_heads, -1, self.spec.head_dim)  # [B, KV, G * S, D]
+        old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, G * S, P]
+        new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, G * S, N]
         scores = graph.op("Add", graph.op("Concat", old, new, axis=-1), mask)
         shares = graph.op("Softmax", scores, axis=-1)
         old, new = graph.ops("Split", 2, shares, past_split, axis=-1)
-        return graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
+        mixed = graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
+        return graph.reshape(mixed, 0, self.spec.heads, -1, self.spec.head_dim)
 
     def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, masks: DepthMasks) -> str:
         """Several linears of one input as one product; outputs side by side."""

@@ -196,11 +196,9 @@ class _Emitter:
         return graph.op("Slice", tensor, left, end, graph.constant([1]))
 
     def _new_mask(self, rows: str, key_rows: str) -> str:
-        """Causal mask among the new rows, [S * group, N]; a row's query heads follow each other."""
+        """Causal mask among the new rows, [S, N]."""
         top = self.top
-        queries = top.op("Mul", rows, top.constant(self.spec.group))
-        query = top.op("Range", top.constant(0), queries, top.constant(1))
-        row = top.reshape(top.op("Div", query, top.constant(self.spec.group)), -1, 1)
+        row = top.reshape(top.op("Range", top.constant(0), rows, top.constant(1)), -1, 1)
         if self.spec.propagates:
             row = top.op("Add", row, self._left_before())
         column = top.op("Range", top.constant(0), key_rows, top.constant(1))
@@ -291,7 +289,7 @@ class _Emitter:
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
 
     def _past(self, body: Builder, choices: Sequence[str], depth: str, key_rows: str, new_mask: str) -> tuple[str, str]:
-        """This depth's mask [B, 1, S * group, P + N], and the sizes [P, N] that part old from new."""
+        """This depth's mask [B, 1, group * S, P + N], and the sizes [P, N] that part old from new."""
 
         def bound(branch: Builder, chosen: int) -> list[str]:
             if chosen > self.spec.loops:  # a step has a past for each slot
@@ -305,7 +303,11 @@ class _Emitter:
         return self._mask(body, size, body.reshape(length, -1, 1, 1, 1), new_mask), split
 
     def _mask(self, graph: Builder, size: str, length: str, new_mask: str) -> str:
-        """Mask over a past of `size` [1] rows, of which `length` [B, 1, 1, 1] are valid, and the new rows behind."""
+        """Mask over a past of `size` [1] rows, of which `length` [B, 1, 1, 1] are valid, and the new rows behind.
+
+        The query heads of a group stand below each other.
+        """
+        new_mask = graph.op("Tile", new_mask, graph.constant([self.spec.group, 1]))  # [group * S, N]
         column = graph.op("Range", graph.constant(0), graph.op("Squeeze", size), graph.constant(1))
         past = self._hide(graph, graph.op("GreaterOrEqual", column, length))  # [B, 1, 1, P]
         batch = graph.op("Shape", length, start=0, end=1)
@@ -318,7 +320,6 @@ class _Emitter:
         """Masks and sizes of each slot in the step form; nothing is computed in the other."""
         spec, count = self.spec, self.spec.pasts
         step, idle = Builder(body), Builder(body)
-        queries = step.op("Mul", "slot_rows", step.constant(spec.group))
         masks, splits, key_rows = [], [], "slot_rows"
         if spec.propagates:
             key_rows = step.op("Concat", "slot_left_rows", "slot_rows", axis=0)
@@ -334,18 +335,18 @@ class _Emitter:
                 left = step.op("Slice", "slot_left_rows", step.constant([slot - 1]), step.constant([slot]))
                 starts = step.op("Concat", step.constant([0]), step.op("Sub", all_left, left), axis=0)
                 columns, seen = step.op("Add", all_left, rows), step.op("Add", left, rows)
-            corner = step.op("Concat", step.op("Mul", rows, step.constant([spec.group])), columns, axis=0)
+            corner = step.op("Concat", rows, columns, axis=0)
             causal = step.op("Slice", new_mask, starts, corner)  # of whichever rows
             masks.append(self._mask(step, size, step.reshape(length, 1, 1, 1, 1), causal))
             splits.append(step.op("Concat", size, seen, axis=0))
         nothing, no_mask = idle.constant([0]), idle.constant(np.zeros((1, 1, 0, 0)), np.float32)
-        nothings = [nothing, nothing, *[no_mask] * count, *[nothing] * count]
+        nothings = [nothing, *[no_mask] * count, *[nothing] * count]
         branches = {
-            "then_branch": step.branch([queries, step.op("Identity", key_rows), *masks, *splits], "slots"),
+            "then_branch": step.branch([step.op("Identity", key_rows), *masks, *splits], "slots"),
             "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
         }
-        names = body.ops("If", 2 + 2 * count, stepping, **branches)
-        return Slots(names[1], names[0], names[2 : 2 + count], names[2 + count :])
+        names = body.ops("If", 1 + 2 * count, stepping, **branches)
+        return Slots("slot_rows", names[0], names[1 : 1 + count], names[1 + count :])
 
     def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
         """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.exporters.graph import MICROSOFT, Builder
+from rrt_edge.exporters.graph import FLOAT, INT8, MICROSOFT, Builder
 from rrt_edge.exporters.linears import Adapted, Bits, DepthMasks, Linears, fused, lora_columns, wide_a
 from rrt_edge.exporters.spec import BlockSpec
 
@@ -105,14 +105,17 @@ class BlockEmitter:
 
     def layer(
         self, graph: Builder, index: int, weights: LayerWeights, normed: str, residual: str, around: Surroundings
-    ) -> tuple[str, str, str, str]:
-        """One layer. Returns (MLP output, residual it is added to, new keys, new values [B, KV, N, D])."""
+    ) -> tuple[str, str, list[str]]:
+        """One layer. Returns (MLP output, residual it is added to, new rows of each plane [B, KV, N, width])."""
         name = f"block.{index}"
         q, k, v = self._queries_keys_values(graph, name, weights, normed, around)
+        planes = [k, v]
+        if self.spec.kv_bits == 8:
+            planes, k, v = self._quantized(graph, k, v)
         attended = self._attention(graph, name, weights, q, k, v, around)
         second = self.norm(f"{name}.norm2", weights.norms[1])
         normed, residual = self.skip_norm(graph, residual, attended, second)
-        return self._mlp(graph, name, weights, normed, around), residual, k, v
+        return self._mlp(graph, name, weights, normed, around), residual, planes
 
     def _mlp(self, graph: Builder, name: str, weights: LayerWeights, x: str, around: Surroundings) -> str:
         if weights.gate.a is None:
@@ -149,6 +152,22 @@ class BlockEmitter:
         kv = by_head(self._linear(graph, f"{name}.kv", [weights.k, weights.v], both, left.masks), 2 * kv_heads)
         k, v = graph.ops("Split", 2, kv, graph.constant([kv_heads, kv_heads]), axis=1)
         return rotate(q, around.row_index), rotate(k, left.row_index), v
+
+    def _quantized(self, graph: Builder, keys: str, values: str) -> tuple[list[str], str, str]:
+        """(planes to keep, keys, values): integers and a scale for each row and head, and what they stand for.
+
+        The new rows are read as they will be read later, so that no result depends on which call brought them.
+        """
+        heads = graph.constant([self.spec.kv_heads, self.spec.kv_heads])
+        both = graph.op("Concat", keys, values, axis=1)
+        largest = graph.op("ReduceMax", graph.op("Abs", both), graph.constant([-1]), keepdims=1)
+        scale = graph.op("Mul", largest, graph.constant(1 / 127, np.float32))
+        scale = graph.op("Max", scale, graph.constant(1e-12, np.float32))  # of a row of zeros
+        whole = graph.op("Cast", graph.op("Round", graph.op("Div", both, scale)), to=INT8)
+        planes = [*graph.ops("Split", 2, whole, heads, axis=1), *graph.ops("Split", 2, scale, heads, axis=1)]
+        rounded = graph.op("Mul", graph.op("Cast", whole, to=FLOAT), scale)
+        keys, values = graph.ops("Split", 2, rounded, heads, axis=1)
+        return planes, keys, values
 
     def _attention(
         self, graph: Builder, name: str, weights: LayerWeights, q: str, keys: str, values: str, around: Surroundings
@@ -190,14 +209,25 @@ class BlockEmitter:
         The query heads of a KV head stand below each other as rows: one product serves the group.
         """
         scale = self.spec.head_dim**-0.5
+        whole = self.spec.kv_bits == 8
         past_key, past_value = f"past_key.{past}", f"past_value.{past}"
+        if whole:
+            past_key, past_value = (graph.op("Cast", plane, to=FLOAT) for plane in (past_key, past_value))
+
+        def scaled(columns: str, plane: str) -> str:
+            """By the scale of each past row: fewer numbers than its keys or values where few rows are new."""
+            if not whole:
+                return columns
+            return graph.op("Mul", columns, graph.reshape(f"past_{plane}_scale.{past}", 0, 0, 1, -1))
+
         q = graph.reshape(q, 0, self.spec.kv_heads, -1, self.spec.head_dim)  # [B, KV, G * S, D]
         old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, G * S, P]
         new = graph.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, G * S, N]
-        scores = graph.op("Add", graph.op("Concat", old, new, axis=-1), mask)
+        scores = graph.op("Add", graph.op("Concat", scaled(old, "key"), new, axis=-1), mask)
         shares = graph.op("Softmax", scores, axis=-1)
         old, new = graph.ops("Split", 2, shares, past_split, axis=-1)
-        mixed = graph.op("Add", graph.op("MatMul", old, past_value), graph.op("MatMul", new, values))
+        old, new = graph.op("MatMul", scaled(old, "value"), past_value), graph.op("MatMul", new, values)
+        mixed = graph.op("Add", old, new)
         return graph.reshape(mixed, 0, self.spec.heads, -1, self.spec.head_dim)
 
     def _linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, masks: DepthMasks) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -24,7 +25,7 @@ from rrt_edge.exporters.quantize import BLOCK, pad_to_block
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
-from rrt_edge.runtime.manifest import FILE, Architecture, Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.manifest import FILE, KV_BITS, Architecture, Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.memory import peak_memory_bytes
 
 Float = NDArray[np.float32]
@@ -55,6 +56,7 @@ def export(
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
+    kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; a checkpoint that is not recursive is converted first.
@@ -66,6 +68,7 @@ def export(
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
+        kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
 
     Raises:
         BadInputError: the source, an option or the place for the bundle is wrong.
@@ -74,16 +77,17 @@ def export(
     started = time.perf_counter()
     bundle = Path(bundle)
     plan_bits(bits, eight_bit or (), False)  # a wrong option is told before anything is read
+    check_kv_bits(kv_bits)
     check_replaceable(bundle, "bundle", is_bundle)
     checkpoint = Checkpoint(source)
     plan = plan_bits(bits, eight_bit, checkpoint.config.get_text_config().tie_word_embeddings)
     if checkpoint.is_recursive:
-        report = _export_recursive(checkpoint, bundle, bits, plan, progress, started)
+        report = _export_recursive(checkpoint, bundle, bits, plan, kv_bits, progress, started)
     else:
         with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
             convert(source, Path(folder) / "recursive", loops=loops, init=init, rank=rank, progress=progress)
             converted = Checkpoint(Path(folder) / "recursive")
-            report = _export_recursive(converted, bundle, bits, plan, progress, started)
+            report = _export_recursive(converted, bundle, bits, plan, kv_bits, progress, started)
             del converted  # closes its files, which Windows cannot remove while open
     return report
 
@@ -106,14 +110,29 @@ def plan_bits(bits: int, eight_bit: Sequence[str] | None, tied_head: bool) -> Bi
     return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
 
 
+def check_kv_bits(kv_bits: int) -> None:
+    """
+    Raises:
+        BadInputError: keys and values cannot be kept in so many bits.
+    """
+    if kv_bits not in KV_BITS:
+        raise BadInputError(f"KV bits {kv_bits}: choose one of {', '.join(map(str, KV_BITS))}")
+
+
 def is_bundle(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
 def _export_recursive(
-    checkpoint: Checkpoint, bundle: Path, bits: int, plan: Bits, progress: Progress | None, started: float
+    checkpoint: Checkpoint,
+    bundle: Path,
+    bits: int,
+    plan: Bits,
+    kv_bits: int,
+    progress: Progress | None,
+    started: float,
 ) -> ExportReport:
-    spec = spec_of(checkpoint.config)
+    spec = dataclasses.replace(spec_of(checkpoint.config), kv_bits=kv_bits)
     if not (checkpoint.folder / "tokenizer.json").is_file():
         message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
         raise BadInputError(f"{checkpoint.folder}: {message}")
@@ -172,6 +191,7 @@ def write_manifest(
             vocabulary=spec.vocabulary,
             context_length=spec.context,
             pasts=spec.pasts,
+            kv_bits=spec.kv_bits,
         ),
         gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),

@@ -77,14 +77,21 @@ class _Emitter:
         flat = top.reshape(embedded, -1, spec.hidden)
         asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
         body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, key_rows, asked_sequence, stepping)
-        hidden, leaving, exit_depth, gate, keys, values = top.ops(
-            "Loop", 6, trips, top.constant(True, np.bool_), embedded, asked, nothing_left, body=body
+        hidden, leaving, exit_depth, gate, *planes = top.ops(
+            "Loop",
+            4 + len(spec.kv_planes),
+            trips,
+            top.constant(True, np.bool_),
+            embedded,
+            asked,
+            nothing_left,
+            body=body,
         )
         top.add("Identity", [hidden], ["hidden_out"])
         top.add("Squeeze", [exit_depth, top.constant([1])], ["exit_depth"])
         top.add("Identity", [gate], ["gate"])
-        self._split_layers(keys, "new_key")
-        self._split_layers(values, "new_value")
+        for name, stacked in zip(spec.kv_planes, planes, strict=True):
+            self._split_layers(stacked, f"new_{name}", spec.kv_planes[name][1])
         self._head(outer, self._leaving(stepping, leaving, hidden, gate))
 
         graph = helper.make_graph(
@@ -113,21 +120,20 @@ class _Emitter:
             inputs.append(value("slot_left_rows", INT64, "slots"))
         for past in range(1, spec.pasts + 1):
             for layer in range(spec.layers):
-                shape = ("batch", spec.kv_heads, f"past_{past}", spec.head_dim)
-                inputs.append(value(f"past_key.{past}.{layer}", FLOAT, *shape))
-                inputs.append(value(f"past_value.{past}.{layer}", FLOAT, *shape))
+                for name, (kind, width) in spec.kv_planes.items():
+                    shape = ("batch", spec.kv_heads, f"past_{past}", width)
+                    inputs.append(value(f"past_{name}.{past}.{layer}", kind, *shape))
         return inputs
 
     def _outputs(self) -> list[ValueInfoProto]:
         spec = self.spec
-        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "key_rows", spec.head_dim)
+        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "key_rows")
         return [
             value("logits", FLOAT, "asked", spec.vocabulary),
             value("hidden_out", FLOAT, "batch", "rows", spec.hidden),
             value("gate", FLOAT, "depths", "batch", "rows"),
             value("exit_depth", INT64, "batch"),
-            value("new_key", FLOAT, *new_rows),
-            value("new_value", FLOAT, *new_rows),
+            *(value(f"new_{name}", kind, *new_rows, width) for name, (kind, width) in spec.kv_planes.items()),
         ]
 
     def _embed(self, embedding: Float) -> str:
@@ -247,16 +253,16 @@ class _Emitter:
         around = Surroundings(choices, masks, cos, sin, own_index, mask, past_split, slots, propagated)
 
         residual, update = carried[0], ""
-        keys, values = [], []
+        planes: list[list[str]] = [[] for _ in spec.kv_planes]
         for index, layer in enumerate(layers):
             norm = self.block.norm(f"block.{index}.norm1", layer.norms[0])
             if update:
                 normed, residual = self.block.skip_norm(body, residual, update, norm)
             else:
                 normed = body.op("RMSNormalization", residual, norm, epsilon=spec.norm_epsilon, axis=-1)
-            update, residual, new_keys, new_values = self.block.layer(body, index, layer, normed, residual, around)
-            keys.append(new_keys)
-            values.append(new_values)
+            update, residual, rows = self.block.layer(body, index, layer, normed, residual, around)
+            for plane, new in zip(planes, rows, strict=True):
+                plane.append(new)
         normed, hidden = self.block.skip_norm(body, residual, update, self.block.norm("norm", outer.norm))
 
         gate = self._gate(body, outer, normed, own_depth)
@@ -277,7 +283,7 @@ class _Emitter:
         nobody_left = body.op("ReduceMin", exit_depth, keepdims=0)
         go_on = body.op("Equal", nobody_left, body.constant(0))
 
-        scanned = [gate, body.op("Concat", *keys, axis=1), body.op("Concat", *values, axis=1)]
+        scanned = [gate, *(body.op("Concat", *plane, axis=1) for plane in planes)]
         outputs = [go_on, hidden, leaving, exit_depth, *scanned]
         inputs = [
             value("iteration", INT64),
@@ -360,8 +366,8 @@ class _Emitter:
         score = body.op("Mul", scores, body.op("Cast", own, to=FLOAT))
         return body.op("Sigmoid", body.op("ReduceSum", score, body.constant([2]), keepdims=0))
 
-    def _split_layers(self, stacked: str, name: str) -> None:
-        """[n, B, layers * KV, S, D] -> [n, B, layers, KV, S, D]."""
+    def _split_layers(self, stacked: str, name: str, width: int) -> None:
+        """[n, B, layers * KV, N, width] -> [n, B, layers, KV, N, width]."""
         spec = self.spec
-        shape = self.top.constant([0, 0, spec.layers, spec.kv_heads, -1, spec.head_dim])
+        shape = self.top.constant([0, 0, spec.layers, spec.kv_heads, -1, width])
         self.top.add("Reshape", [stacked, shape], [name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import LlamaConfig
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Progress
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.bundle import is_bundle, plan_bits, watched, write_manifest
+from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
 from rrt_edge.exporters.emit import OuterWeights, emit
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.spec import BlockSpec, spec_of
@@ -29,9 +30,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
     },
-    "smollm": {  # SmolLM-135M
+    "smollm": {  # SmolLM-135M, with the context of SmolLM2-135M
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
@@ -45,18 +46,21 @@ def random_bundle(
     rank: int = 0,
     bits: int = 4,
     kv_rule: KVRule = "exact",
+    kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> None:
     """Write a bundle of random weights; its tokenizer has one word for each token, and no token ends a reply.
 
     Raises:
-        BadInputError: there is no such shape, or loops, rank or bits cannot be.
+        BadInputError: there is no such shape, or loops, rank, bits or KV bits cannot be.
     """
     if shape not in SHAPES:
         raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
+    check_kv_bits(kv_bits)
     text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
     config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)
-    spec, plan = spec_of(config), plan_bits(bits, None, config.tie_word_embeddings)
+    spec = dataclasses.replace(spec_of(config), kv_bits=kv_bits)
+    plan = plan_bits(bits, None, config.tie_word_embeddings)
     rng = np.random.default_rng(0)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         layers = watched(_layers(spec, rng), spec.layers, progress)

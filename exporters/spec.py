@@ -10,6 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rrt_edge.configuration import RecursiveConfig
+from rrt_edge.exporters.graph import FLOAT, INT8
 from rrt_edge.runtime.errors import BadInputError
 
 
@@ -38,11 +39,20 @@ class BlockSpec:
     eos_token_ids: tuple[int, ...]
     propagates: bool  # the graph projects keys and values from the states of rows that have left
     slots: int = 8  # sequences a step serves
+    kv_bits: int = 32
 
     @property
     def pasts(self) -> int:
         """Past inputs of each layer: one for each depth in the one-call form, for each slot in the step form."""
         return max(self.loops, self.slots)
+
+    @property
+    def kv_planes(self) -> dict[str, tuple[int, int]]:
+        """What is kept of a row and head: name, ONNX type, numbers (as `Architecture.kv_planes`)."""
+        if self.kv_bits == 32:
+            return {"key": (FLOAT, self.head_dim), "value": (FLOAT, self.head_dim)}
+        whole, scale = (INT8, self.head_dim), (FLOAT, 1)
+        return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
 
     @property
     def group(self) -> int:

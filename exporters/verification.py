@@ -20,7 +20,7 @@ from rrt_edge.conversion import convert
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.check import STRICT, DepthReport, Tolerance, VerifyReport, load_checked
+from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked, strict_tolerance
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.manifest import Manifest
@@ -58,7 +58,7 @@ def verify(
     alone, graph = load_checked(folder, manifest)
     if source is None or graph is None:
         return alone
-    strict = STRICT[manifest.quantization.bits]
+    strict = strict_tolerance(manifest)
     tolerance = strict if loosened is None else _merged(strict, loosened)
     model = _source_model(Path(source), manifest)
     size = min(WINDOW, manifest.architecture.context_length)

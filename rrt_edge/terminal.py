@@ -128,7 +128,7 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
         ("hidden size", str(shape.hidden_size)),
         ("heads: query, key/value", f"{shape.attention_heads}, {shape.key_value_heads} of {shape.head_dim}"),
         ("vocabulary, context", f"{shape.vocabulary}, {shape.context_length} tokens"),
-        ("cache", f"{size(shape.kv_bytes_per_token)} a token, rule {manifest.kv_rule}"),
+        ("cache", f"{shape.kv_bytes_per_token:,} bytes a token ({shape.kv_bits} bits), rule {manifest.kv_rule}"),
         ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         ("bits", f"{bits.bits} ({parts}; blocks of {bits.block_size})"),

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.manifest import Architecture
 
-Float = NDArray[np.float32]
-STEP = 64  # rows a buffer grows by: attention costs what is bound, copying what is held
+Planes = Sequence[NDArray[Any]]  # in the order of Architecture.kv_planes
+STEP = 64  # rows a buffer grows by at least: attention costs what is bound, copying what is held
+SHARE = 16  # or this part of what is held, so that long texts are not copied often
+
+
+def no_rows(architecture: Architecture) -> list[NDArray[Any]]:
+    """Planes [layers, 1, KV, 0, width]."""
+    shape = (architecture.layers_per_block, 1, architecture.key_value_heads, 0)
+    return [np.zeros((*shape, width), kind) for kind, width in architecture.kv_planes.values()]
 
 
 @dataclass
 class _Buffer:
-    """Keys and values [layers, 1, KV, room, D]. Where forks share it, the first `used` rows stay as they are."""
+    """Keys, values and what belongs to them, [layers, 1, KV, room, width] each.
 
-    keys: Float
-    values: Float
+    Where forks share it, the first `used` rows stay as they are.
+    """
+
+    planes: list[NDArray[Any]]
     used: int = 0
     shared: bool = False
 
-    def grown(self, held: int, room: int) -> _Buffer:
-        """A copy of the first rows with room for more."""
-        # Zeros, not empty: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
-        shape = (*self.keys.shape[:3], room, self.keys.shape[4])
-        larger = _Buffer(np.zeros(shape, np.float32), np.zeros(shape, np.float32), held)
-        larger.keys[:, :, :, :held] = self.keys[:, :, :, :held]
-        larger.values[:, :, :, :held] = self.values[:, :, :, :held]
-        return larger
+    def takes(self, start: int, stop: int) -> bool:
+        """Whether rows from `start` to `stop` can be written as it is."""
+        return stop <= self.planes[0].shape[3] and not (self.shared and self.used > start)
+
+    def grow(self, held: int, rows: int) -> None:
+        """Make room for so many rows in all, keeping the first `held`; plane by plane, so that little is held twice."""
+        room = -(-max(rows, held + held // SHARE) // STEP) * STEP
+        for index, old in enumerate(self.planes):
+            # Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
+            self.planes[index] = np.zeros((*old.shape[:3], room, old.shape[4]), old.dtype)
+            self.planes[index][:, :, :, :held] = old[:, :, :, :held]
 
 
 class KVCache:
@@ -40,38 +54,42 @@ class KVCache:
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        shape = architecture
-        empty = np.zeros((shape.layers_per_block, 1, shape.key_value_heads, 0, shape.head_dim), np.float32)
-        self.positions: list[list[int]] = [[] for _ in range(shape.loops)]
-        self._buffers = [_Buffer(empty, empty) for _ in range(shape.loops)]
+        self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
+        self._buffers = [_Buffer(no_rows(architecture)) for _ in range(architecture.loops)]
 
     @property
     def lengths(self) -> list[int]:
         """Valid rows of each depth."""
         return [len(held) for held in self.positions]
 
-    def buffers(self, depth: int) -> tuple[Float, Float]:
-        """Keys and values [layers, 1, KV, room, D] of a depth; other arrays after it has grown."""
-        buffer = self._buffers[depth - 1]
-        return buffer.keys, buffer.values
+    def buffers(self, depth: int) -> Planes:
+        """The planes [layers, 1, KV, room, width] of a depth; other arrays after it has grown."""
+        return self._buffers[depth - 1].planes
 
-    def append(self, depth: int, keys: Float, values: Float, position: int) -> None:
-        """Add rows [layers, KV, S, D] at consecutive positions from `position` on, behind those a depth has."""
-        held, count = self.positions[depth - 1], keys.shape[2]
+    def takes(self, depth: int, count: int) -> bool:
+        """Whether a depth can hold so many rows more without being copied."""
+        start = len(self.positions[depth - 1])
+        return self._buffers[depth - 1].takes(start, start + count)
+
+    def append(self, depth: int, rows: Planes, position: int) -> None:
+        """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
+        held, count = self.positions[depth - 1], rows[0].shape[2]
         start, stop = len(held), len(held) + count
         buffer = self._buffers[depth - 1]
-        if stop > buffer.keys.shape[3] or (buffer.shared and buffer.used > start):
-            buffer = self._buffers[depth - 1] = buffer.grown(start, -(-stop // STEP) * STEP)
-        buffer.keys[:, 0, :, start:stop] = keys
-        buffer.values[:, 0, :, start:stop] = values
+        if not buffer.takes(start, stop):
+            if buffer.shared:
+                buffer = self._buffers[depth - 1] = _Buffer(list(buffer.planes))
+            buffer.grow(start, stop)
+        for plane, new in zip(buffer.planes, rows, strict=True):
+            plane[:, 0, :, start:stop] = new
         buffer.used = stop
         held.extend(range(position, position + count))
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
         stop = len(self.positions[depth - 1])
-        keys, values = (buffer[:, 0, :, stop - count : stop] for buffer in self.buffers(depth))
-        self.append(to, keys, values, self.positions[depth - 1][stop - count])
+        rows = [plane[:, 0, :, stop - count : stop] for plane in self.buffers(depth)]
+        self.append(to, rows, self.positions[depth - 1][stop - count])
 
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind."""

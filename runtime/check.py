@@ -31,6 +31,11 @@ STRICT = {
 }
 
 
+def strict_tolerance(manifest: Manifest) -> Tolerance:
+    """That of the fewest bits that weights, keys or values are kept in."""
+    return STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits)]
+
+
 @dataclass(frozen=True)
 class DepthReport:
     """How the bundle's logits at one depth differ from the source's."""
@@ -65,7 +70,7 @@ def check(bundle: Path | str) -> VerifyReport:
 
 def load_checked(folder: Path, manifest: Manifest) -> tuple[VerifyReport, Graph | None]:
     """What `check` reports, and the graph where nothing is wrong with the bundle."""
-    tolerance = STRICT[manifest.quantization.bits]
+    tolerance = strict_tolerance(manifest)
     try:
         manifest.check_hashes(folder)
     except BundleError as error:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.cache import KVCache
+from rrt_edge.runtime.cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.policy import NEVER
@@ -27,9 +27,9 @@ INPUTS = (
     "row_threshold", "past_length",
 )  # fmt: skip
 PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
-OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
+OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth")  # and new rows of each plane of the cache
 ERRORS_ONLY = 3  # onnxruntime's log level
-MANY_ROWS = 64  # a call of so many gives back the memory it computed with
+MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
 
@@ -151,10 +151,11 @@ class Graph:
             **self._left(states, _NO_SLOTS),
         }
         pasts = [cache.buffers(depth) for depth in range(1, len(cache.lengths) + 1)]
-        logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         ran = len(gate)
         for index in range(ran):
-            cache.append(first + index, keys[index, 0], values[index, 0], position)
+            depth, new = first + index, [plane[index, 0] for plane in planes]
+            binding.append(depth - 1, cache, depth, new, position)
         return Pass(first, first + ran - 1, logits, hidden[0], gate[:, 0])
 
     def step(self, binding: Binding, parts: Sequence[Part]) -> list[PartDone]:
@@ -192,14 +193,14 @@ class Graph:
             **self._left(np.concatenate(lefts), self._padded(left)),
         }
         pasts = [part.cache.buffers(part.depth) for part in chosen]
-        logits, hidden, gate, _, keys, values = binding.run(self.session, feeds, pasts)
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         done: dict[int, PartDone] = {}
         row = before = answered = 0
-        for index, part, count, gone in zip(ordered, chosen, counts, left, strict=True):
+        for slot, (index, part, count, gone) in enumerate(zip(ordered, chosen, counts, left, strict=True)):
             own, behind = slice(row, row + count), slice(sum(left) + row, sum(left) + row + count)
             for own_keys, position in ((slice(before, before + gone), 0), (behind, gone)):
-                new = keys[0, 0, :, :, own_keys], values[0, 0, :, :, own_keys]
-                part.cache.append(part.depth, *new, part.position + position)
+                new = [plane[0, 0, :, :, own_keys] for plane in planes]
+                binding.append(slot, part.cache, part.depth, new, part.position + position)
             reached = int((gate[0, 0, own] >= part.thresholds).sum())
             done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + reached])
             row, before, answered = row + count, before + gone, answered + reached
@@ -221,14 +222,15 @@ class Graph:
     def _check_contract(self, path: Path) -> None:
         shape = self.architecture
         found = {value.name: value.shape for value in self.session.get_inputs()}
-        missing = [name for name in OUTPUTS if name not in {value.name for value in self.session.get_outputs()}]
+        outputs = [*OUTPUTS, *(f"new_{plane}" for plane in shape.kv_planes)]
+        missing = [name for name in outputs if name not in {value.name for value in self.session.get_outputs()}]
         for past in range(1, shape.pasts + 1):
             for layer in range(shape.layers_per_block):
-                wanted = ["batch", shape.key_value_heads, f"past_{past}", shape.head_dim]
-                for kind in ("past_key", "past_value"):
-                    if found.get(f"{kind}.{past}.{layer}") != wanted:
-                        missing.append(f"{kind}.{past}.{layer}")
-        slots = 2 * shape.pasts * shape.layers_per_block
+                for plane, (_, width) in shape.kv_planes.items():
+                    name = f"past_{plane}.{past}.{layer}"
+                    if found.get(name) != ["batch", shape.key_value_heads, f"past_{past}", width]:
+                        missing.append(name)
+        slots = len(shape.kv_planes) * shape.pasts * shape.layers_per_block
         wanted_inputs = len(INPUTS) + (len(PROPAGATING_INPUTS) if self.propagates else 0)
         if missing or len(found) != slots + wanted_inputs:
             raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
@@ -239,36 +241,48 @@ class Binding:
 
     def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
         self.binding = binding
-        shape = (architecture.layers_per_block, 1, architecture.key_value_heads, 0, architecture.head_dim)
-        self._nothing = np.zeros(shape, np.float32)
-        self._bound: list[Float | None] = [None] * architecture.pasts
+        self._nothing = no_rows(architecture)
+        self._planes = tuple(architecture.kv_planes)
+        self._outputs = (*OUTPUTS, *(f"new_{plane}" for plane in self._planes))
+        self._bound: list[NDArray[Any] | None] = [None] * architecture.pasts
         self._fed: dict[str, NDArray[Any]] = {}
+        self._many_before = False
         self._giving_back = onnxruntime.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(
-        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[tuple[Float, Float]]
+        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[Planes]
     ) -> list[Any]:
-        """Run with `pasts` [layers, 1, KV, P, D] as the first past inputs and nothing in the others."""
-        empty = [(self._nothing, self._nothing)] * (len(self._bound) - len(pasts))
-        for index, (keys, values) in enumerate(pasts + empty):
-            if self._bound[index] is not keys:
-                for layer in range(len(keys)):
-                    self.binding.bind_cpu_input(f"past_key.{index + 1}.{layer}", keys[layer])
-                    self.binding.bind_cpu_input(f"past_value.{index + 1}.{layer}", values[layer])
-                self._bound[index] = keys
+        """Run with `pasts` [layers, 1, KV, P, width] as the first past inputs and nothing in the others."""
+        empty = [self._nothing] * (len(self._bound) - len(pasts))
+        for index, planes in enumerate([*pasts, *empty]):
+            self._bind(index, planes)
         for name, array in feeds.items():
             if self._fed.get(name) is not array:
                 self.binding.bind_cpu_input(name, array)
                 self._fed[name] = array
-        for name in OUTPUTS:
+        for name in self._outputs:
             self.binding.bind_output(name)
         try:
             many = feeds["row_depth"].size >= MANY_ROWS
-            session.run_with_iobinding(self.binding, self._giving_back if many else None)
+            done_with_many, self._many_before = self._many_before and not many, many
+            session.run_with_iobinding(self.binding, self._giving_back if done_with_many else None)
         except Exception as error:  # onnxruntime raises several unrelated types
             raise RRTEdgeError(f"onnxruntime failed while running the model: {_first_line(error)}") from error
         return list(self.binding.copy_outputs_to_cpu())
+
+    def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
+        """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""
+        if not cache.takes(depth, rows[0].shape[2]):
+            self._bind(past, self._nothing)
+        cache.append(depth, rows, position)
+
+    def _bind(self, past: int, planes: Planes) -> None:
+        if self._bound[past] is not planes[0]:
+            for name, plane in zip(self._planes, planes, strict=True):
+                for layer in range(len(plane)):
+                    self.binding.bind_cpu_input(f"past_{name}.{past + 1}.{layer}", plane[layer])
+            self._bound[past] = planes[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.files import sha256
 
-KVRule = Literal[
-    "exact", "propagate", "latest", "skip"
-]  # what a row that leaves early leaves behind: rrt_edge.runtime.state
+KVRule = Literal["exact", "propagate", "latest", "skip"]  # what a row that leaves early leaves behind: state.py
 RULES: tuple[KVRule, ...] = get_args(KVRule)
 FILE = "manifest.json"
+KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
 FORMAT = "rrt-edge bundle"
 VERSION = 1
 LARGEST_MANIFEST = 4 << 20  # bytes
@@ -40,11 +41,21 @@ class Architecture:
     vocabulary: int
     context_length: int
     pasts: int
+    kv_bits: int
+
+    @property
+    def kv_planes(self) -> dict[str, tuple[type[np.generic], int]]:
+        """What is kept of a row and head, by its name in the graph: type and numbers."""
+        if self.kv_bits == 32:
+            return {"key": (np.float32, self.head_dim), "value": (np.float32, self.head_dim)}
+        whole, scale = (np.int8, self.head_dim), (np.float32, 1)
+        return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Float32 keys and values of one position at every depth."""
-        return self.loops * self.layers_per_block * self.key_value_heads * self.head_dim * 2 * 4
+        """Keys and values of one position at every depth."""
+        row = sum(np.dtype(kind).itemsize * count for kind, count in self.kv_planes.values())
+        return self.loops * self.layers_per_block * self.key_value_heads * row
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,10 @@ class _Reader:
             vocabulary=self.count(fields, "vocabulary", 1, 1 << 22),
             context_length=self.count(fields, "context_length", 1, 1 << 24),
             pasts=self.count(fields, "pasts", 1, 1 << 10),
+            kv_bits=self.count(fields, "kv_bits", 8, 32),
         )
+        if read.kv_bits not in KV_BITS:
+            raise self.fail("kv_bits", f"{read.kv_bits} is not known; known: {', '.join(map(str, KV_BITS))}")
         if read.pasts < read.loops:
             raise self.fail("pasts", f"{read.pasts} is less than the {read.loops} loops")
         if read.attention_heads % read.key_value_heads:

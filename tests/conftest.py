@@ -112,9 +112,9 @@ def recursive(make_recursive: Callable[..., Path]) -> Path:
 def make_bundle(make_recursive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Export a recursive checkpoint of so many loops."""
 
-    def make(loops: int = 3, bits: int = 32, rank: int = 4) -> Path:
+    def make(loops: int = 3, bits: int = 32, rank: int = 4, kv_bits: int = 32) -> Path:
         bundle = tmp_path_factory.mktemp("bundle") / "bundle"
-        export(make_recursive(loops=loops, rank=rank), bundle, bits=bits)
+        export(make_recursive(loops=loops, rank=rank), bundle, bits=bits, kv_bits=kv_bits)
         return bundle
 
     return make

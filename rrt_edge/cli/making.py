@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import RULES
+from rrt_edge.runtime.manifest import KV_BITS, RULES
 
 DEMO = Path("samples/pydoc/recursive")
 
@@ -124,10 +124,14 @@ def _standard_output_to_error(redirect: bool) -> Any:
 @click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
 @click.option("--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True)
 @click.option("--rank", default=0, show_default=True, help="For a source that is not recursive.")
+@click.option(
+    "--kv-bits", default="32", type=click.Choice([str(bits) for bits in KV_BITS]), show_default=True,
+    help="How keys and values are kept while running; 8: a quarter of the memory.",
+)  # fmt: skip
 @json_option
 @guarded
 def export(
-    paths: tuple[Path, ...], bits: str, eight_bit: tuple[str, ...], loops: int, init: Any, rank: int, as_json: bool
+    paths: tuple[Path, ...], bits: str, eight_bit: tuple[str, ...], kv_bits: str, as_json: bool, **converting: Any
 ) -> None:
     """Export a checkpoint as a bundle; with BUNDLE alone, the demo model that the repository ships."""
     if len(paths) > 2:
@@ -140,7 +144,7 @@ def export(
     console = Console(stderr=True)
     with progress_bar(console, not as_json) as progress:
         kept = tuple(part for part in eight_bit if part != "none") if eight_bit else None
-        options: Any = {"bits": int(bits), "eight_bit": kept, "loops": loops, "init": init, "rank": rank}
+        options: Any = {"bits": int(bits), "eight_bit": kept, "kv_bits": int(kv_bits), **converting}
         report = run(str(source), bundle, **options, progress=progress)
     if as_json:
         wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")

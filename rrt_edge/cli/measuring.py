@@ -16,7 +16,7 @@ from rich.console import Console
 from rrt_edge.cli.common import guarded, json_option, print_json
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.manifest import RULES
+from rrt_edge.runtime.manifest import KV_BITS, RULES
 
 
 @click.command(
@@ -30,6 +30,13 @@ from rrt_edge.runtime.manifest import RULES
 @click.option("--rank", default=0, show_default=True, help="For --shape.")
 @click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True, help="For --shape.")
 @click.option("--kv-rule", default="exact", type=click.Choice(RULES), show_default=True, help="For --shape.")
+@click.option(
+    "--kv-bits",
+    default="32",
+    type=click.Choice([str(bits) for bits in KV_BITS]),
+    show_default=True,
+    help="For --shape.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), help="For --shape: keep the bundle here, and reuse it.")
 @click.option(
     "--tests",
@@ -46,7 +53,7 @@ from rrt_edge.runtime.manifest import RULES
 @guarded
 def bench(
     bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, kv_rule: Any,
-    keep: Path | None, tests: str | None, traces: Path | None, as_json: bool, **settings: Any,
+    kv_bits: str, keep: Path | None, tests: str | None, traces: Path | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
     if (bundle is None) == (shape is None):
@@ -59,7 +66,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") if shape and keep is None else nullcontext("") as folder:
         where = bundle or keep or Path(folder) / "bundle"
         if shape is not None and not (where / "manifest.json").is_file():
-            _write_random(shape, where, console, as_json, loops=loops, rank=rank, bits=int(bits), kv_rule=kv_rule)
+            made = {"loops": loops, "rank": rank, "bits": int(bits), "kv_rule": kv_rule, "kv_bits": int(kv_bits)}
+            _write_random(shape, where, console, as_json, **made)
         rows = _measure(where, settings, console, as_json)
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
     if as_json:

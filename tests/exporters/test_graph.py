@@ -73,45 +73,48 @@ class Host:
         self.past, self.lengths = grown, self.lengths + counts
 
 
-def contract() -> dict[str, tuple[str, int, str]]:
-    """What docs/graph.md says: by name, which of its tables, the rank and the type."""
+def contract() -> dict[str, dict[str, tuple[int, str]]]:
+    """What docs/graph.md says: by table and name, the rank and the type."""
     text = (Path(__file__).parents[2] / "docs" / "graph.md").read_text(encoding="utf-8")
-    told, tables, table = {}, iter(("input", "output", "propagation")), ""
+    told: dict[str, dict[str, tuple[int, str]]] = {}
+    tables, table = iter(("input", "output", "propagation", "8 bits")), ""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in ("input", "output"):
+        if cells[0] in ("input", "output", "kept at 8 bits"):
             table = next(tables)
         elif line.startswith("| `"):
             kind, shape = cells[1].split(" ", 1)
             dimensions = shape[1 : shape.index("]")]
             rank = dimensions.count(",") + 1 if dimensions else 0
             for name in cells[0].replace("`", "").split(", "):
-                told[name] = table, rank, {"int64": "tensor(int64)", "float": "tensor(float)"}[kind]
+                told.setdefault(table, {})[name] = rank, f"tensor({kind})"
     return told
 
 
+@pytest.mark.parametrize("kv_bits", [32, 8])
 @pytest.mark.parametrize("rule", ["exact", "propagate"])
-def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, rule: str) -> None:
+def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, rule: str, kv_bits: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(recursive)
     model.config.kv_rule = rule
     model.save_pretrained(tmp_path / "checkpoint")
     shutil.copy(recursive / "tokenizer.json", tmp_path / "checkpoint")
-    export(tmp_path / "checkpoint", tmp_path / "bundle", bits=32)
+    export(tmp_path / "checkpoint", tmp_path / "bundle", bits=32, kv_bits=kv_bits)
     session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"))
     pasts = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["architecture"]["pasts"]
 
-    def told(*tables: str) -> dict[str, tuple[int, str]]:
-        found = {}
-        for name, (table, rank, kind) in contract().items():
-            names = [name]
-            if name.endswith(".p.l"):
-                names = [f"{name[:-4]}.{past}.{layer}" for past in range(1, pasts + 1) for layer in range(4)]
-            found |= {one: (rank, kind) for one in names if table in tables}
-        return found
-
-    inputs = ("input", "propagation") if rule == "propagate" else ("input",)
-    assert {value.name: (len(value.shape), value.type) for value in session.get_inputs()} == told(*inputs)
-    assert {value.name: (len(value.shape), value.type) for value in session.get_outputs()} == told("output")
+    tables = contract()
+    told = {"input": tables["input"], "output": tables["output"]}
+    if rule == "propagate":
+        told["input"] |= tables["propagation"]
+    if kv_bits == 8:
+        for name, kind in tables["8 bits"].items():
+            told["input" if name.startswith("past") else "output"][name] = kind
+    for name in [name for name in told["input"] if name.endswith(".p.l")]:
+        kind = told["input"].pop(name)
+        for past in range(1, pasts + 1):
+            told["input"] |= {f"{name[:-4]}.{past}.{layer}": kind for layer in range(4)}
+    assert {value.name: (len(value.shape), value.type) for value in session.get_inputs()} == told["input"]
+    assert {value.name: (len(value.shape), value.type) for value in session.get_outputs()} == told["output"]
 
 
 def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.manifest import Architecture
 
-SHAPE = Architecture("llama", 2, 1, 0, 4, 1, 1, 2, 10, 512, 8)
+SHAPE = Architecture("llama", 2, 1, 0, 4, 1, 1, 2, 10, 512, 8, 32)
 
 
 def rows(numbers: list[int]) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_forks_hold_what_they_would_alone(actions: list[tuple[int, str, int]]) -
         if action == "add":
             new = list(range(number, number + amount))
             number += amount
-            cache.append(1, rows(new), rows(new), len(model))
+            cache.append(1, (rows(new), rows(new)), len(model))
             model += new
         elif action == "cut":
             cache.truncate(amount)
@@ -48,12 +48,12 @@ def test_forks_hold_what_they_would_alone(actions: list[tuple[int, str, int]]) -
 
 def test_a_fork_copies_nothing_until_both_have_gone_on() -> None:
     cache = KVCache(SHAPE)
-    cache.append(1, rows([1, 2, 3]), rows([1, 2, 3]), 0)
+    cache.append(1, (rows([1, 2, 3]), rows([1, 2, 3])), 0)
     fork = cache.fork()
     assert fork.buffers(1)[0] is cache.buffers(1)[0]
-    cache.append(1, rows([4]), rows([4]), 3)
+    cache.append(1, (rows([4]), rows([4])), 3)
     assert fork.buffers(1)[0] is cache.buffers(1)[0]
-    fork.append(1, rows([5]), rows([5]), 3)
+    fork.append(1, (rows([5]), rows([5])), 3)
     assert fork.buffers(1)[0] is not cache.buffers(1)[0]
 
 

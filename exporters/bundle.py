@@ -19,9 +19,10 @@ from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Init, Progress, convert
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.emit import OuterWeights, emit, packs_embedding
-from rrt_edge.exporters.linears import Adapted, Bits
+from rrt_edge.exporters.emit import emit, packs_embedding
+from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.quantize import BLOCK, pad_to_block
+from rrt_edge.exporters.reading import layer_weights, outer_weights
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
@@ -192,6 +193,8 @@ def write_manifest(
             context_length=spec.context,
             pasts=spec.pasts,
             kv_bits=spec.kv_bits,
+            windows=spec.windows if any(any(row) for row in spec.windows) else None,
+            short_context=spec.short_context,
         ),
         gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
@@ -226,56 +229,14 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
 
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
-    shapes += [(spec.intermediate, spec.hidden)] * 2
-    biases = (q + 2 * kv + spec.hidden) * spec.attention_bias + (2 * spec.intermediate + spec.hidden) * spec.mlp_bias
-    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * biases
+    shapes += [(spec.intermediate, spec.hidden)] * (1 + spec.gated)
+    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * spec.bias_numbers
     layers, packed = spec.layers * spec.loops, packs_embedding(spec, plan.embedding)
     found = {
         "block": layer * layers,
-        "norms": (2 * layers + 1) * spec.hidden * 4,
+        "norms": (spec.norm_numbers * layers + spec.hidden * (1 + spec.layer_norm)) * 4,
         "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding if packed or plan.embedding == 16 else 32),
     }
     if not (spec.tied_head and plan.head == plan.embedding and packed):
         found["head"] = matrix(spec.vocabulary, spec.hidden, plan.head)
     return found
-
-
-def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:
-    """The block's layers, read one by one."""
-
-    def read(name: str) -> Float:
-        array: Float = checkpoint.tensor(name).numpy()
-        return array
-
-    def optional(name: str) -> Float | None:
-        return read(name) if name in checkpoint else None
-
-    for index in range(spec.layers):
-        prefix = f"model.block.{index}"
-
-        def linear(name: str, prefix: str = prefix) -> Adapted:
-            path = f"{prefix}.{name}"
-            a, b = optional(f"{path}.lora_A"), optional(f"{path}.lora_B")
-            return Adapted(read(f"{path}.weight"), optional(f"{path}.bias"), a, b)
-
-        yield LayerWeights(
-            norms=(read(f"{prefix}.input_layernorm.weight"), read(f"{prefix}.post_attention_layernorm.weight")),
-            q=linear("self_attn.q_proj"),
-            k=linear("self_attn.k_proj"),
-            v=linear("self_attn.v_proj"),
-            o=linear("self_attn.o_proj"),
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
-            down=linear("mlp.down_proj"),
-        )
-
-
-def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
-    gated = spec.loops > 1
-    return OuterWeights(
-        embedding=checkpoint.tensor("model.embed_tokens.weight").numpy(),
-        norm=checkpoint.tensor("model.norm.weight").numpy(),
-        head=None if spec.tied_head else checkpoint.tensor("lm_head.weight").numpy(),
-        gate_weight=checkpoint.tensor("exit_gate.weight").numpy() if gated else np.zeros((0, spec.hidden), np.float32),
-        gate_bias=checkpoint.tensor("exit_gate.bias").numpy() if gated else np.zeros(0, np.float32),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Propagated, Slots, Surroundings, choose_one
+from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Norm, Propagated, Stream, Surroundings
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
-from rrt_edge.exporters.linears import Bits, DepthMasks, Linears
+from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.masks import Masks, Rows, past_length
+from rrt_edge.exporters.positions import Rotations
 from rrt_edge.exporters.quantize import BLOCK, quantize
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
@@ -27,7 +29,7 @@ class OuterWeights:
     """The weights around the block. `head` is None where it is the embedding; gate [loops - 1, H] and [loops - 1]."""
 
     embedding: Float
-    norm: Float
+    norm: Norm
     head: Float | None
     gate_weight: Float
     gate_bias: Float
@@ -61,14 +63,10 @@ class _Emitter:
     def model(self, outer: OuterWeights, layers: Iterable[LayerWeights]) -> ModelProto:
         spec, top = self.spec, self.top
         embedded = top.op("Concat", self._embed(outer.embedding), "hidden", axis=1)  # one of the two is empty
-        batch_rows = top.op("Shape", "position_ids")  # [2]: B, N
-        key_rows = rows = top.op("Gather", batch_rows, top.constant(1))
-        if spec.propagates:
-            rows = top.op("Sub", key_rows, self._left_before())
-        cos, sin, row_index = self._rotary(batch_rows)
-        new_mask = self._new_mask(rows, key_rows)
-        last_row = self._last_row()
-        each = top.op("Max", rows, top.constant(1)) if spec.propagates else rows  # there may be none: no division by 0
+        rows = Rows(spec, top)
+        rotations, masks = Rotations(spec, rows), Masks(spec, rows)
+        last_row = rows.last()
+        each = top.op("Max", rows.count, top.constant(1)) if spec.propagates else rows.count  # no division by 0
         asked_sequence = top.op("Div", "logit_rows", each)  # [R]
         stepping = top.op("Greater", top.op("Size", "slot_rows"), top.constant(0))
 
@@ -76,7 +74,7 @@ class _Emitter:
         nothing_left = top.op("Mul", last_row, top.constant(0))  # int64 [B, 1] of 0: not left yet
         flat = top.reshape(embedded, -1, spec.hidden)
         asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
-        body = self._body(outer, layers, cos, sin, row_index, new_mask, last_row, key_rows, asked_sequence, stepping)
+        body = self._body(outer, layers, rows, rotations, masks, last_row, asked_sequence, stepping)
         hidden, leaving, exit_depth, gate, *planes = top.ops(
             "Loop",
             4 + len(spec.kv_planes),
@@ -113,15 +111,19 @@ class _Emitter:
             value("logit_rows", INT64, "asked"),
             value("slot_rows", INT64, "slots"),
             value("row_threshold", FLOAT, "step_rows"),
-            value("past_length", INT64, "batch", spec.pasts),
+            *(value(past_length(group), INT64, "batch", spec.pasts) for group in range(len(spec.kv_groups))),
         ]
+        if spec.short_context is not None:
+            inputs.append(value("long_context", BOOL))
         if spec.propagates:
             inputs.append(value("left_hidden", FLOAT, "batch", "left_rows", spec.hidden))
             inputs.append(value("slot_left_rows", INT64, "slots"))
         for past in range(1, spec.pasts + 1):
             for layer in range(spec.layers):
+                group = spec.kv_group(layer)
+                rows = f"past_{past}.{group}" if group else f"past_{past}"
                 for name, (kind, width) in spec.kv_planes.items():
-                    shape = ("batch", spec.kv_heads, f"past_{past}", width)
+                    shape = ("batch", spec.kv_heads, rows, width)
                     inputs.append(value(f"past_{name}.{past}.{layer}", kind, *shape))
         return inputs
 
@@ -137,6 +139,13 @@ class _Emitter:
         ]
 
     def _embed(self, embedding: Float) -> str:
+        """What enters the first layer for `input_ids`, [B, S, H]."""
+        rows = self._rows_of(embedding)
+        if self.spec.embedding_scale == 1:
+            return rows
+        return self.top.op("Mul", rows, self.top.constant(self.spec.embedding_scale, np.float32))
+
+    def _rows_of(self, embedding: Float) -> str:
         """Rows of the embedding for `input_ids`, [B, S, H]; in 4 or 8 bits it stays packed in memory."""
         bits, top = self.bits.embedding, self.top
         if packs_embedding(self.spec, bits):
@@ -167,71 +176,28 @@ class _Emitter:
     def _head(self, outer: OuterWeights, leaving: str) -> None:
         """Logits of hidden states [R, H]; a tied head of the embedding's precision shares its bytes in the file."""
         spec, bits = self.spec, self.bits.head
-        normed = self.top.op("RMSNormalization", leaving, "norm", epsilon=spec.norm_epsilon, axis=-1)
+        normed = self.block.norm(self.top, leaving, "norm", outer.norm)
+        if spec.logits_scale != 1:
+            normed = self.top.op("Mul", normed, self.top.constant(spec.logits_scale, np.float32))
         if outer.head is None and bits == self.bits.embedding and packs_embedding(spec, bits):
             name = "embedding"
         else:
             name = "head"
             self.linears.write(name, outer.embedding if outer.head is None else outer.head, bits, "head")
         logits = Linears.matmul(self.top, normed, name, spec.hidden, spec.vocabulary, bits)
+        if spec.logits_softcap is not None:
+            cap = self.top.constant(spec.logits_softcap, np.float32)
+            logits = self.top.op("Mul", self.top.op("Tanh", self.top.op("Div", logits, cap)), cap)
         self.top.add("Identity", [logits], ["logits"])
-
-    def _rotary(self, batch_rows: str) -> tuple[str, str, str]:
-        """cos and sin [B * N, head_dim / 2] of the rows' positions, and each row's index into them [B, N]."""
-        top = self.top
-        frequencies = top.constant([self.spec.rotary_frequencies], np.float32)  # [1, head_dim / 2]
-        positions = top.reshape(top.op("Cast", "position_ids", to=FLOAT), -1, 1)
-        angles = top.op("Mul", positions, frequencies)
-        cos, sin = top.op("Cos", angles), top.op("Sin", angles)
-        if self.spec.rotary_scale != 1.0:
-            scale = top.constant(self.spec.rotary_scale, np.float32)
-            cos, sin = top.op("Mul", cos, scale), top.op("Mul", sin, scale)
-        count = top.op("ReduceProd", batch_rows, keepdims=0)
-        row_index = top.op("Range", top.constant(0), count, top.constant(1))
-        return cos, sin, top.op("Reshape", row_index, batch_rows)
-
-    def _left_before(self) -> str:
-        """How many rows of each sequence have left, and stand before the others: int64 []."""
-        return self.top.op("Squeeze", self.top.op("Shape", "left_hidden", start=1, end=2))
-
-    def _behind_left(self, graph: Builder, tensor: str) -> str:
-        """Without the rows that have left: [B, N, ..] -> [B, S, ..]."""
-        if not self.spec.propagates:
-            return tensor
-        left, end = graph.op("Shape", "left_hidden", start=1, end=2), graph.constant([np.iinfo(np.int64).max])
-        return graph.op("Slice", tensor, left, end, graph.constant([1]))
-
-    def _new_mask(self, rows: str, key_rows: str) -> str:
-        """Causal mask among the new rows, [S, N]."""
-        top = self.top
-        row = top.reshape(top.op("Range", top.constant(0), rows, top.constant(1)), -1, 1)
-        if self.spec.propagates:
-            row = top.op("Add", row, self._left_before())
-        column = top.op("Range", top.constant(0), key_rows, top.constant(1))
-        return self._hide(top, top.op("Greater", column, row))
-
-    @staticmethod
-    def _hide(graph: Builder, hidden: str) -> str:
-        """Minus infinity where `hidden` is true, 0 elsewhere."""
-        return graph.op("Where", hidden, graph.constant(-np.inf, np.float32), graph.constant(0.0, np.float32))
-
-    def _last_row(self) -> str:
-        """Index of each sequence's last valid row, [B, 1]: rows of depth 0 are padding on the right."""
-        top = self.top
-        depths = self._behind_left(top, "row_depth")
-        valid = top.op("Cast", top.op("Greater", depths, top.constant(0)), to=INT64)
-        return top.op("Sub", top.op("ReduceSum", valid, top.constant([1]), keepdims=1), top.constant(1))
 
     def _body(
         self,
         outer: OuterWeights,
         layers: Iterable[LayerWeights],
-        cos: str,
-        sin: str,
-        row_index: str,
-        new_mask: str,
+        rows: Rows,
+        rotations: Rotations,
+        masks: Masks,
         last_row: str,
-        key_rows: str,
         asked_sequence: str,
         stepping: str,
     ) -> GraphProto:
@@ -240,30 +206,27 @@ class _Emitter:
         carried = ("hidden_before", "leaving_before", "exit_before")
         depth = body.op("Add", "first", "iteration")
         row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, N, 1]
-        own_depth = self._behind_left(body, row_depth)  # [B, S, 1]
+        own_depth = rows.behind_left(body, row_depth)  # [B, S, 1]
         choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
         choices = [body.op("Equal", choice, body.constant(one)) for one in range(1, spec.loops + 1)]
-        mask, past_split = self._past(body, choices, depth, key_rows, new_mask)
-        slots = self._slots(body, stepping, new_mask)
-        masks = DepthMasks(body, own_depth, spec.loops)
+        depths = every_depth = RowDepths(body, own_depth, spec.loops)
         propagated = None
         if spec.propagates:
-            propagated = Propagated("left_hidden", DepthMasks(body, row_depth, spec.loops), row_index)
-        own_index = self._behind_left(body, row_index)
-        around = Surroundings(choices, masks, cos, sin, own_index, mask, past_split, slots, propagated)
+            every_depth = RowDepths(body, row_depth, spec.loops)
+            start, end = body.constant([0]), body.op("Shape", "left_hidden", start=1, end=2)
+            left_depth = body.op("Slice", row_depth, start, end, body.constant([1]))
+            propagated = Propagated("left_hidden", every_depth, RowDepths(body, left_depth, spec.loops))
+        seen, slots = masks.past(body, choices, depth, depths), masks.slots(body, stepping, depths)
+        turns = rotations.turns(body, every_depth)
+        around = Surroundings(choices, depths, rotations.cos, rotations.sin, seen, slots, propagated, turns)
 
-        residual, update = carried[0], ""
+        stream = Stream(carried[0])
         planes: list[list[str]] = [[] for _ in spec.kv_planes]
         for index, layer in enumerate(layers):
-            norm = self.block.norm(f"block.{index}.norm1", layer.norms[0])
-            if update:
-                normed, residual = self.block.skip_norm(body, residual, update, norm)
-            else:
-                normed = body.op("RMSNormalization", residual, norm, epsilon=spec.norm_epsilon, axis=-1)
-            update, residual, rows = self.block.layer(body, index, layer, normed, residual, around)
-            for plane, new in zip(planes, rows, strict=True):
+            stream, new_rows = self.block.layer(body, index, layer, stream, around)
+            for plane, new in zip(planes, new_rows, strict=True):
                 plane.append(new)
-        normed, hidden = self.block.skip_norm(body, residual, update, self.block.norm("norm", outer.norm))
+        normed, hidden = self.block.norm_of(body, stream, "norm", outer.norm, depths)
 
         gate = self._gate(body, outer, normed, own_depth)
         ends = gate
@@ -293,66 +256,6 @@ class _Emitter:
             value(carried[2], INT64, "batch", 1),
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
-
-    def _past(self, body: Builder, choices: Sequence[str], depth: str, key_rows: str, new_mask: str) -> tuple[str, str]:
-        """This depth's mask [B, 1, group * S, P + N], and the sizes [P, N] that part old from new."""
-
-        def bound(branch: Builder, chosen: int) -> list[str]:
-            if chosen > self.spec.loops:  # a step has a past for each slot
-                return [branch.op("Identity", branch.constant([0]))]
-            return [branch.op("Shape", f"past_key.{chosen}.0", start=2, end=3)]
-
-        (size,) = choose_one(body, choices, 1, bound)
-        index = body.op("Sub", depth, body.constant(1))
-        length = body.op("Gather", "past_length", index, axis=1)  # [B]
-        split = body.op("Concat", size, body.reshape(key_rows, 1), axis=0)
-        return self._mask(body, size, body.reshape(length, -1, 1, 1, 1), new_mask), split
-
-    def _mask(self, graph: Builder, size: str, length: str, new_mask: str) -> str:
-        """Mask over a past of `size` [1] rows, of which `length` [B, 1, 1, 1] are valid, and the new rows behind.
-
-        The query heads of a group stand below each other.
-        """
-        new_mask = graph.op("Tile", new_mask, graph.constant([self.spec.group, 1]))  # [group * S, N]
-        column = graph.op("Range", graph.constant(0), graph.op("Squeeze", size), graph.constant(1))
-        past = self._hide(graph, graph.op("GreaterOrEqual", column, length))  # [B, 1, 1, P]
-        batch = graph.op("Shape", length, start=0, end=1)
-        queries, one = graph.op("Shape", new_mask, start=0, end=1), graph.constant([1])
-        past = graph.op("Expand", past, graph.op("Concat", one, one, queries, one, axis=0))
-        new = graph.op("Expand", new_mask, graph.op("Concat", batch, one, one, one, axis=0))
-        return graph.op("Concat", past, new, axis=-1)
-
-    def _slots(self, body: Builder, stepping: str, new_mask: str) -> Slots:
-        """Masks and sizes of each slot in the step form; nothing is computed in the other."""
-        spec, count = self.spec, self.spec.pasts
-        step, idle = Builder(body), Builder(body)
-        masks, splits, key_rows = [], [], "slot_rows"
-        if spec.propagates:
-            key_rows = step.op("Concat", "slot_left_rows", "slot_rows", axis=0)
-            all_left = step.op("Shape", "left_hidden", start=1, end=2)
-        for slot in range(1, count + 1):
-            rows = step.op("Slice", "slot_rows", step.constant([slot - 1]), step.constant([slot]))  # [1]
-            size = step.op("Shape", f"past_key.{slot}.0", start=2, end=3)
-            length = step.op(
-                "Slice", "past_length", step.constant([slot - 1]), step.constant([slot]), step.constant([1])
-            )
-            starts, columns, seen = step.constant([0, 0]), rows, rows
-            if spec.propagates:
-                left = step.op("Slice", "slot_left_rows", step.constant([slot - 1]), step.constant([slot]))
-                starts = step.op("Concat", step.constant([0]), step.op("Sub", all_left, left), axis=0)
-                columns, seen = step.op("Add", all_left, rows), step.op("Add", left, rows)
-            corner = step.op("Concat", rows, columns, axis=0)
-            causal = step.op("Slice", new_mask, starts, corner)  # of whichever rows
-            masks.append(self._mask(step, size, step.reshape(length, 1, 1, 1, 1), causal))
-            splits.append(step.op("Concat", size, seen, axis=0))
-        nothing, no_mask = idle.constant([0]), idle.constant(np.zeros((1, 1, 0, 0)), np.float32)
-        nothings = [nothing, *[no_mask] * count, *[nothing] * count]
-        branches = {
-            "then_branch": step.branch([step.op("Identity", key_rows), *masks, *splits], "slots"),
-            "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
-        }
-        names = body.ops("If", 1 + 2 * count, stepping, **branches)
-        return Slots("slot_rows", names[0], names[1 : 1 + count], names[1 + count :])
 
     def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
         """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""

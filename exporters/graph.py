@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -63,3 +63,25 @@ class Builder:
 
 def value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def choose_one(
+    graph: Builder, choices: Sequence[str], outputs: int, emit: Callable[[Builder, int], Sequence[str]]
+) -> list[str]:
+    """Emit `emit(builder, n)` for n from 1 on, and let an If take the first whose choice holds, or the one behind them.
+
+    No input of the others is touched.
+    """
+
+    def choose(here: Builder, first: int) -> Sequence[str]:
+        if first > len(choices):
+            return emit(here, first)
+        this, others = Builder(here), Builder(here)
+        then_names, else_names = emit(this, first), choose(others, first + 1)
+        branches = {
+            "then_branch": this.branch(then_names, f"choice_{first}"),
+            "else_branch": others.branch(else_names, f"choice_above_{first}"),
+        }
+        return here.ops("If", outputs, choices[first - 1], **branches)
+
+    return list(choose(graph, 1))

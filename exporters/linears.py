@@ -32,7 +32,10 @@ class Bits:
 
 @dataclass(frozen=True)
 class Adapted:
-    """One linear: `weight` [out, in], `bias` [out] or None, `a` [K, r, in] and `b` [K, out, r] or None."""
+    """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
+
+    `bias` [out] or None, or [K, out] where each depth has its own.
+    """
 
     weight: Float
     bias: Float | None = None
@@ -75,11 +78,12 @@ class Linears:
 
 
 def wide_a(linears: Sequence[Adapted]) -> Float:
-    """The A matrices of several linears of the same input, [sum of lora_columns, in]."""
+    """The A matrices of several linears of the same input, [sum of lora_columns, in]; some may have none."""
     inputs = linears[0].weight.shape[1]
     parts = []
     for linear in linears:
-        assert linear.a is not None and linear.b is not None
+        if linear.a is None or linear.b is None:
+            continue
         balanced = [balance(a, b)[0] for a, b in zip(linear.a, linear.b, strict=True)]
         part = np.zeros((lora_columns(linear.a.shape[1], len(balanced)), inputs), dtype=np.float32)
         stacked = np.concatenate(balanced)
@@ -101,23 +105,38 @@ def wide_b(linear: Adapted) -> Float:
 def fused(linears: Sequence[Adapted]) -> Float:
     """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
     weight = np.concatenate([linear.weight for linear in linears])
-    if linears[0].a is None:
+    if not has_adapters(linears):
         return weight
-    wides = [wide_b(linear) for linear in linears]
+    nothing = np.zeros((0, 0), dtype=np.float32)
+    wides = [nothing if linear.a is None else wide_b(linear) for linear in linears]
     diagonal = np.zeros((len(weight), sum(wide.shape[1] for wide in wides)), dtype=np.float32)
     row = column = 0
-    for wide in wides:
+    for linear, wide in zip(linears, wides, strict=True):
         diagonal[row : row + wide.shape[0], column : column + wide.shape[1]] = wide
-        row, column = row + wide.shape[0], column + wide.shape[1]
+        row, column = row + len(linear.weight), column + wide.shape[1]
     return np.concatenate([weight, diagonal], axis=1)
 
 
-class DepthMasks:
-    """The masks that pick the adapters of each row's depth, emitted once for each layout into the loop body."""
+def has_adapters(linears: Sequence[Adapted]) -> bool:
+    return any(linear.a is not None for linear in linears)
+
+
+class RowDepths:
+    """What is picked by each row's depth, emitted once into the loop body."""
 
     def __init__(self, graph: Builder, row_depth: str, loops: int) -> None:
         self.graph, self.row_depth, self.loops = graph, row_depth, loops  # row_depth: int64 [B, S, 1]
         self._names: dict[tuple[int, ...], str] = {}
+        self._picked: dict[str, str] = {}
+
+    def pick(self, table: str) -> str:
+        """Of a table [K, ..] the entry of each row's depth: [B, S, ..]."""
+        if "" not in self._picked:  # of a row of depth 0, which is padding: the last entry, which nobody reads
+            index = self.graph.op("Sub", self.row_depth, self.graph.constant(1))
+            self._picked[""] = self.graph.op("Squeeze", index, self.graph.constant([2]))
+        if table not in self._picked:
+            self._picked[table] = self.graph.op("Gather", table, self._picked[""], axis=0)
+        return self._picked[table]
 
     def mask(self, linears: Sequence[Adapted]) -> str:
         """1 in the wide columns of the adapters of a row's depth, 0 elsewhere: float [B, S, sum of lora_columns]."""

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Progress
-from rrt_edge.exporters.block import LayerWeights
+from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
 from rrt_edge.exporters.emit import OuterWeights, emit
 from rrt_edge.exporters.linears import Adapted
@@ -81,7 +81,7 @@ def _outer(spec: BlockSpec, rng: np.random.Generator) -> OuterWeights:
     embedding = _random(rng, spec.vocabulary, spec.hidden)
     return OuterWeights(
         embedding=embedding,
-        norm=np.ones(spec.hidden, np.float32),
+        norm=Norm(np.ones(spec.hidden, np.float32)),
         head=None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden),
         gate_weight=_random(rng, spec.loops - 1, spec.hidden),
         gate_bias=np.zeros(spec.loops - 1, np.float32),
@@ -96,11 +96,11 @@ def _layers(spec: BlockSpec, rng: np.random.Generator) -> Iterator[LayerWeights]
         a, b = _random(rng, spec.loops, rank, inputs), _random(rng, spec.loops, outputs, rank)
         return Adapted(_random(rng, outputs, inputs), None, a, b)
 
-    ones = np.ones(spec.hidden, np.float32)
+    ones = Norm(np.ones(spec.hidden, np.float32))
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     for _ in range(spec.layers):
         yield LayerWeights(
-            norms=(ones, ones),
+            norms={"before_attention": ones, "before_mlp": ones},
             q=linear(q, spec.hidden),
             k=linear(kv, spec.hidden),
             v=linear(kv, spec.hidden),

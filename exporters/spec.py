@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.exporters.graph import FLOAT, INT8
+from rrt_edge.families import Family, family_of, head_shape, layer_types, part_sizes, softcap, windows
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.manifest import Windows, kv_groups
+
+Fact = TypeVar("Fact")
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Radians per position for each pair of a head that is rotated, and what multiplies cos and sin.
+
+    `long_frequencies` stand in their place where the context is longer than the model first learned (LongRoPE).
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float
+    long_frequencies: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,7 @@ class BlockSpec:
     family: str
     loops: int
     layers: int  # in the block
-    rank: int
+    rank: int  # the largest of any linear
     hidden: int
     intermediate: int
     heads: int
@@ -29,12 +50,24 @@ class BlockSpec:
     head_dim: int
     vocabulary: int
     context: int  # tokens
+    short_context: int | None  # tokens up to which the short frequencies hold, where there are long ones
+    layer_norm: bool  # else RMSNorm
     norm_epsilon: float
-    activation: str
-    rotary_frequencies: tuple[float, ...]  # radians per position, one for each pair of a head
-    rotary_scale: float  # multiplies cos and sin
-    attention_bias: bool
-    mlp_bias: bool
+    norms_by_head: bool  # where q and k are normed: head by head, else all heads together
+    activation: str  # silu, gelu, gelu_tanh or relu
+    gated: bool
+    parallel: bool  # attention and MLP read the same residual
+    embedding_scale: float
+    residual_scale: float  # of what attention and MLP add
+    attention_scale: float
+    attention_softcap: float | None
+    logits_scale: float
+    logits_softcap: float | None
+    windows: Windows  # tokens a layer attends to, by loop and layer; None: all
+    rotaries: tuple[Rotary, ...]
+    rotary_of: tuple[tuple[int, ...], ...]  # which of them, by loop and layer
+    bias_numbers: int  # in a layer of the source
+    norm_numbers: int
     tied_head: bool
     eos_token_ids: tuple[int, ...]
     propagates: bool  # the graph projects keys and values from the states of rows that have left
@@ -55,6 +88,14 @@ class BlockSpec:
         return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
 
     @property
+    def kv_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The layers that hold the same rows at every depth, and see them through the same mask."""
+        return kv_groups(self.windows)
+
+    def kv_group(self, layer: int) -> int:
+        return next(index for index, layers in enumerate(self.kv_groups) if layer in layers)
+
+    @property
     def group(self) -> int:
         """Query heads that share a KV head."""
         return self.heads // self.kv_heads
@@ -64,51 +105,111 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
     """The spec of a recursive model.
 
     Raises:
-        BadInputError: the family, its activation or its rotary embedding cannot be exported.
+        BadInputError: the family, its activation, its rotary embedding or its attention cannot be exported.
     """
     text = config.text_config
-    if text.model_type not in SPECS:
-        raise BadInputError(f"model_type {text.model_type!r} cannot be exported; supported: {', '.join(SPECS)}")
-    return SPECS[text.model_type](config)
-
-
-def _llama(config: RecursiveConfig) -> BlockSpec:
-    text = config.text_config
-    if text.hidden_act != "silu":
-        raise BadInputError(f"config.json: hidden_act {text.hidden_act!r} cannot be exported; supported: silu")
-    frequencies, scale = _rotary(text)
+    family = family_of(text)
+    if getattr(text, "use_bidirectional_attention", False):
+        raise BadInputError("config.json: use_bidirectional_attention cannot be exported; tokens see those before them")
+    heads, kv_heads, head_dim = head_shape(text)
+    rotaries, rotary_of_layer = _rotaries(text, family)
+    biases, norms = _vectors(text, family)
+    before_attention = getattr(text, "query_pre_attn_scalar", None) or head_dim
     eos = text.eos_token_id
     return BlockSpec(
         family=text.model_type,
         loops=config.loops,
         layers=config.layers_per_block,
-        rank=config.rank,
+        rank=_largest_rank(config, family),
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         vocabulary=text.vocab_size,
         context=text.max_position_embeddings,
-        norm_epsilon=text.rms_norm_eps,
-        activation=text.hidden_act,
-        rotary_frequencies=frequencies,
-        rotary_scale=scale,
-        attention_bias=text.attention_bias,
-        mlp_bias=text.mlp_bias,
+        short_context=_short_context(text),
+        layer_norm=family.layer_norm,
+        norm_epsilon=text.layer_norm_eps if family.layer_norm else text.rms_norm_eps,
+        norms_by_head=family.norms_by_head,
+        activation=_activation(text),
+        gated=family.gated,
+        parallel=getattr(text, "use_parallel_residual", False),
+        embedding_scale=family.embedding_scale(text),
+        residual_scale=getattr(text, "residual_multiplier", 1.0),
+        attention_scale=getattr(text, "attention_multiplier", before_attention**-0.5),
+        attention_softcap=softcap(text, "attn_logit_softcapping"),
+        logits_scale=1 / getattr(text, "logits_scaling", 1.0),
+        logits_softcap=softcap(text, "final_logit_softcapping"),
+        windows=_by_loop(windows(text), config.loops),
+        rotaries=rotaries,
+        rotary_of=_by_loop(rotary_of_layer, config.loops),
+        bias_numbers=biases,
+        norm_numbers=norms,
         tied_head=text.tie_word_embeddings,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         propagates=config.kv_rule == "propagate",
     )
 
 
-def _rotary(text: PreTrainedConfig) -> tuple[tuple[float, ...], float]:
-    kind = text.rope_parameters["rope_type"]
-    if kind in ("dynamic", "longrope"):
-        raise BadInputError(f"config.json: rope_type {kind!r} changes with the length and cannot be exported yet")
-    compute = ROPE_INIT_FUNCTIONS.get(kind, LlamaRotaryEmbedding.compute_default_rope_parameters)
-    frequencies, scale = compute(text)
-    return tuple(float(value) for value in frequencies), float(scale)
+def _by_loop(facts: Sequence[Fact], loops: int) -> tuple[tuple[Fact, ...], ...]:
+    """What is said of each layer of the source, by loop and layer of the block."""
+    size = len(facts) // loops
+    return tuple(tuple(facts[loop * size : (loop + 1) * size]) for loop in range(loops))
 
 
-SPECS: dict[str, Callable[[RecursiveConfig], BlockSpec]] = {"llama": _llama}
+def _activation(text: PreTrainedConfig) -> str:
+    field = "hidden_act" if getattr(text, "hidden_activation", None) is None else "hidden_activation"
+    name = getattr(text, field)
+    if name not in ACTIVATIONS:
+        raise BadInputError(f"config.json: {field} {name!r} cannot be exported; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _largest_rank(config: RecursiveConfig, family: Family) -> int:
+    text = config.text_config
+    sizes, hidden = part_sizes(text), text.hidden_size
+    inputs = {"o": sizes["q"], "down": text.intermediate_size}
+    parts = [part for linear in family.linears for part in linear.parts]
+    return max(config.rank_of(part, inputs.get(part, hidden), sizes[part]) for part in parts)
+
+
+def _vectors(text: PreTrainedConfig, family: Family) -> tuple[int, int]:
+    """Numbers in the biases and in the norms of a source layer."""
+    with torch.device("meta"):
+        layer = family.decoder_layer(text, 0)
+    biases = {f"{linear.path}.bias" for linear in family.linears}
+    vectors = [(name, parameter.numel()) for name, parameter in layer.named_parameters() if parameter.dim() == 1]
+    in_biases = sum(count for name, count in vectors if name in biases)
+    return in_biases, sum(count for _, count in vectors) - in_biases
+
+
+def _short_context(text: PreTrainedConfig) -> int | None:
+    parameters = text.rope_parameters
+    return int(parameters["original_max_position_embeddings"]) if parameters.get("rope_type") == "longrope" else None
+
+
+def _rotaries(text: PreTrainedConfig, family: Family) -> tuple[tuple[Rotary, ...], list[int]]:
+    """The rotary embeddings there are, and which of them each layer of the source has."""
+    kinds = layer_types(text)
+    module: Any = family.rotary(text)
+    by_type = text.rope_parameters if family.rotary_by_type else {"": text.rope_parameters}
+    for parameters in by_type.values():
+        if parameters and parameters["rope_type"] == "dynamic":
+            raise BadInputError("config.json: rope_type 'dynamic' changes with the length and cannot be exported")
+    if not family.rotary_by_type:
+        long = None
+        if text.rope_parameters["rope_type"] == "longrope":
+            beyond = text.rope_parameters["original_max_position_embeddings"] + 1
+            long = _floats(ROPE_INIT_FUNCTIONS["longrope"](text, seq_len=beyond)[0])
+        return (Rotary(_floats(module.inv_freq), float(module.attention_scaling), long),), [0] * len(kinds)
+    found = sorted(set(kinds))
+    rotaries = [
+        Rotary(_floats(module.get_buffer(f"{kind}_inv_freq")), float(getattr(module, f"{kind}_attention_scaling")))
+        for kind in found
+    ]
+    return tuple(rotaries), [found.index(kind) for kind in kinds]
+
+
+def _floats(tensor: torch.Tensor) -> tuple[float, ...]:
+    return tuple(float(value) for value in tensor)

@@ -40,6 +40,10 @@ class WeightFile:
         self.initializers.append(_external(name, array, offset, len(data)))
         return name
 
+    def once(self, name: str, array: NDArray[Any], part: str) -> str:
+        """As `add`, where nothing of that name was written before."""
+        return name if any(tensor.name == name for tensor in self.initializers) else self.add(name, array, part)
+
     def alias(self, name: str, of: str, shape: tuple[int, ...]) -> str:
         """Another initializer, of another shape, over the bytes of `of`."""
         original = next(tensor for tensor in self.initializers if tensor.name == of)

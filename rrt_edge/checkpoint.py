@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
         """Read one tensor as float32.
 
         Raises:
-            BadInputError: the checkpoint has no such tensor, or its file is damaged.
+            BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, or its
+                file is damaged.
         """
         if name not in self._files:
             raise BadInputError(
@@ -65,7 +67,16 @@ class Checkpoint:
             tensor: Tensor = self._handle(name).get_tensor(name)
         except SafetensorError as error:
             raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({error})") from error
-        return tensor.float()
+        if shape is not None and tuple(tensor.shape) != tuple(shape):
+            found, asked = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
+            raise BadInputError(
+                f"{self.folder / self._files[name]}: {name} is {found}, but config.json makes it {asked}"
+            )
+        return tensor.to(torch.float32, copy=tensor.dtype == torch.float32)  # a copy: the file may be closed
+
+    def close(self) -> None:
+        """Let go of the files' memory; they are opened again when needed."""
+        self._open.clear()
 
     def copy_companions(self, out: Path) -> None:
         """Copy tokenizer, chat template and generation settings to another folder."""

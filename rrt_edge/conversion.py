@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,14 +16,15 @@ from transformers import GenerationConfig
 
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.configuration import RecursiveConfig
-from rrt_edge.families import family_of
-from rrt_edge.lora import DepthLoRALinear
+from rrt_edge.families import Family, family_of
+from rrt_edge.lora import DepthLoRALinear, DepthNorms, split_rows
 from rrt_edge.modeling import UNTRAINED_GATE_BIAS, RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
 from rrt_edge.runtime.memory import peak_memory_bytes
 
-Init = Literal["average", "stepwise", "lower"]
+Init = Literal["average", "stepwise", "lower", "random"]
+LoRAInit = Literal["svd", "zero"]
 DType = Literal["source", "float32", "bfloat16", "float16"]
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
@@ -37,12 +39,50 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How much of what sharing lost the adapters of a projection keep, as shares of energy (sum of squares).
+
+    `kept` of all its layers together, `worst` of the source layer `worst_layer`.
+    """
+
+    projection: str
+    kept: float
+    worst: float
+    worst_layer: int
+
+
+class Energies:
+    """Collects the energy of residuals, and of the adapters that stand for them."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[int, tuple[float, float]]] = {}
+
+    def add(self, projection: str, layer: int, kept: float, lost: float) -> None:
+        self._found.setdefault(projection, {})[layer] = (kept, lost)
+
+    def table(self) -> tuple[Kept, ...]:
+        """A row for each projection whose layers differ."""
+        rows = []
+        for projection, layers in self._found.items():
+            shares = {layer: kept / lost for layer, (kept, lost) in layers.items() if lost}
+            if shares:
+                worst = min(shares, key=lambda layer: shares[layer])
+                kept, lost = (sum(column) for column in zip(*layers.values(), strict=True))
+                rows.append(Kept(projection, kept / lost, shares[worst], worst))
+        return tuple(rows)
+
+
+@dataclass(frozen=True)
 class ConvertReport:
     out: str
     loops: int
     layers_per_block: int
-    rank: int
+    rank: float
+    component_ranks: dict[str, float]
     init: str
+    lora_init: str
+    own_vectors: bool
+    kept: tuple[Kept, ...]
     parameters: Parameters
     seconds: float
     peak_memory_bytes: int
@@ -54,21 +94,27 @@ def convert(
     *,
     loops: int = 2,
     init: Init = "average",
-    rank: int = 0,
+    rank: float = 0,
+    component_ranks: Mapping[str, float] | None = None,
+    lora_init: LoRAInit = "svd",
+    own_vectors: bool = False,
     dtype: DType = "source",
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint into a recursive checkpoint, reading it layer by layer.
 
-    The block starts from the mean of the layers that share it (`average`), from evenly spaced layers (`stepwise`) or
-    from the first ones (`lower`). With a rank, each depth's LoRA starts from the truncated SVD of what sharing lost.
-    Norms are tied as in the paper, so full rank is exactly the source where its tied norms are equal.
+    The block starts from the mean of the layers that share it (`average`), from evenly spaced layers (`stepwise`), from
+    the first ones (`lower`) or from noise (`random`). With a rank, each depth's LoRA starts from the truncated SVD of
+    what sharing lost, or with B at zero. Norms and biases are shared as in the paper, so full rank is exactly the
+    source where they are equal, or where each depth keeps its own.
 
     Args:
         source: a checkpoint folder, or the name of one on the Hugging Face hub.
         out: the folder to write; replaced where it holds a checkpoint made by this function.
         loops: times the block is run; divides the number of layers. 1 shares nothing.
-        rank: LoRA rank of every linear at every depth, capped at its smaller side.
+        rank: LoRA rank of every linear at every depth, capped at its smaller side; below 1, a share of that.
+        component_ranks: ranks that differ, of `attention` (queries and output), `kv` and `ffn`.
+        own_vectors: give each depth norms and biases of its own.
         dtype: how the weights are stored.
 
     Raises:
@@ -77,19 +123,29 @@ def convert(
     """
     started = time.perf_counter()
     out = Path(out)
-    if init not in get_args(Init):
-        raise BadInputError(f"init {init!r} is not known; choose one of {', '.join(get_args(Init))}")
+    for name, chosen, choices in (("init", init, get_args(Init)), ("lora-init", lora_init, get_args(LoRAInit))):
+        if chosen not in choices:
+            raise BadInputError(f"{name} {chosen!r} is not known; choose one of {', '.join(choices)}")
     check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
     checkpoint = Checkpoint(source)
     if checkpoint.is_recursive:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     family_of(checkpoint.config)
-    config = RecursiveConfig(text_config=checkpoint.config, loops=loops, rank=rank, init=init)
+    config = RecursiveConfig(
+        text_config=checkpoint.config,
+        loops=loops,
+        rank=rank,
+        component_ranks=component_ranks,
+        init=init,
+        lora_init=lora_init,
+        own_vectors=own_vectors,
+    )
     stored = checkpoint.dtype if dtype == "source" else getattr(torch, dtype)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
-        state = dict(recursive_state(checkpoint, model, stored, progress))
+        energies = Energies()
+        state = dict(recursive_state(checkpoint, model, stored, progress, energies))
         model.load_state_dict(state, assign=True, strict=False)
         model.tie_weights()
         model.generation_config = _generation_config(checkpoint)
@@ -100,7 +156,11 @@ def convert(
         loops=loops,
         layers_per_block=config.layers_per_block,
         rank=rank,
+        component_ranks=dict(config.component_ranks),
         init=init,
+        lora_init=lora_init,
+        own_vectors=own_vectors,
+        kept=energies.table(),
         parameters=count_parameters(model),
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
@@ -108,48 +168,118 @@ def convert(
 
 
 def recursive_state(
-    checkpoint: Checkpoint, model: RecursiveForCausalLM, dtype: torch.dtype, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    model: RecursiveForCausalLM,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    energies: Energies | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the recursive model's tensors by name, computed in float32 from a source checkpoint."""
-    config, prefix = model.config, family_of(model.config.text_config).prefix
-    yield "model.embed_tokens.weight", checkpoint.tensor(f"{prefix}.embed_tokens.weight").to(dtype)
-    yield "model.norm.weight", checkpoint.tensor(f"{prefix}.norm.weight").to(dtype)
+    config, family = model.config, family_of(model.config.text_config)
+    embedding = f"{family.prefix}.{family.embedding}.weight"
+    yield "model.embed_tokens.weight", checkpoint.tensor(embedding, model.model.embed_tokens.weight.shape).to(dtype)
+    for name, parameter in model.model.norm.named_parameters():
+        final = f"{family.prefix}.{family.final_norm}.{name}"
+        yield f"model.norm.{name}", checkpoint.tensor(final, parameter.shape).to(dtype)
     if not config.tie_word_embeddings:
-        yield "lm_head.weight", checkpoint.tensor("lm_head.weight").to(dtype)
+        head = next((f"{name}.weight" for name in family.heads if f"{name}.weight" in checkpoint), "lm_head.weight")
+        yield "lm_head.weight", checkpoint.tensor(head, model.lm_head.weight.shape).to(dtype)
     if model.exit_gate is not None:
         yield "exit_gate.weight", torch.zeros(model.exit_gate.weight.shape, dtype=dtype)
         yield "exit_gate.bias", torch.full(model.exit_gate.bias.shape, UNTRAINED_GATE_BIAS, dtype=dtype)
 
+    reader = _LayerReader(checkpoint, config, family)
     for k, layer in enumerate(model.model.block):
-        sources = [loop * config.layers_per_block + k for loop in range(config.loops)]
-        chosen = shared_source(config, k)
-        linears = {name: module for name, module in layer.named_modules() if isinstance(module, DepthLoRALinear)}
-        for parameter in _shared_parameters(layer):
-            tied = [checkpoint.tensor(f"{prefix}.layers.{index}.{parameter}") for index in sources]
-            if chosen is None:
-                shared = torch.stack(tied).mean(dim=0)
-            else:
-                shared = checkpoint.tensor(f"{prefix}.layers.{chosen}.{parameter}")
-            shared = shared.to(dtype)
-            yield f"model.block.{k}.{parameter}", shared
-            linear = linears.get(parameter.removesuffix(".weight"))
-            if linear is not None and linear.rank:
-                residuals = [weight - shared.float() for weight in tied]
-                a, b = zip(*(residual_factors(residual, linear.rank) for residual in residuals), strict=True)
-                name = parameter.removesuffix(".weight")
-                yield f"model.block.{k}.{name}.lora_A", torch.stack(a).to(dtype)
-                yield f"model.block.{k}.{name}.lora_B", torch.stack(b).to(dtype)
+        for linear in family.linears:
+            module = layer.get_submodule(linear.path)
+            assert isinstance(module, DepthLoRALinear)
+            for name, tensor in _linear_state(reader, k, linear.path, module, dtype, energies):
+                yield f"model.block.{k}.{linear.path}.{name}", tensor
+        for path in family.norms.values():
+            for name, tensor in _norm_state(reader, k, path, layer.get_submodule(path)):
+                yield f"model.block.{k}.{path}.{name}", tensor.to(dtype)
+        checkpoint.close()
         if progress is not None:
             progress(k + 1, config.layers_per_block, "layers")
 
 
-def _shared_parameters(layer: nn.Module) -> list[str]:
-    return [name for name, _ in layer.named_parameters() if not name.endswith((".lora_A", ".lora_B"))]
+@dataclass(frozen=True)
+class _LayerReader:
+    """Reads what a layer of the block is made from."""
+
+    checkpoint: Checkpoint
+    config: RecursiveConfig
+    family: Family
+
+    def tied(self, k: int, parameter: str, shape: torch.Size) -> Iterator[Tensor]:
+        """The tensors of the source's layers that share block layer `k`, loop by loop."""
+        for loop in range(self.config.loops):
+            yield self.one(loop * self.config.layers_per_block + k, parameter, shape)
+
+    def one(self, layer: int, parameter: str, shape: torch.Size) -> Tensor:
+        return self.checkpoint.tensor(f"{self.family.prefix}.layers.{layer}.{parameter}", shape)
+
+    def shared(self, k: int, parameter: str, shape: torch.Size) -> Tensor:
+        """What the block starts from (section 2.2)."""
+        chosen = shared_source(self.config, k)
+        if chosen is not None:
+            return self.one(chosen, parameter, shape)
+        total = torch.zeros(shape)
+        for tensor in self.tied(k, parameter, shape):
+            total += tensor
+        return total.div_(self.config.loops)
+
+
+def _linear_state(
+    reader: _LayerReader, k: int, path: str, module: DepthLoRALinear, dtype: torch.dtype, energies: Energies | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Weight, bias and adapters of one linear of the block."""
+    config, shape = reader.config, module.weight.shape
+    if config.init == "random":
+        seed = torch.Generator().manual_seed(zlib.crc32(f"{k}.{path}".encode()))
+        shared = torch.randn(shape, generator=seed) * config.text_config.initializer_range
+    else:
+        shared = reader.shared(k, f"{path}.weight", shape)
+    stored = shared.to(dtype)
+    yield "weight", stored
+    if module.bias is not None:
+        width = module.bias.shape[-1:]
+        own = module.bias.dim() == 2
+        bias = (
+            torch.stack(list(reader.tied(k, f"{path}.bias", width))) if own else reader.shared(k, f"{path}.bias", width)
+        )
+        yield "bias", bias.to(dtype)
+    if not any(module.ranks.values()):
+        return
+    factors: dict[str, list[tuple[Tensor, Tensor]]] = {part: [] for part in module.sizes}
+    for loop, weight in enumerate(reader.tied(k, f"{path}.weight", shape)):
+        weight -= stored  # in float32: what sharing loses, rounding included
+        for part, residual in split_rows(weight, module.sizes, module.groups).items():
+            if not module.ranks[part]:
+                continue
+            zero = config.lora_init == "zero"
+            a, b, kept, lost = residual_factors(torch.zeros_like(residual) if zero else residual, module.ranks[part])
+            factors[part].append((a.to(dtype), b.to(dtype)))
+            if energies is not None and not zero:
+                energies.add(part, loop * config.layers_per_block + k, kept, lost)
+    for part, pairs in factors.items():
+        for name, tensors in zip(module.adapter_names(part), zip(*pairs, strict=True), strict=False):
+            yield name, torch.stack(tensors)
+
+
+def _norm_state(reader: _LayerReader, k: int, path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(module, DepthNorms):
+        for name, parameter in module.named_parameters():
+            yield name, reader.shared(k, f"{path}.{name}", parameter.shape)
+        return
+    for name, parameter in module[0].named_parameters():
+        for loop, tensor in enumerate(reader.tied(k, f"{path}.{name}", parameter.shape)):
+            yield f"{loop}.{name}", tensor
 
 
 def shared_source(config: RecursiveConfig, k: int) -> int | None:
     """The source layer that block layer `k` starts from, or None for the mean of the layers it replaces."""
-    if config.init == "average":
+    if config.init in ("average", "random"):  # `random` is of the linears: norms and biases are averaged
         return None
     if config.init == "lower":
         return k
@@ -158,18 +288,19 @@ def shared_source(config: RecursiveConfig, k: int) -> int | None:
     return int(np.round(np.linspace(0, layers - 1, config.layers_per_block))[k])
 
 
-def residual_factors(residual: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def residual_factors(residual: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
     """A [rank, in] and B [out, rank] whose product is the best rank-r approximation of `residual` [out, in].
 
     `U, S, Vt = svd(residual)`, B = U_r S_r, A = Vt_r (section 2.3). Where the residual is zero, A is Gaussian and B is
-    zero, so that both can train.
+    zero, so that both can train. Returns also the energy (sum of squares) that the product keeps, and the residual's.
     """
-    if not residual.any():
+    energy = float(residual.square().sum())
+    if not energy:
         generator = torch.Generator().manual_seed(0)
         gaussian = torch.randn(rank, residual.shape[1], generator=generator) / residual.shape[1] ** 0.5
-        return gaussian, torch.zeros(residual.shape[0], rank)
+        return gaussian, torch.zeros(residual.shape[0], rank), 0.0, 0.0
     u, s, vt = torch.linalg.svd(residual, full_matrices=False)
-    return vt[:rank].contiguous(), (u[:, :rank] * s[:rank]).contiguous()
+    return vt[:rank].contiguous(), u[:, :rank] * s[:rank], float(s[:rank].square().sum()), energy
 
 
 def count_parameters(model: RecursiveForCausalLM) -> Parameters:
@@ -178,7 +309,9 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
     embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     inner = [(name, p.numel()) for name, p in model.model.named_parameters() if "embed_tokens" not in name]
     non_embedding = sum(count for _, count in inner)
-    one_layer = sum(p.numel() for name, p in model.model.block[0].named_parameters() if ".lora_" not in name)
+    with torch.device("meta"):
+        source_layer = family_of(config).decoder_layer(config, 0)
+    one_layer = sum(p.numel() for p in source_layer.parameters())
     final_norm = sum(p.numel() for p in model.model.norm.parameters())
     source = one_layer * config.num_hidden_layers + final_norm
     return Parameters(embedding + non_embedding, non_embedding, source)

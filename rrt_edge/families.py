@@ -1,37 +1,157 @@
-"""The base families: which of transformers' classes a recursive model of each is built from."""
+"""The base families: which of transformers' classes a recursive model of each is built from, and what is in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.models.llama import modeling_llama
 
 from rrt_edge.runtime.errors import BadInputError
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for what a layer attends to
+COMPONENTS = {"q": "attention", "o": "attention", "k": "kv", "v": "kv", "gate": "ffn", "up": "ffn", "down": "ffn"}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear of a layer, by its path, and the projections whose rows it holds.
+
+    They stand behind each other; or, `by_head`, those of each head in turn (GPT-NeoX).
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    by_head: bool = False
+
+
+ATTENTION = (
+    Linear("self_attn.q_proj", ("q",)),
+    Linear("self_attn.k_proj", ("k",)),
+    Linear("self_attn.v_proj", ("v",)),
+    Linear("self_attn.o_proj", ("o",)),
+)
+GATED_MLP = (Linear("mlp.gate_proj", ("gate",)), Linear("mlp.up_proj", ("up",)), Linear("mlp.down_proj", ("down",)))
+PRE_NORMS = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
+SANDWICH_NORMS = {
+    "before_attention": "input_layernorm",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+POST_NORMS = {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"}
+HEAD_NORMS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
+
+
+def _no_scale(_: PreTrainedConfig) -> float:
+    return 1.0
+
+
+def _root_of_hidden(config: PreTrainedConfig) -> float:
+    return float(config.hidden_size**0.5)
 
 
 @dataclass(frozen=True)
 class Family:
     """The parts of a decoder family.
 
-    The source checkpoint names its tensors `{prefix}.layers.{layer}.*`, `{prefix}.embed_tokens.weight`,
-    `{prefix}.norm.weight` and, where the head is not tied, `lm_head.weight`.
+    The source checkpoint names its tensors `{prefix}.layers.{layer}.{path}.*`, `{prefix}.{embedding}.weight`,
+    `{prefix}.{final_norm}.*` and, where the head is not tied, `{head}.weight` by the first of `heads` it has.
     """
 
-    decoder_layer: Callable[[PreTrainedConfig, int], nn.Module]
-    norm: Callable[[PreTrainedConfig], nn.Module]
-    rotary: Callable[[PreTrainedConfig], nn.Module]
+    module: str  # of transformers.models
+    classes: str  # how the names of its classes begin
+    layer: str = "DecoderLayer"
+    layer_norm: bool = False  # LayerNorm; else RMSNorm
+    norm_offset: float = 0.0  # an RMSNorm multiplies by this much more than its weight
+    linears: tuple[Linear, ...] = ATTENTION + GATED_MLP
+    norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)  # role -> path
+    norms_by_head: bool = True  # q and k are normed head by head; else all heads together
     prefix: str = "model"
+    embedding: str = "embed_tokens"
+    final_norm: str = "norm"
+    heads: tuple[str, ...] = ("lm_head",)
+    cache_argument: str = "past_key_values"  # of the layer's forward
+    rotary_by_type: bool = False  # the rotary embedding differs between full and sliding attention
+    embedding_scale: Callable[[PreTrainedConfig], float] = _no_scale
+
+    def decoder_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
+        """A layer of the source model."""
+        layer: nn.Module = self._class(self.layer)(config, index)
+        return layer
+
+    def norm(self, config: PreTrainedConfig) -> nn.Module:
+        """The norm behind the last layer."""
+        if self.layer_norm:
+            return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm: nn.Module = self._class("RMSNorm")(config.hidden_size, eps=config.rms_norm_eps)
+        return norm
+
+    def rotary(self, config: PreTrainedConfig) -> nn.Module:
+        rotary: nn.Module = self._class("RotaryEmbedding")(config)
+        return rotary
+
+    def linear(self, part: str) -> Linear:
+        """The linear that holds a projection."""
+        return next(linear for linear in self.linears if part in linear.parts)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP is gated."""
+        return any("gate" in linear.parts for linear in self.linears)
+
+    def _class(self, name: str) -> Any:
+        module = importlib.import_module(f"transformers.models.{self.module}.modeling_{self.module}")
+        return getattr(module, f"{self.classes}{name}")
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        decoder_layer=modeling_llama.LlamaDecoderLayer,
-        norm=lambda config: modeling_llama.LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
-        rotary=modeling_llama.LlamaRotaryEmbedding,
+    "llama": Family("llama", "Llama"),
+    "mistral": Family("mistral", "Mistral"),
+    "qwen2": Family("qwen2", "Qwen2"),
+    "qwen3": Family("qwen3", "Qwen3", norms={**PRE_NORMS, **HEAD_NORMS}),
+    "gemma": Family("gemma", "Gemma", norm_offset=1.0, embedding_scale=_root_of_hidden),
+    "gemma2": Family("gemma2", "Gemma2", norm_offset=1.0, norms=SANDWICH_NORMS, embedding_scale=_root_of_hidden),
+    "gemma3_text": Family(
+        "gemma3",
+        "Gemma3",
+        norm_offset=1.0,
+        norms={**SANDWICH_NORMS, **HEAD_NORMS},
+        rotary_by_type=True,
+        embedding_scale=_root_of_hidden,
     ),
+    "gpt_neox": Family(
+        "gpt_neox",
+        "GPTNeoX",
+        layer="Layer",
+        layer_norm=True,
+        linears=(
+            Linear("attention.query_key_value", ("q", "k", "v"), by_head=True),
+            Linear("attention.dense", ("o",)),
+            Linear("mlp.dense_h_to_4h", ("up",)),
+            Linear("mlp.dense_4h_to_h", ("down",)),
+        ),
+        prefix="gpt_neox",
+        embedding="embed_in",
+        final_norm="final_layer_norm",
+        heads=("lm_head", "embed_out"),
+        cache_argument="layer_past",
+    ),
+    "phi3": Family(
+        "phi3",
+        "Phi3",
+        linears=(
+            Linear("self_attn.qkv_proj", ("q", "k", "v")),
+            Linear("self_attn.o_proj", ("o",)),
+            Linear("mlp.gate_up_proj", ("gate", "up")),
+            Linear("mlp.down_proj", ("down",)),
+        ),
+    ),
+    "olmo2": Family("olmo2", "Olmo2", norms={**POST_NORMS, **HEAD_NORMS}, norms_by_head=False),
+    "granite": Family("granite", "Granite", embedding_scale=lambda config: float(config.embedding_multiplier)),
 }
 
 
@@ -41,9 +161,48 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises:
         BadInputError: the model type is not one we know.
     """
-    try:
+    if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
-    except KeyError:
-        known = ", ".join(sorted(FAMILIES))
-        message = f"config.json: model_type {config.model_type!r} is not supported; supported: {known}"
-        raise BadInputError(message) from None
+    known = ", ".join(sorted(FAMILIES))
+    raise BadInputError(f"config.json: model_type {config.model_type!r} is not supported; supported: {known}")
+
+
+def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """(query heads, key and value heads, numbers of a head)."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def part_sizes(config: PreTrainedConfig) -> dict[str, int]:
+    """Rows of each projection's weight."""
+    heads, kv_heads, size = head_shape(config)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = heads * size, kv_heads * size
+    return {"q": q, "k": kv, "v": kv, "o": hidden, "gate": inner, "up": inner, "down": hidden}
+
+
+def layer_types(config: PreTrainedConfig) -> list[str]:
+    """What each layer of the source attends to: `FULL` or `SLIDING`.
+
+    Raises:
+        BadInputError: a layer attends in a way that is not known here.
+    """
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = [SLIDING if getattr(config, "sliding_window", None) else FULL] * config.num_hidden_layers
+    unknown = next((kind for kind in types if kind not in (FULL, SLIDING)), None)
+    if unknown is not None:
+        raise BadInputError(f"config.json: layer_types names {unknown!r}; supported: {FULL}, {SLIDING}")
+    return list(types)
+
+
+def windows(config: PreTrainedConfig) -> list[int | None]:
+    """How many tokens each layer of the source attends to, the token itself included; None for all."""
+    return [int(config.sliding_window) if kind == SLIDING else None for kind in layer_types(config)]
+
+
+def softcap(config: PreTrainedConfig, which: str) -> float | None:
+    """The bound that scores (`attn_logit_softcapping`) or logits (`final_logit_softcapping`) are squashed to."""
+    cap = getattr(config, which, None)
+    return None if cap is None else float(cap)

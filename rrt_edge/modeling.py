@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
 from rrt_edge.configuration import RecursiveConfig
-from rrt_edge.families import family_of
+from rrt_edge.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
 from rrt_edge.kv_rules import LatestKeyValues, sees_those_inside
-from rrt_edge.lora import Depth, DepthLoRALinear, relax_linears
+from rrt_edge.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
 
 UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
@@ -69,9 +71,16 @@ class RecursivePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-            if module.lora_A is not None and module.lora_B is not None:
-                init.normal_(module.lora_A, mean=0.0, std=std)
-                init.zeros_(module.lora_B)
+            for part, rank in module.ranks.items():
+                if rank:
+                    a, b = (getattr(module, name) for name in module.adapter_names(part))
+                    init.normal_(a, mean=0.0, std=std)
+                    init.zeros_(b)
+        if "RotaryEmbedding" in type(module).__name__:  # buffers that no checkpoint holds
+            for name, buffer in type(module)(module.config).named_buffers():
+                init.copy_(module.get_buffer(name), buffer)
+        if "RMSNorm" in type(module).__name__:
+            init.constant_(module.weight, 1.0 - family_of(self.config.text_config).norm_offset)
         if isinstance(module, ExitGate):
             init.zeros_(module.weight)
             init.constant_(module.bias, UNTRAINED_GATE_BIAS)
@@ -88,14 +97,29 @@ class RecursiveModel(RecursivePreTrainedModel):
         super().__init__(config)
         text, family = config.text_config, family_of(config.text_config)
         text._attn_implementation = config._attn_implementation  # the layers read it from their own config
+        if softcap(text, "attn_logit_softcapping") and text._attn_implementation == "sdpa":
+            text._attn_implementation = "eager"  # sdpa knows no soft-cap and would leave it out
+        self.family, self.layer_types, self.windows = family, layer_types(text), windows(text)
+        self.embedding_scale = family.embedding_scale(text)
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, text.pad_token_id)
         self.block = nn.ModuleList(family.decoder_layer(text, layer) for layer in range(config.layers_per_block))
         self.norm = family.norm(text)
         self.rotary_emb = family.rotary(text)
         self.depth = Depth()
-        relax_linears(self.block, config.loops, config.rank, self.depth)
+        for layer in self.block:
+            self._relax(layer)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def _relax(self, layer: nn.Module) -> None:
+        """Give a layer what each depth has of its own."""
+        config, text = self.config, self.config.text_config
+        heads, sizes = head_shape(text)[0], part_sizes(text)
+        own = config.own_vectors
+        relax(layer, self.family.linears, sizes, config.rank_of, heads, config.loops, self.depth, own)
+        for path in self.family.norms.values() if own else ():
+            one = layer.get_submodule(path)
+            set_submodule(layer, path, DepthNorms([copy.deepcopy(one) for _ in range(config.loops)], self.depth))
 
     def forward(
         self,
@@ -115,7 +139,10 @@ class RecursiveModel(RecursivePreTrainedModel):
         """
         if exit_depths is not None and (past_key_values is not None or self.gradient_checkpointing):
             raise BadInputError("exit_depths go with whole texts, without a cache and without gradient checkpointing")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids)
+        hidden = inputs_embeds
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
@@ -126,8 +153,8 @@ class RecursiveModel(RecursivePreTrainedModel):
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        mask = create_causal_mask(**masking)
-        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        masks = self._masks(masking)
+        rotary = self._rotary(hidden, position_ids)
         rule = self.config.kv_rule if exit_depths is not None else "exact"
         latest = LatestKeyValues() if rule == "latest" else None
         frozen: Tensor | None = None  # bool [B, S, 1]: rows whose state stays what it is
@@ -141,9 +168,9 @@ class RecursiveModel(RecursivePreTrainedModel):
                 if rule == "propagate":
                     frozen = left[..., None]
                 if rule == "skip":
-                    mask = create_causal_mask(**masking, and_mask_function=sees_those_inside(left))
+                    masks = self._masks({**masking, "and_mask_function": sees_those_inside(left)})
             cache = past_key_values if latest is None else latest
-            arguments = (loop, hidden, mask, position_ids, rotary, cache, frozen)
+            arguments = (loop, hidden, masks, position_ids, rotary, cache, frozen)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
             else:
@@ -151,30 +178,55 @@ class RecursiveModel(RecursivePreTrainedModel):
             normed.append(self.norm(hidden))
         return normed
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[B, S] -> [B, S, H], scaled where the family scales."""
+        embedded: Tensor = self.embed_tokens(input_ids)
+        return embedded if self.embedding_scale == 1 else embedded * self.embedding_scale
+
+    def _masks(self, masking: dict[str, Any]) -> dict[str, Tensor]:
+        """The attention mask of each type of layer there is."""
+        makers: dict[str, Callable[..., Tensor]] = {
+            FULL: create_causal_mask,
+            SLIDING: create_sliding_window_causal_mask,
+        }
+        return {kind: makers[kind](**masking) for kind in set(self.layer_types)}
+
+    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
+        """cos and sin for each type of layer there is."""
+        kinds = set(self.layer_types)
+        if self.family.rotary_by_type:
+            return {kind: self.rotary_emb(hidden, position_ids, kind) for kind in kinds}
+        return dict.fromkeys(kinds, self.rotary_emb(hidden, position_ids))
+
     def _run_block(
         self,
         loop: int,
         hidden: Tensor,
-        mask: Tensor,
+        masks: dict[str, Tensor],
         position_ids: Tensor,
-        rotary: Any,
+        rotary: dict[str, Any],
         cache: Cache | LatestKeyValues | None,
         frozen: Tensor | None,
     ) -> Tensor:
         self.depth.index = loop
+        first = loop * self.config.layers_per_block
         slots: SlotCache | LatestKeyValues | None = None
         if isinstance(cache, LatestKeyValues):
             slots = cache
         elif cache is not None:
-            slots = SlotCache(cache, loop * self.config.layers_per_block)
-        for layer in self.block:
+            slots = SlotCache(cache, first)
+        for slot, layer in enumerate(self.block, first):
+            kind = self.layer_types[slot]
+            attention: Any = getattr(layer, "self_attn", None)
+            if hasattr(attention, "sliding_window"):
+                attention.sliding_window = self.windows[slot]  # flash attention has no mask to read it from
             updated = layer(
                 hidden,
-                attention_mask=mask,
+                attention_mask=masks[kind],
                 position_ids=position_ids,
-                position_embeddings=rotary,
-                past_key_values=slots,
+                position_embeddings=rotary[kind],
                 use_cache=slots is not None,
+                **{self.family.cache_argument: slots},
             )
             hidden = updated if frozen is None else torch.where(frozen, hidden, updated)
         return hidden
@@ -230,7 +282,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
             normed = [hidden[:, kept] for hidden in normed]
 
-        depth_logits = tuple(self.lm_head(hidden) for hidden in (normed if output_depths else normed[-1:]))
+        depth_logits = tuple(self._logits(hidden) for hidden in (normed if output_depths else normed[-1:]))
         logits = depth_logits[-1]
         loss = None
         if labels is not None:
@@ -242,6 +294,11 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             gate_logits=self._gate_logits(normed),
             past_key_values=past_key_values,
         )
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(normed) / getattr(self.config.text_config, "logits_scaling", 1)
+        cap = softcap(self.config.text_config, "final_logit_softcapping")
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _gate_logits(self, normed: list[Tensor]) -> Tensor | None:
         gated = normed[: self.config.loops - 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rrt_edge.conversion import Kept
     from rrt_edge.exporters import ExportReport
     from rrt_edge.runtime import Manifest, Model, Session, Token
     from rrt_edge.runtime.check import VerifyReport
@@ -84,6 +85,16 @@ def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
     table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name, value)
+    return table
+
+
+def kept_table(kept: Sequence[Kept]) -> Table:
+    """How much of what sharing lost the adapters bring back."""
+    table = Table(title="energy of the residual that the adapters keep", title_justify="left")
+    for name in ("projection", "all layers", "worst layer", ""):
+        table.add_column(name, justify="left" if name == "projection" else "right")
+    for row in kept:
+        table.add_row(row.projection, f"{row.kept:.1%}", f"{row.worst:.1%}", f"layer {row.worst_layer}")
     return table
 
 

@@ -21,13 +21,24 @@ KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and h
 FORMAT = "rrt-edge bundle"
 VERSION = 1
 LARGEST_MANIFEST = 4 << 20  # bytes
+Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
+
+
+def kv_groups(windows: Windows) -> tuple[tuple[int, ...], ...]:
+    """The layers of the block whose windows are the same at every depth, together: they hold the same rows."""
+    groups: dict[tuple[int | None, ...], list[int]] = {}
+    for layer, pattern in enumerate(zip(*windows, strict=True)):
+        groups.setdefault(pattern, []).append(layer)
+    return tuple(tuple(layers) for layers in groups.values())
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Shapes the runtime needs. `context_length` in tokens; `layers_per_block` KV slots at each of `loops` depths.
 
-    `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`.
+    `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`. `windows`: how
+    many tokens each layer attends to, by loop and layer, where any has such a limit. `short_context`: the context up to
+    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE).
     """
 
     family: str
@@ -42,6 +53,17 @@ class Architecture:
     context_length: int
     pasts: int
     kv_bits: int
+    windows: Windows | None = None
+    short_context: int | None = None
+
+    @property
+    def kv_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The layers of the block that hold the same rows at every depth."""
+        return kv_groups(self.windows or ((None,) * self.layers_per_block,) * self.loops)
+
+    def window(self, depth: int, group: int) -> int | None:
+        """How many tokens the layers of a KV group attend to at a depth; None: all."""
+        return self.windows[depth - 1][self.kv_groups[group][0]] if self.windows else None
 
     @property
     def kv_planes(self) -> dict[str, tuple[type[np.generic], int]]:
@@ -203,7 +225,12 @@ class _Reader:
             context_length=self.count(fields, "context_length", 1, 1 << 24),
             pasts=self.count(fields, "pasts", 1, 1 << 10),
             kv_bits=self.count(fields, "kv_bits", 8, 32),
+            windows=self.windows(fields.get("windows")),
+            short_context=self.count(fields, "short_context", 1, 1 << 24) if fields.get("short_context") else None,
         )
+        sizes = [len(row) for row in read.windows or ()]
+        if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
+            raise self.fail("windows", f"must be {read.loops} lists of {read.layers_per_block} entries, or null")
         if read.kv_bits not in KV_BITS:
             raise self.fail("kv_bits", f"{read.kv_bits} is not known; known: {', '.join(map(str, KV_BITS))}")
         if read.pasts < read.loops:
@@ -211,6 +238,15 @@ class _Reader:
         if read.attention_heads % read.key_value_heads:
             raise self.fail("key_value_heads", f"{read.key_value_heads} does not divide the attention heads")
         return read
+
+    def windows(self, found: Any) -> Windows | None:
+        if found is None:
+            return None
+        rows: list[Any] = found if isinstance(found, list) else [None]
+        entries = [entry for row in rows for entry in (row if isinstance(row, list) else [0])]
+        if not all(entry is None or (type(entry) is int and entry > 0) for entry in entries):
+            raise self.fail("windows", "must be a list for each loop of a window or null for each layer, or null")
+        return tuple(tuple(row) for row in rows)
 
     def gate(self, fields: Mapping[str, Any]) -> Gate:
         kind, trained, threshold = self.text(fields, "kind"), fields.get("trained"), fields.get("threshold")

@@ -16,36 +16,74 @@ from rrt_edge.runtime.manifest import KV_BITS, RULES
 DEMO = Path("samples/pydoc/recursive")
 
 
+class Rank(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or a share of full rank below 1."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor a share of full rank below 1", param, ctx)
+        return int(number) if number.is_integer() else number
+
+
+INITS = ("average", "stepwise", "lower", "random")
+
+
 @click.command(epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--loops", default=2, show_default=True, help="Times the block is run; divides the layers.")
 @click.option(
-    "--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True,
-    help="What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones.",
+    "--init", type=click.Choice(INITS), default="average", show_default=True,
+    help="What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones, noise.",
 )  # fmt: skip
-@click.option("--rank", default=0, show_default=True, help="LoRA rank of each depth; 0 shares without relaxation.")
+@click.option(
+    "--rank", type=Rank(), default=0, show_default=True,
+    help="LoRA rank of each depth, or a share of full rank below 1; 0 shares without relaxation.",
+)  # fmt: skip
+@click.option("--attention-rank", type=Rank(), help="The same for queries and attention output.  [default: --rank]")
+@click.option("--kv-rank", type=Rank(), help="The same for keys and values.  [default: --rank]")
+@click.option("--ffn-rank", type=Rank(), help="The same for the feed-forward layers.  [default: --rank]")
+@click.option(
+    "--lora-init", type=click.Choice(["svd", "zero"]), default="svd", show_default=True,
+    help="What the adapters start from: the SVD of what sharing lost, or nothing.",
+)  # fmt: skip
+@click.option("--own-vectors", is_flag=True, help="Give each depth norms and biases of its own.")
 @click.option(
     "--dtype", type=click.Choice(["source", "float32", "bfloat16", "float16"]), default="source", show_default=True,
     help="How the weights are stored.",
 )  # fmt: skip
 @json_option
 @guarded
-def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any, as_json: bool) -> None:
+def convert(
+    source: str,
+    out: Path,
+    as_json: bool,
+    attention_rank: float | None,
+    kv_rank: float | None,
+    ffn_rank: float | None,
+    **options: Any,
+) -> None:
     """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
     from rrt_edge.conversion import convert as run
-    from rrt_edge.terminal import progress_bar, size, two_columns
+    from rrt_edge.terminal import kept_table, progress_bar, size, two_columns
 
     quiet_transformers()
     console = Console(stderr=True)
+    named = {"attention": attention_rank, "kv": kv_rank, "ffn": ffn_rank}
+    ranks = {component: rank for component, rank in named.items() if rank is not None}
     with progress_bar(console, not as_json) as progress:
-        report = run(source, out, loops=loops, init=init, rank=rank, dtype=dtype, progress=progress)
+        report = run(source, out, component_ranks=ranks, **options, progress=progress)
     if as_json:
         return print_json(report)
     count = report.parameters
     rows = [
         ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
-        ("rank, init", f"{report.rank}, {report.init}"),
+        ("rank", ", ".join([f"{report.rank}", *(f"{name} {rank}" for name, rank in ranks.items())])),
+        ("init", f"block {report.init}, adapters {report.lora_init}"),
         ("parameters outside the embedding", f"{count.non_embedding:,}"),
         (
             "the source's",
@@ -53,7 +91,10 @@ def convert(source: str, out: Path, loops: int, init: Any, rank: int, dtype: Any
         ),
         ("time, peak memory", f"{report.seconds:.1f} s, {size(report.peak_memory_bytes)}"),
     ]
-    return Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
+    Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
+    if report.kept:
+        Console().print(kept_table(report.kept))
+    return None
 
 
 @click.command(
@@ -122,7 +163,7 @@ def _standard_output_to_error(redirect: bool) -> Any:
     help="Keep a part at 8 bits where the rest has 4; may be repeated.  [default: a tied embedding and head]",
 )  # fmt: skip
 @click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
-@click.option("--init", type=click.Choice(["average", "stepwise", "lower"]), default="average", show_default=True)
+@click.option("--init", type=click.Choice(INITS), default="average", show_default=True)
 @click.option("--rank", default=0, show_default=True, help="For a source that is not recursive.")
 @click.option(
     "--kv-bits", default="32", type=click.Choice([str(bits) for bits in KV_BITS]), show_default=True,

@@ -1,4 +1,7 @@
-"""Keys and values of one sequence, a buffer for each depth, grown in steps so that little unused room is bound."""
+"""Keys and values of one sequence, buffers for each depth, grown in steps so that little unused room is bound.
+
+Layers that attend to a sliding window keep what they may still see, and some rows more to go back over.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from rrt_edge.runtime.manifest import Architecture
 Planes = Sequence[NDArray[Any]]  # in the order of Architecture.kv_planes
 STEP = 64  # rows a buffer grows by at least: attention costs what is bound, copying what is held
 SHARE = 16  # or this part of what is held, so that long texts are not copied often
+SPARE = 64  # rows kept in front of a window, so that going back over as many loses nothing
 
 
-def no_rows(architecture: Architecture) -> list[NDArray[Any]]:
-    """Planes [layers, 1, KV, 0, width]."""
-    shape = (architecture.layers_per_block, 1, architecture.key_value_heads, 0)
+def no_rows(architecture: Architecture, group: int = 0) -> list[NDArray[Any]]:
+    """Planes [layers, 1, KV, 0, width] of a KV group."""
+    shape = (len(architecture.kv_groups[group]), 1, architecture.key_value_heads, 0)
     return [np.zeros((*shape, width), kind) for kind, width in architecture.kv_planes.values()]
 
 
@@ -27,24 +31,46 @@ def no_rows(architecture: Architecture) -> list[NDArray[Any]]:
 class _Buffer:
     """Keys, values and what belongs to them, [layers, 1, KV, room, width] each.
 
-    Where forks share it, the first `used` rows stay as they are.
+    Rows before `first` were dropped: `room` counts from there, `used` from the beginning. With a `window`, a row sees
+    so many, itself included. Where forks share it, the first rows up to `used` stay as they are.
     """
 
     planes: list[NDArray[Any]]
+    window: int | None = None
+    first: int = 0
     used: int = 0
     shared: bool = False
 
     def takes(self, start: int, stop: int) -> bool:
         """Whether rows from `start` to `stop` can be written as it is."""
-        return stop <= self.planes[0].shape[3] and not (self.shared and self.used > start)
+        return stop - self.first <= self.planes[0].shape[3] and not (self.shared and self.used > start)
 
-    def grow(self, held: int, rows: int) -> None:
-        """Make room for so many rows in all, keeping the first `held`; plane by plane, so that little is held twice."""
-        room = -(-max(rows, held + held // SHARE) // STEP) * STEP
-        for index, old in enumerate(self.planes):
+    def reaches(self, length: int) -> bool:
+        """Whether it holds what the row behind the first `length` sees."""
+        return not self.first or (self.window is not None and length - self.first >= self.window - 1)
+
+    def with_room(self, held: int, rows: int) -> _Buffer:
+        """One with room for `rows` more than `held`: itself, where it need not grow and is nobody else's."""
+        first, room = self.first, held - self.first
+        room = max(room + rows, room + room // SHARE)
+        if self.window is not None:
+            keep = self.window - 1 + SPARE
+            first, room = max(first, held - keep), min(room, keep + max(rows, STEP))
+        room = -(-room // STEP) * STEP
+        old, new = slice(first - self.first, held - self.first), slice(0, held - first)
+        if not self.shared and room <= self.planes[0].shape[3]:
+            for plane in self.planes:
+                plane[:, :, :, new] = plane[:, :, :, old]
+            self.first = first
+            return self
+        grown = self if not self.shared else _Buffer(list(self.planes), self.window)
+        for index, plane in enumerate(self.planes):  # plane by plane, so that little is held twice
             # Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
-            self.planes[index] = np.zeros((*old.shape[:3], room, old.shape[4]), old.dtype)
-            self.planes[index][:, :, :, :held] = old[:, :, :, :held]
+            larger = np.zeros((*plane.shape[:3], room, plane.shape[4]), plane.dtype)
+            larger[:, :, :, new] = plane[:, :, :, old]
+            grown.planes[index] = larger
+        grown.first = first
+        return grown
 
 
 class KVCache:
@@ -55,52 +81,80 @@ class KVCache:
 
     def __init__(self, architecture: Architecture) -> None:
         self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
-        self._buffers = [_Buffer(no_rows(architecture)) for _ in range(architecture.loops)]
+        groups = architecture.kv_groups
+        whole = len(groups) == 1
+        self._layers: list[slice | list[int]] = [slice(None)] if whole else [list(group) for group in groups]
+        self._buffers = [
+            [_Buffer(no_rows(architecture, group), architecture.window(depth, group)) for group in range(len(groups))]
+            for depth in range(1, architecture.loops + 1)
+        ]
 
     @property
     def lengths(self) -> list[int]:
-        """Valid rows of each depth."""
+        """Rows that have run each depth."""
         return [len(held) for held in self.positions]
 
-    def buffers(self, depth: int) -> Planes:
-        """The planes [layers, 1, KV, room, width] of a depth; other arrays after it has grown."""
-        return self._buffers[depth - 1].planes
+    def buffers(self, depth: int, group: int = 0) -> Planes:
+        """The planes [layers, 1, KV, room, width] of a KV group at a depth; other arrays after it has grown."""
+        return self._buffers[depth - 1][group].planes
 
-    def takes(self, depth: int, count: int) -> bool:
-        """Whether a depth can hold so many rows more without being copied."""
+    def held(self, depth: int) -> list[int]:
+        """Valid rows of each KV group's buffers at a depth."""
+        return [len(self.positions[depth - 1]) - buffer.first for buffer in self._buffers[depth - 1]]
+
+    def takes(self, depth: int, group: int, count: int) -> bool:
+        """Whether a depth's buffer can hold so many rows more as it is."""
         start = len(self.positions[depth - 1])
-        return self._buffers[depth - 1].takes(start, start + count)
+        return self._buffers[depth - 1][group].takes(start, start + count)
 
     def append(self, depth: int, rows: Planes, position: int) -> None:
         """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
         held, count = self.positions[depth - 1], rows[0].shape[2]
         start, stop = len(held), len(held) + count
-        buffer = self._buffers[depth - 1]
-        if not buffer.takes(start, stop):
-            if buffer.shared:
-                buffer = self._buffers[depth - 1] = _Buffer(list(buffer.planes))
-            buffer.grow(start, stop)
-        for plane, new in zip(buffer.planes, rows, strict=True):
-            plane[:, 0, :, start:stop] = new
-        buffer.used = stop
+        for group, layers in enumerate(self._layers):
+            buffer = self._buffers[depth - 1][group]
+            if not buffer.takes(start, stop):
+                buffer = self._buffers[depth - 1][group] = buffer.with_room(start, count)
+            for plane, new in zip(buffer.planes, rows, strict=True):
+                plane[:, 0, :, start - buffer.first : stop - buffer.first] = new[layers]
+            buffer.used = stop
         held.extend(range(position, position + count))
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
         stop = len(self.positions[depth - 1])
-        rows = [plane[:, 0, :, stop - count : stop] for plane in self.buffers(depth)]
+        found = [np.concatenate(planes) for planes in zip(*self._last(count, depth), strict=True)]
+        order = np.argsort([layer for layers in self._layers if isinstance(layers, list) for layer in layers])
+        rows = [plane[order] for plane in found] if len(self._layers) > 1 else found
         self.append(to, rows, self.positions[depth - 1][stop - count])
+
+    def _last(self, count: int, depth: int) -> list[Planes]:
+        """The last rows of each KV group at a depth."""
+        stop = len(self.positions[depth - 1])
+        spans = [(buffer, stop - buffer.first) for buffer in self._buffers[depth - 1]]
+        return [[plane[:, 0, :, end - count : end] for plane in buffer.planes] for buffer, end in spans]
+
+    def reaches(self, length: int) -> bool:
+        """Whether all is held that a token at position `length` attends to, at every depth."""
+        pairs = zip(self.positions, self._buffers, strict=True)
+        return all(buffer.reaches(bisect_left(held, length)) for held, buffers in pairs for buffer in buffers)
 
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind."""
-        for held in self.positions:
+        for held, buffers in zip(self.positions, self._buffers, strict=True):
             del held[bisect_left(held, length) :]
+            if not held:
+                for group, buffer in enumerate(buffers):
+                    if buffer.first:
+                        buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
 
     def fork(self) -> KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = KVCache.__new__(KVCache)
         other.positions = [list(held) for held in self.positions]
-        other._buffers = list(self._buffers)
-        for buffer in self._buffers:
-            buffer.shared = True
+        other._layers = self._layers
+        other._buffers = [list(buffers) for buffers in self._buffers]
+        for buffers in self._buffers:
+            for buffer in buffers:
+                buffer.shared = True
         return other

@@ -59,7 +59,7 @@ class Decoder:
         return max(1, min(CHUNK, SCORES_BYTES // row_bytes))
 
     def rewind(self, length: int) -> None:
-        """Forget the tokens at `length` and behind."""
+        """Forget the tokens at `length` and behind (`SequenceState.rewind`)."""
         self.state.rewind(length)
 
     def prefill(self, ids: Sequence[int], policy: ExitPolicy, lazy: bool = False) -> None:

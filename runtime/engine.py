@@ -213,7 +213,7 @@ class Engine:
         ids = model.checked_prompt(prompt)
         room = model.context - len(ids)
         architecture = model.manifest.architecture
-        kv_bytes = (len(ids) + min(sampling.max_tokens, room)) * architecture.kv_bytes_per_token
+        kv_bytes = architecture.kv_bytes(len(ids) + min(sampling.max_tokens, room))
         if kv_bytes > self.kv_budget_bytes:
             raise BadInputError(
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "

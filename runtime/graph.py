@@ -87,9 +87,17 @@ class Graph:
         BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
     """
 
-    def __init__(self, bundle: Path, architecture: Architecture, rule: KVRule, threads: int | None) -> None:
-        """`rule`: the one the checkpoint was trained for."""
+    def __init__(
+        self, bundle: Path, architecture: Architecture, rule: KVRule, threads: int | None, context: int = 1
+    ) -> None:
+        """
+        Args:
+            rule: the one the checkpoint was trained for.
+            context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
+        """
         self.architecture = architecture
+        short = architecture.short_context
+        self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
         self.propagates = rule == "propagate"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
@@ -147,10 +155,11 @@ class Graph:
             "logit_rows": np.array(logit_rows, np.int64),
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
-            "past_length": self._past_length(cache.lengths),
+            **self._past_lengths([cache.held(depth) for depth in range(1, len(cache.lengths) + 1)]),
             **self._left(states, _NO_SLOTS),
+            **self._constant,
         }
-        pasts = [cache.buffers(depth) for depth in range(1, len(cache.lengths) + 1)]
+        pasts = [self._buffers(cache, depth) for depth in range(1, len(cache.lengths) + 1)]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         ran = len(gate)
         for index in range(ran):
@@ -172,7 +181,7 @@ class Graph:
         left = [len(states_left) for states_left in lefts]
         counts = [len(part.rows) for part in chosen]
         depths = [part.depth for part in chosen]
-        held = [part.cache.lengths[part.depth - 1] for part in chosen]
+        held = [part.cache.held(part.depth) for part in chosen]
         starts = [part.position for part in chosen]
         positions = [np.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
         for start, before, count in zip(starts, left, counts, strict=True):
@@ -189,10 +198,11 @@ class Graph:
             "logit_rows": _NO_SLOTS,
             "slot_rows": self._padded(counts),
             "row_threshold": thresholds,
-            "past_length": self._past_length(held),
+            **self._past_lengths(held),
             **self._left(np.concatenate(lefts), self._padded(left)),
+            **self._constant,
         }
-        pasts = [part.cache.buffers(part.depth) for part in chosen]
+        pasts = [self._buffers(part.cache, part.depth) for part in chosen]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         done: dict[int, PartDone] = {}
         row = before = answered = 0
@@ -216,22 +226,29 @@ class Graph:
         padded[: len(counts)] = counts
         return padded
 
-    def _past_length(self, lengths: Sequence[int]) -> Int:
-        return self._padded(lengths)[None]
+    def _past_lengths(self, held: Sequence[Sequence[int]]) -> dict[str, Int]:
+        """Valid rows of each past, for each KV group."""
+        groups = enumerate(zip(*held, strict=True))
+        return {f"past_length{_suffix(group)}": self._padded(lengths)[None] for group, lengths in groups}
+
+    def _buffers(self, cache: KVCache, depth: int) -> list[Planes]:
+        return [cache.buffers(depth, group) for group in range(len(self.architecture.kv_groups))]
 
     def _check_contract(self, path: Path) -> None:
         shape = self.architecture
         found = {value.name: value.shape for value in self.session.get_inputs()}
         outputs = [*OUTPUTS, *(f"new_{plane}" for plane in shape.kv_planes)]
         missing = [name for name in outputs if name not in {value.name for value in self.session.get_outputs()}]
+        placed = [(group, layer) for group, layers in enumerate(shape.kv_groups) for layer in layers]
         for past in range(1, shape.pasts + 1):
-            for layer in range(shape.layers_per_block):
+            for group, layer in placed:
                 for plane, (_, width) in shape.kv_planes.items():
                     name = f"past_{plane}.{past}.{layer}"
-                    if found.get(name) != ["batch", shape.key_value_heads, f"past_{past}", width]:
+                    if found.get(name) != ["batch", shape.key_value_heads, f"past_{past}{_suffix(group)}", width]:
                         missing.append(name)
         slots = len(shape.kv_planes) * shape.pasts * shape.layers_per_block
         wanted_inputs = len(INPUTS) + (len(PROPAGATING_INPUTS) if self.propagates else 0)
+        wanted_inputs += len(shape.kv_groups) - 1 + len(self._constant)
         if missing or len(found) != slots + wanted_inputs:
             raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
 
@@ -241,22 +258,24 @@ class Binding:
 
     def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
         self.binding = binding
-        self._nothing = no_rows(architecture)
+        self._groups = architecture.kv_groups
+        self._nothing = [no_rows(architecture, group) for group in range(len(self._groups))]
         self._planes = tuple(architecture.kv_planes)
         self._outputs = (*OUTPUTS, *(f"new_{plane}" for plane in self._planes))
-        self._bound: list[NDArray[Any] | None] = [None] * architecture.pasts
+        self._bound: list[list[NDArray[Any] | None]] = [[None] * len(self._groups) for _ in range(architecture.pasts)]
         self._fed: dict[str, NDArray[Any]] = {}
         self._many_before = False
         self._giving_back = onnxruntime.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(
-        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[Planes]
+        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[list[Planes]]
     ) -> list[Any]:
-        """Run with `pasts` [layers, 1, KV, P, width] as the first past inputs and nothing in the others."""
-        empty = [self._nothing] * (len(self._bound) - len(pasts))
-        for index, planes in enumerate([*pasts, *empty]):
-            self._bind(index, planes)
+        """Run with `pasts`, planes [layers, 1, KV, P, width] by KV group, as the first and nothing as the others."""
+        empty: list[list[Planes]] = [[*self._nothing]] * (len(self._bound) - len(pasts))
+        for index, groups in enumerate([*pasts, *empty]):
+            for group, planes in enumerate(groups):
+                self._bind(index, group, planes)
         for name, array in feeds.items():
             if self._fed.get(name) is not array:
                 self.binding.bind_cpu_input(name, array)
@@ -273,16 +292,22 @@ class Binding:
 
     def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
         """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""
-        if not cache.takes(depth, rows[0].shape[2]):
-            self._bind(past, self._nothing)
+        for group, nothing in enumerate(self._nothing):
+            if not cache.takes(depth, group, rows[0].shape[2]):
+                self._bind(past, group, nothing)
         cache.append(depth, rows, position)
 
-    def _bind(self, past: int, planes: Planes) -> None:
-        if self._bound[past] is not planes[0]:
+    def _bind(self, past: int, group: int, planes: Planes) -> None:
+        if self._bound[past][group] is not planes[0]:
             for name, plane in zip(self._planes, planes, strict=True):
-                for layer in range(len(plane)):
-                    self.binding.bind_cpu_input(f"past_{name}.{past + 1}.{layer}", plane[layer])
-            self._bound[past] = planes[0]
+                for index, layer in enumerate(self._groups[group]):
+                    self.binding.bind_cpu_input(f"past_{name}.{past + 1}.{layer}", plane[index])
+            self._bound[past][group] = planes[0]
+
+
+def _suffix(group: int) -> str:
+    """Behind the names of what belongs to a KV group: nothing where it is the first."""
+    return f".{group}" if group else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and h
 FORMAT = "rrt-edge bundle"
 VERSION = 1
 LARGEST_MANIFEST = 4 << 20  # bytes
+WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
 Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
 
 
@@ -76,8 +77,16 @@ class Architecture:
     @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one position at every depth."""
-        row = sum(np.dtype(kind).itemsize * count for kind, count in self.kv_planes.values())
-        return self.loops * self.layers_per_block * self.key_value_heads * row
+        return self.kv_bytes(1)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Keys and values of so many tokens at every depth, as far as windows let them be kept."""
+        row_bytes = sum(np.dtype(kind).itemsize * count for kind, count in self.kv_planes.values())
+        rows = tokens * self.loops * self.layers_per_block
+        if self.windows is not None:
+            bounds = [tokens if window is None else window + WINDOW_SPARE for row in self.windows for window in row]
+            rows = sum(min(tokens, bound) for bound in bounds)
+        return rows * self.key_value_heads * row_bytes
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ Prompt = str | Sequence[int]
 class Model:
     """A loaded bundle, shared by any number of sessions. Use it as a context manager or call `close`."""
 
-    def __init__(self, manifest: Manifest, graph: Graph, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, manifest: Manifest, graph: Graph, tokenizer: Tokenizer, template: ChatTemplate | None, context: int
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.template = template
-        self.context = min(DEFAULT_CONTEXT, manifest.architecture.context_length)
+        self.context = context  # tokens a conversation may hold
         self.draft_length = DraftLength(manifest.architecture.loops)
         self._graph: Graph | None = graph
 
@@ -72,11 +74,9 @@ class Model:
         else:
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
             graph_folder = packed_graph(folder, manifest, Path(weight_cache))
-        graph = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads)
-        model = cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder))
-        if context is not None:
-            model.context = context
-        return model
+        context = min(DEFAULT_CONTEXT, limit) if context is None else context
+        graph = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads, context)
+        return cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
 
     def __enter__(self) -> Model:
         return self
@@ -138,6 +138,8 @@ class Model:
         """The rule asked for, or the bundle's own."""
         if asked is not None and asked not in RULES:
             raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
+        if asked == "skip" and self.manifest.architecture.windows:
+            raise BadInputError("kv-rule skip: does not go with this model, whose attention slides over a window")
         if asked == "propagate" and not self.graph.propagates:
             raise BadInputError(
                 "kv-rule propagate: this bundle's graph has no room for it; export a model trained for it"

@@ -30,7 +30,7 @@ class Held:
             shared = min(shared, self.state.cache.lengths[-1])
         if self.state.rule != "exact":  # what a reply's tokens left behind depends on where they left
             shared = min(shared, self.prompt) if self.depth == depth else 0
-        return shared if shared >= LEAST else 0
+        return shared if shared >= LEAST and self.state.cache.reaches(shared) else 0
 
 
 def take_over(

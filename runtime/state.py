@@ -113,7 +113,9 @@ class SequenceState:
         return other
 
     def rewind(self, length: int) -> None:
-        """Forget the tokens at `length` and behind."""
+        """Forget the tokens at `length` and behind; all of them, where a sliding window has left too few behind."""
+        if not self.cache.reaches(length):
+            length = 0
         for depth in range(1, self.loops):
             first = len(self.cache.positions[depth])  # position of the first row waiting after this depth
             self.waiting[depth - 1].keep(max(0, length - first))

@@ -126,3 +126,21 @@ def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export(recursive, folder, bits=32)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The largest errors of the families' graphs and models, where their tests ran."""
+    errors: dict[str, dict[str, float]] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, found in report.user_properties if report.when == "call" else ():
+            if name == "family_matrix":
+                case, column, error = found
+                errors.setdefault(case, {})[column] = error
+    if not errors:
+        return
+    columns = list(dict.fromkeys(column for row in errors.values() for column in row))
+    terminalreporter.section("families: largest logit error (must be below 1e-4)")
+    terminalreporter.write_line(f"{'':16}" + "".join(f"{column:>12}" for column in columns))
+    for case, row in errors.items():
+        cells = [f"{row[column]:12.1e}" if column in row else f"{'-':>12}" for column in columns]
+        terminalreporter.write_line(f"{case:16}" + "".join(cells))

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,71 +15,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.exporters import export
+from tests.conftest import save_tokenizer
+from tests.families import random_model
+from tests.host import Host
 
 RNG = np.random.default_rng(5)
-
-
-class Host:
-    """A plain onnxruntime host of the one-call form for a batch of sequences of unequal lengths."""
-
-    def __init__(self, bundle: Path, batch: int) -> None:
-        self.session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
-        shapes = {value.name: value.shape for value in self.session.get_inputs()}
-        self.loops = json.loads((bundle / "manifest.json").read_text())["architecture"]["loops"]
-        self.pasts, self.hidden, self.batch = shapes["past_length"][1], shapes["hidden"][2], batch
-        self.layers = sum(name.startswith("past_key.1.") for name in shapes)
-        _, self.heads, _, self.size = shapes["past_key.1.0"]
-        self.past = np.zeros((2, self.pasts, self.layers, batch, self.heads, 0, self.size), np.float32)
-        self.lengths = np.zeros(batch, np.int64)
-
-    def run(self, ids: list[list[int]], threshold: float = 2.0, last: int | None = None) -> tuple[Any, ...]:
-        """Feed so many new ids to each sequence; returns logits by sequence, hidden, gate, exit depths."""
-        rows = max(map(len, ids))
-        padded = np.array([row + [0] * (rows - len(row)) for row in ids])
-        valid = np.array([[index < len(row) for index in range(rows)] for row in ids])
-        feeds = {
-            "input_ids": padded,
-            "hidden": np.zeros((self.batch, 0, self.hidden), np.float32),
-            "row_depth": valid.astype(np.int64),
-            "position_ids": self.lengths[:, None] + np.arange(rows),
-            "first": np.array(1),
-            "last": np.array(last or self.loops),
-            "threshold": np.array(threshold, np.float32),
-            "logit_rows": np.flatnonzero(valid),
-            "slot_rows": np.zeros(0, np.int64),
-            "row_threshold": np.zeros(0, np.float32),
-            "past_length": np.repeat(self.lengths[:, None], self.pasts, axis=1),
-        }
-        for depth in range(self.pasts):
-            for layer in range(self.layers):
-                feeds[f"past_key.{depth + 1}.{layer}"] = self.past[0, depth, layer]
-                feeds[f"past_value.{depth + 1}.{layer}"] = self.past[1, depth, layer]
-        logits, hidden, gate, exit_depth, keys, values = self.session.run(None, feeds)
-        if len(gate) == self.loops:
-            self._keep(np.stack([keys, values]), valid)
-        split = np.split(logits, np.cumsum(valid.sum(axis=1))[:-1])
-        return split, hidden, gate, exit_depth
-
-    def _keep(self, new: np.ndarray, valid: np.ndarray) -> None:
-        counts = valid.sum(axis=1)
-        room = int((self.lengths + counts).max())
-        grown = np.full((*self.past.shape[:5], room, self.size), 7.0, np.float32)  # unused rows must not matter
-        for index in range(self.batch):
-            held, more = self.lengths[index], counts[index]
-            grown[:, :, :, index, :, :held] = self.past[:, :, :, index, :, :held]
-            # new: [2, n, B, layers, KV, S, D]
-            grown[:, : self.loops, :, index, :, held : held + more] = new[:, :, index, :, :, :more]
-        self.past, self.lengths = grown, self.lengths + counts
 
 
 def contract() -> dict[str, dict[str, tuple[int, str]]]:
     """What docs/graph.md says: by table and name, the rank and the type."""
     text = (Path(__file__).parents[2] / "docs" / "graph.md").read_text(encoding="utf-8")
     told: dict[str, dict[str, tuple[int, str]]] = {}
-    tables, table = iter(("input", "output", "propagation", "8 bits")), ""
+    tables, table = iter(("input", "output", "propagation", "8 bits", "groups", "long")), ""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in ("input", "output", "kept at 8 bits"):
+        if cells[0] in ("input", "output", "kept at 8 bits", "where layers differ", "with two sets of frequencies"):
             table = next(tables)
         elif line.startswith("| `"):
             kind, shape = cells[1].split(" ", 1)
@@ -115,6 +64,20 @@ def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, 
             told["input"] |= {f"{name[:-4]}.{past}.{layer}": kind for layer in range(4)}
     assert {value.name: (len(value.shape), value.type) for value in session.get_inputs()} == told["input"]
     assert {value.name: (len(value.shape), value.type) for value in session.get_outputs()} == told["output"]
+
+
+@pytest.mark.parametrize("case, table", [("gemma2", "groups"), ("phi3-long", "long")])
+def test_windows_and_long_contexts_are_in_the_docs_too(case: str, table: str, tmp_path: Path) -> None:
+    random_model(case).save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", 300)
+    export(tmp_path / "source", tmp_path / "bundle", bits=32, loops=3)
+    session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"))
+    found = {value.name: (len(value.shape), value.type) for value in session.get_inputs()}
+    names = {name for name in found if not name.startswith(("past_key", "past_value"))}
+    told = contract()
+    more = {name.replace(".g", ".1"): kind for name, kind in told[table].items()}
+    assert names == {name for name in told["input"] if not name.endswith(".p.l")} | set(more)
+    assert {name: found[name] for name in more} == more
 
 
 def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.runtime.errors import BadInputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -32,9 +33,10 @@ class Checkpoint:
         BadInputError: the folder, config.json or the weights are missing or damaged; the message names the file.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, trust_remote_code: bool = False) -> None:
+        """`trust_remote_code`: run the configuration code that the folder brings, where transformers has none."""
         self.folder = _local_folder(str(folder))
-        self.config = self._read_config()
+        self.config = self._read_config(trust_remote_code)
         self._files = self._tensor_files()
         self._open: dict[str, Any] = {}
 
@@ -52,8 +54,12 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def tensor(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
-        """Read one tensor as float32.
+    def names(self, prefix: str) -> list[str]:
+        """The tensors whose names begin so."""
+        return [name for name in self._files if name.startswith(prefix)]
+
+    def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Read one tensor, as float32 by default.
 
         Raises:
             BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, or its
@@ -72,7 +78,7 @@ class Checkpoint:
             raise BadInputError(
                 f"{self.folder / self._files[name]}: {name} is {found}, but config.json makes it {asked}"
             )
-        return tensor.to(torch.float32, copy=tensor.dtype == torch.float32)  # a copy: the file may be closed
+        return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
 
     def close(self) -> None:
         """Let go of the files' memory; they are opened again when needed."""
@@ -84,8 +90,13 @@ class Checkpoint:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, out / name)
 
-    def _read_config(self) -> PreTrainedConfig:
+    def _read_config(self, trust_remote_code: bool) -> PreTrainedConfig:
         path = self.folder / "config.json"
+        if not path.is_file() and (self.folder / "adapter_config.json").is_file():
+            raise BadInputError(
+                f"{self.folder / 'adapter_config.json'}: this is an adapter alone; merge it into its base model first "
+                "(peft: merge_and_unload) and give that"
+            )
         if not path.is_file():
             raise BadInputError(f"{self.folder}: holds no config.json; give the folder of a Hugging Face checkpoint")
         try:
@@ -94,8 +105,15 @@ class Checkpoint:
             raise BadInputError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(fields, dict) or "model_type" not in fields:
             raise BadInputError(f"{path}: names no model_type")
+        _refuse(path, fields)
+        remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in fields.get("auto_map", {})
+        if remote and not trust_remote_code:
+            raise BadInputError(
+                f"{path}: auto_map: its model_type {fields['model_type']!r} comes with code of its own, which is not "
+                "run unless you trust it (--trust-remote-code)"
+            )
         try:
-            return AutoConfig.from_pretrained(self.folder)
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=remote)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -130,6 +148,22 @@ class Checkpoint:
                 message = f"{self.folder / file}: damaged or cut short ({error}); copy it again"
                 raise BadInputError(message) from error
         return self._open[file]
+
+
+def _refuse(path: Path, fields: dict[str, Any]) -> None:
+    """Raise `BadInputError` for what no family here is: already quantised, experts, no decoder."""
+    if quantized := fields.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        raise BadInputError(
+            f"{path}: quantization_config: the weights are quantised already ({method}); give the original checkpoint"
+        )
+    experts = next((name for name in EXPERTS if isinstance(fields.get(name), int) and fields[name] > 1), None)
+    if experts is not None:
+        raise BadInputError(f"{path}: {experts} {fields[experts]}: mixtures of experts cannot be made recursive")
+    named = fields.get("architectures") or []
+    if fields.get("is_encoder_decoder") or (named and not any(name.endswith("ForCausalLM") for name in named)):
+        field, value = ("architectures", named) if named else ("is_encoder_decoder", True)
+        raise BadInputError(f"{path}: {field} {value}: not a decoder-only language model (a ..ForCausalLM)")
 
 
 def _local_folder(source: str) -> Path:

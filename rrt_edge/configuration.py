@@ -21,6 +21,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     Attributes:
         text_config: the config of the source model, unchanged; its `num_hidden_layers` counts the layers before
             sharing, which is also the number of KV slots (`loop * layers_per_block + layer`).
+        source: the name of the checkpoint it was made from, where known.
         loops: times the block is run; divides `text_config.num_hidden_layers`.
         rank: LoRA rank of each depth on every linear of the block; 0 shares without relaxation. Below 1 it is a share
             of each linear's full rank.
@@ -42,6 +43,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
     text_config: Any = None  # a PreTrainedConfig; a dict when read from JSON
+    source: str | None = None
     loops: int = 2
     rank: int | float = 0
     component_ranks: Any = None  # dict[str, Rank]

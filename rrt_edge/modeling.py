@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
+from rrt_edge.card import write_card
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
 from rrt_edge.kv_rules import LatestKeyValues, sees_those_inside
@@ -294,6 +297,12 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             gate_logits=self._gate_logits(normed),
             past_key_values=past_key_values,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As transformers', with a model card."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_card(Path(save_directory), self.config)
 
     def _logits(self, normed: Tensor) -> Tensor:
         logits: Tensor = self.lm_head(normed) / getattr(self.config.text_config, "logits_scaling", 1)

@@ -86,6 +86,19 @@ class Decoder:
                     self._catch_up(depth, 0)
         return Step(done.logits[-1], done.last, float(done.gate[-1, -1]))
 
+    def forced(self, ids: Sequence[int], policy: ExitPolicy) -> Iterator[Float]:
+        """Feed a given text; yields the logits [n, V] behind its tokens, in order, as `step` gives them."""
+        if policy.may_leave:
+            for index, token in enumerate(ids):
+                yield self.step(token, policy.at(index)).logits[None]
+            return
+        start = 0
+        while start < len(ids):
+            rows = np.asarray(ids[start : start + self.chunk], np.int64)
+            with self._whole_or_nothing():
+                yield self._run_down(rows, 1, policy.depth or self.loops, NEVER, len(rows)).logits
+            start += len(rows)
+
     def verify(self, count: int, token: int | None = None) -> Float:
         """Run all that waits through all depths, then `token` where given; returns the last `count` rows' logits."""
         with self._whole_or_nothing():

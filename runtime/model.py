@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.chat import ChatTemplate
@@ -226,6 +228,28 @@ class Session:
         if policy.lossless and self.decoder.state.rule != "exact":
             raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
         return self._stream(self.model.checked_prompt(prompt), sampling, policy)
+
+    def logits(
+        self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy = "full"
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits [n, V] behind each of the last `count` tokens of a text, some rows at a time: to score what it says.
+
+        Each comes from the depth that the policy lets its token leave at. What the session holds of the text already is
+        not run again.
+
+        Raises:
+            ContextFullError, BadInputError: as `stream`; or `count` is not from 1 to the text's length.
+        """
+        policy = self.model.policy(exit_policy)
+        text = self.model.checked_prompt(ids)
+        if not 1 <= count <= len(text):
+            raise BadInputError(f"count {count}: must be from 1 to the text's {len(text)} tokens")
+        decoder, first = self.decoder, len(text) - count
+        self._reuse(text[: first + 1])
+        self.ids = []  # until all is fed
+        decoder.prefill(text[decoder.length : first], policy)
+        yield from decoder.forced(text[first:], policy)
+        self.ids = text
 
     @property
     def stats(self) -> Stats:

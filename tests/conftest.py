@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import rrt_edge
 from rrt_edge.exporters import export
 
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters")
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
 TEXT = [
     f"The {noun} {verb} the {other}."
@@ -126,6 +131,31 @@ def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export(recursive, folder, bits=32)
     return folder
+
+
+def checkout() -> list[Path]:
+    """What the wheel is made of and every other Python file, relative to the root; what git ignores stays out."""
+    if shutil.which("git"):
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS, "*.py"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+        files = [Path(name) for name in listed if name and (ROOT / name).is_file()]
+        if files:
+            return files
+    found = [path for part in PARTS for path in (ROOT / part, *(ROOT / part).rglob("*"))]
+    return [path.relative_to(ROOT) for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy of the checkout's files, without leftovers of earlier builds."""
+    tree = tmp_path_factory.mktemp("tree")
+    for path in checkout():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, tree / path)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist"), str(tree)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tree)
+    (built,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(built)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -51,6 +51,7 @@ INITS = ("average", "stepwise", "lower", "random")
     "--lora-init", type=click.Choice(["svd", "zero"]), default="svd", show_default=True,
     help="What the adapters start from: the SVD of what sharing lost, or nothing.",
 )  # fmt: skip
+@click.option("--trust-remote-code", is_flag=True, help="Run configuration code that the checkpoint brings.")
 @click.option("--own-vectors", is_flag=True, help="Give each depth norms and biases of its own.")
 @click.option(
     "--dtype", type=click.Choice(["source", "float32", "bfloat16", "float16"]), default="source", show_default=True,

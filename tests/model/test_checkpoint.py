@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,72 @@ def test_a_missing_shard_is_named(source: Path, tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(rrt_edge.BadInputError, match=shard.name):
         Checkpoint(tmp_path / "sharded")
+
+
+def test_an_adapter_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(rrt_edge.BadInputError, match=r"adapter_config\.json: this is an adapter alone; merge it"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config: the weights are .*gptq"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config: the weights are .*awq"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts 8: mixtures of experts"),
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "num_experts 128: mixtures of experts"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM.*not a decoder-only"),
+        ({"model_type": "t5", "architectures": None, "is_encoder_decoder": True}, "is_encoder_decoder True"),
+        ({"layer_types": ["chunked_attention"] * 12}, "layer_types names 'chunked_attention'"),
+        ({"hidden_size": 48}, r"embed_tokens\.weight is 300 x 72, but config\.json makes it 300 x 48"),
+        ({"num_key_value_heads": 3}, r"k_proj\.weight is 32 x 72, but config\.json makes it 48 x 72"),
+        ({"tie_word_embeddings": False}, "hold no tensor 'lm_head.weight'"),
+        ({"attention_bias": True}, "hold no tensor 'model.layers.0.self_attn.q_proj.bias'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_converted_is_told_in_a_line_that_names_the_field(
+    copied: Path, tmp_path: Path, fields: dict, message: str
+) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, **fields}))
+    with pytest.raises(rrt_edge.BadInputError, match=message) as raised:
+        rrt_edge.convert(copied, tmp_path / "out")
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_weights_the_config_has_no_place_for(make_source: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_source(attention_bias=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_bias": False}))
+    with pytest.raises(rrt_edge.BadInputError, match=r"_proj\.bias', for which config.json has no place"):
+        rrt_edge.convert(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", ["mine", "llama"])
+def test_code_that_a_checkpoint_brings_runs_only_where_it_is_trusted(
+    copied: Path, tmp_path: Path, model_type: str
+) -> None:
+    marker = tmp_path / "was-run"
+    (copied / "configuration_mine.py").write_text(
+        f"""
+from pathlib import Path
+from transformers import LlamaConfig
+Path({str(marker)!r}).touch()
+class MyConfig(LlamaConfig):
+    model_type = "mine"
+"""
+    )
+    config = json.loads((copied / "config.json").read_text())
+    brought = {"model_type": model_type, "auto_map": {"AutoConfig": "configuration_mine.MyConfig"}}
+    (copied / "config.json").write_text(json.dumps({**config, **brought}))
+    if model_type == "llama":  # transformers' own class stands in its place
+        rrt_edge.convert(copied, tmp_path / "out", trust_remote_code=True)
+        assert not marker.exists()
+        return
+    with pytest.raises(rrt_edge.BadInputError, match=r"auto_map: its model_type 'mine' .*--trust-remote-code"):
+        rrt_edge.convert(copied, tmp_path / "out")
+    assert not marker.exists()
+    with pytest.raises(rrt_edge.BadInputError, match="model_type 'mine' is not supported"):
+        rrt_edge.convert(copied, tmp_path / "out", trust_remote_code=True)
+    assert marker.exists()

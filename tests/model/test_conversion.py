@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,3 +239,36 @@ def test_half_precision_sources_stay_in_their_type(make_source: Callable[..., Pa
     LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
     rrt_edge.convert(folder, tmp_path / "out", loops=2, rank=2)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_an_interrupted_conversion_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, what: str) -> None:
+        assert not (tmp_path / "out").exists()
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rrt_edge.convert(source, tmp_path / "out", loops=3, rank=2, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    rrt_edge.convert(source, tmp_path / "out", loops=3, rank=2)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.loops == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_conversion_takes_no_more_memory_than_its_result_and_two_layers(
+    make_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "vocab_size": 300}
+    folder = make_source(**shape, num_attention_heads=8, num_key_value_heads=8, head_dim=64)
+    code = f"""
+import rrt_edge.modeling, transformers.models.llama.modeling_llama
+import torch
+from rrt_edge.conversion import convert
+from rrt_edge.runtime.memory import peak_memory_bytes
+torch.linalg.eigh(torch.eye(600) @ torch.eye(600))  # what the libraries themselves take
+before = peak_memory_bytes()
+print(convert({str(folder)!r}, {str(tmp_path / "out")!r}, rank=8).peak_memory_bytes - before)
+"""
+    taken = int(subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    layer = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
+    assert taken <= (tmp_path / "out" / "model.safetensors").stat().st_size + 2 * layer

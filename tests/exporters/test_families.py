@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import rrt_edge
@@ -97,18 +98,42 @@ def test_pieces_equal_the_whole(
 
 
 def test_a_batch_of_unequal_lengths_equals_its_texts(made: Callable[[str], Path], case: str, cell: Cell) -> None:
+    """Half of each text, three single tokens, the rest."""
     folder = made(case)
-    host = Host(folder / "bundle", len(TEXTS))
-    first, _, _, _ = host.run([ids[: len(ids) // 2] for ids in TEXTS])
-    second, _, _, _ = host.run([ids[len(ids) // 2 :] for ids in TEXTS])
+    host, seen = Host(folder / "bundle", len(TEXTS)), [np.zeros((0, 300), np.float32)] * len(TEXTS)
+    fed = [0] * len(TEXTS)
+    for piece in range(5):
+        stops = [(len(ids) // 2, at + 1, at + 1, at + 1, len(ids))[piece] for ids, at in zip(TEXTS, fed, strict=True)]
+        logits, *_ = host.run([ids[at:stop] for ids, at, stop in zip(TEXTS, fed, stops, strict=True)])
+        seen = [np.concatenate(pair) for pair in zip(seen, logits, strict=True)]
+        fed = [min(stop, len(ids)) for stop, ids in zip(stops, TEXTS, strict=True)]
     expected = [torch_logits(folder / "recursive", ids)[-1] for ids in TEXTS]
-    cell(
-        "batch of 4",
-        np.concatenate([*first, *second]),
-        np.concatenate(
-            [logits[: len(logits) // 2] for logits in expected] + [logits[len(logits) // 2 :] for logits in expected]
-        ),
-    )
+    cell("batch of 4", np.concatenate(seen), np.concatenate(expected))
+
+
+def test_4_bits_stay_near_torch(made: Callable[[str], Path], case: str, tmp_path: Path) -> None:
+    folder = made(case)
+    export(folder / "recursive", tmp_path / "bundle", bits=4)
+    ours = Host(tmp_path / "bundle", 1).run([TEXTS[0]])[0][0]
+    theirs = torch_logits(folder / "recursive", TEXTS[0])[-1]
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
+
+
+def test_pythias_old_names_are_read(tmp_path: Path) -> None:
+    random_model("gpt_neox").save_pretrained(tmp_path / "new")
+    state = load_file(tmp_path / "new" / "model.safetensors")
+    old = {name.replace("lm_head", "embed_out"): tensor for name, tensor in state.items()}
+    for layer in range(6):
+        old[f"gpt_neox.layers.{layer}.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        old[f"gpt_neox.layers.{layer}.attention.rotary_emb.inv_freq"] = torch.ones(4)
+    (tmp_path / "old").mkdir()
+    save_file(old, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "old" / "config.json").write_text((tmp_path / "new" / "config.json").read_text())
+    for name in ("old", "new"):
+        rrt_edge.convert(tmp_path / name, tmp_path / f"{name}-out", rank=4)
+    states = [load_file(tmp_path / f"{name}-out" / "model.safetensors") for name in ("old", "new")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_a_longer_context_rotates_by_its_own_frequencies(made: Callable[[str], Path]) -> None:

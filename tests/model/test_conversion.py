@@ -234,11 +234,14 @@ def test_only_a_recursive_checkpoint_is_replaced(source: Path, tmp_path: Path) -
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
-def test_half_precision_sources_stay_in_their_type(make_source: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sources_stay_in_their_type(
+    make_source: Callable[..., Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
     folder = make_source()
-    LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM.from_pretrained(folder).to(dtype).save_pretrained(folder)
     rrt_edge.convert(folder, tmp_path / "out", loops=2, rank=2)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == dtype
 
 
 def test_an_interrupted_conversion_leaves_nothing(source: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import is_recursive_checkpoint
 from rrt_edge.data import Example, PadCollator, read_examples
-from rrt_edge.losses import StageTrainer
+from rrt_edge.losses import Divergence, ExitLoss, Recipe, StageTrainer
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
@@ -40,7 +40,11 @@ class TrainOptions:
         gate_lr: the same for the gate.
         kd_weight: weight of the forward KL from the teacher (section 3.1, appendix E).
         temperature: softens teacher and student in that KL.
+        divergence: what stands in the place of the forward KL: `reverse-kl`, `jsd` or `tvd`.
+        exit_loss: of the early-exit stage: `aggressive` (the last loop's loss, and each earlier loop's at
+            `exit_weight`) or `weighted` (cross entropy of all loops, deeper ones more; appendix J).
         exit_weight: weight of each earlier loop's loss in the early-exit stage (0.1 in section 3.7).
+        exit_kd_weight: weight, within that, of the forward KL from the last loop's detached logits.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than
             `exact` the early-exit and gate stages draw an exit depth for each token the model should say.
         max_length: tokens an example is cut to.
@@ -58,7 +62,10 @@ class TrainOptions:
     warmup: int = 40
     kd_weight: float = 1.0
     temperature: float = 1.0
+    divergence: Divergence = "forward-kl"
+    exit_loss: ExitLoss = "aggressive"
     exit_weight: float = 0.1
+    exit_kd_weight: float = 1.0
     kv_rule: KVRule = "exact"
     max_length: int = 1024
     seed: int = 0
@@ -73,7 +80,11 @@ class TrainOptions:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)} must be above 0")
         if self.kv_rule not in RULES:
             raise BadInputError(f"kv-rule {self.kv_rule!r}: choose from {', '.join(RULES)}")
-        for name in ("kd_weight", "exit_weight", "warmup"):
+        for name, choices in (("divergence", get_args(Divergence)), ("exit_loss", get_args(ExitLoss))):
+            if getattr(self, name) not in choices:
+                wrong = f"{name.replace('_', '-')} {getattr(self, name)!r}"
+                raise BadInputError(f"{wrong}: choose from {', '.join(choices)}")
+        for name in ("kd_weight", "exit_weight", "exit_kd_weight", "warmup"):
             if getattr(self, name) < 0:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)} must not be negative")
 
@@ -165,9 +176,14 @@ def _run_stage(
     trainer = StageTrainer(
         stage=stage,
         teacher=teacher if stage != "gate" else None,
-        kd_weight=options.kd_weight,
-        temperature=options.temperature,
-        exit_weight=options.exit_weight,
+        recipe=Recipe(
+            kd_weight=options.kd_weight,
+            temperature=options.temperature,
+            divergence=options.divergence,
+            exit_loss=options.exit_loss,
+            exit_weight=options.exit_weight,
+            exit_kd_weight=options.exit_kd_weight,
+        ),
         model=model,
         train_dataset=examples,
         data_collator=collator,

@@ -116,6 +116,15 @@ def convert(
 @click.option("--warmup", default=40, show_default=True, help="Steps of warm-up in each stage.")
 @click.option("--kd-weight", default=1.0, show_default=True, help="Weight of the teacher's KL.")
 @click.option("--temperature", default=1.0, show_default=True, help="Softens that KL.")
+@click.option(
+    "--divergence", type=click.Choice(["forward-kl", "reverse-kl", "jsd", "tvd"]), default="forward-kl",
+    show_default=True, help="What stands in the place of that KL.",
+)  # fmt: skip
+@click.option(
+    "--exit-loss", type=click.Choice(["aggressive", "weighted"]), default="aggressive", show_default=True,
+    help="The last loop's loss and the earlier ones' at --exit-weight, or cross entropy of all, deeper ones more.",
+)  # fmt: skip
+@click.option("--exit-kd-weight", default=1.0, show_default=True, help="Weight of the last loop's KL in the earlier's.")
 @click.option("--exit-weight", default=0.1, show_default=True, help="Weight of the earlier loops' losses.")
 @click.option(
     "--kv-rule", type=click.Choice(RULES), default="exact", show_default=True,

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
 from rrt_edge.data import IGNORED, PadCollator, encode_chat, read_examples
-from rrt_edge.losses import draw_exits, exit_loss, forward_kl, gate_loss, uptrain_loss
+from rrt_edge.losses import divergence, draw_exits, exit_loss, gate_loss, uptrain_loss, weighted_exit_loss
 from rrt_edge.training import TrainOptions
 
 CHATS = [
@@ -35,7 +35,29 @@ def test_forward_kl_is_torchs_divergence_of_the_two_distributions() -> None:
     student, teacher = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
     p, q = torch.distributions.Categorical(logits=teacher / 2), torch.distributions.Categorical(logits=student / 2)
     expected = torch.distributions.kl_divergence(p, q).mean() * 4
-    torch.testing.assert_close(forward_kl(student, teacher, temperature=2.0), expected)
+    torch.testing.assert_close(divergence(student, teacher, temperature=2.0), expected)
+
+
+def test_the_other_divergences_are_what_their_names_say() -> None:
+    student, teacher = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    p, q = torch.softmax(teacher / 2, -1), torch.softmax(student / 2, -1)
+    mixture = (p + q) / 2
+    expected = {
+        "reverse-kl": (q * (q / p).log()).sum(-1).mean() * 4,
+        "jsd": 0.5 * ((p * (p / mixture).log()).sum(-1) + (q * (q / mixture).log()).sum(-1)).mean() * 4,
+        "tvd": 0.5 * (p - q).abs().sum(-1).mean(),
+    }
+    for kind, wanted in expected.items():
+        torch.testing.assert_close(divergence(student, teacher, kind, 2.0), wanted)  # type: ignore[arg-type]
+        assert float(divergence(teacher, teacher, kind)) < 1e-6  # type: ignore[arg-type]
+
+
+def test_the_weighted_loss_counts_deeper_loops_more() -> None:
+    logits = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(5)
+    each = [torch.nn.functional.cross_entropy(one, targets) for one in logits]
+    expected = each[0] / 6 + each[1] / 3 + each[2] / 2
+    torch.testing.assert_close(weighted_exit_loss(tuple(logits), targets), expected)
 
 
 def test_uptrain_loss_is_cross_entropy_plus_weighted_kl() -> None:
@@ -44,7 +66,7 @@ def test_uptrain_loss_is_cross_entropy_plus_weighted_kl() -> None:
     plain = torch.nn.functional.cross_entropy(logits, targets)
     torch.testing.assert_close(uptrain_loss(logits, targets, None, 1.0, 1.0), plain)
     torch.testing.assert_close(
-        uptrain_loss(logits, targets, teacher, 0.5, 1.0), plain + 0.5 * forward_kl(logits, teacher)
+        uptrain_loss(logits, targets, teacher, 0.5, 1.0), plain + 0.5 * divergence(logits, teacher)
     )
 
 

@@ -38,15 +38,15 @@ import recipe  # noqa: E402
 WORK, RESULTS = ROOT / "build" / "miniature", ROOT / "benchmarks" / "results" / "paper_miniature.json"
 TOKENIZER = ROOT / "samples" / "pydoc" / "teacher"
 NAMES, QUESTIONS_EACH = 400, 5
-SOURCE_ROUNDS, ROUNDS = 40, 12  # times each name is asked: in the source's training, and in every cell's
-TEXTS, HELD_OUT_TEXTS = 1000, 200  # docstrings
+SOURCE_ROUNDS, ROUNDS = 60, 12  # times each name is asked: in the source's training, and in every cell's
+TEXTS, HELD_OUT_TEXTS, TEXT_ROUNDS = 1000, 200, 3  # docstrings: half of them for the source, half for the cells
 SHAPE = {
     "vocab_size": 4096, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 12, "num_attention_heads": 3,
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
 }  # fmt: skip
 LR = 2e-3
-BASE = TrainOptions(stages=("uptrain",), lr=LR, batch=32, warmup=20, max_length=160, save_steps=10**9)
+BASE = TrainOptions(stages=("uptrain",), lr=LR, batch=8, warmup=50, max_length=160, save_steps=10**9)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def make_data() -> Data:
             for asked, answer in chosen.items()
         ]
         half = TEXTS // 2
-        lines = chats + [json.dumps({"text": text}) for text in texts[part * half : (part + 1) * half]]
+        lines = chats + [json.dumps({"text": text}) for text in texts[part * half : (part + 1) * half]] * TEXT_ROUNDS
         rng.shuffle(lines)
         path = WORK / f"{name}.jsonl"
         path.write_text("\n".join(lines) + "\n", "utf-8")

@@ -29,7 +29,8 @@ import rrt_edge
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import count_parameters
 from rrt_edge.data import IGNORED, PadCollator, encode_chat
-from rrt_edge.training import TrainOptions, train
+from rrt_edge.options import TrainOptions
+from rrt_edge.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "samples" / "pydoc"))

@@ -1,14 +1,16 @@
-"""Training text: chats or plain text in a JSON-lines file, tokenized with the loss on what the model should say."""
+"""Training text: chats or plain text from files or the hub, tokenized with the loss on what the model should say."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from rrt_edge.runtime.errors import BadInputError
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that cross entropy passes over
+KINDS = (".jsonl", ".txt", ".parquet")
+NOT_A_RECORD = 'not a record of the form {"messages": [{"role": ..., "content": ...}]} or {"text": "..."}'
 Example = dict[str, list[int]]
+Record = tuple[str, Any]  # where it stands, and what it holds
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> Example:
@@ -51,37 +56,135 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Example:
 
 
 def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
-    """Read a JSON-lines file of `{"messages": [...]}` or `{"text": "..."}` objects, cut to `max_length` tokens.
+    """Read training text, cut to `max_length` tokens an example.
+
+    `.jsonl`: objects of `{"messages": [...]}` or `{"text": "..."}`, one a line. `.parquet`: rows with such columns.
+    `.txt`: paragraphs of plain text, with empty lines between them.
 
     Raises:
-        BadInputError: the file is missing or empty, or a line is not such an object; the message names the line.
+        BadInputError: the file is missing, empty or of another kind, or a record is not of the form; names the line.
     """
-    if not path.is_file():
-        raise BadInputError(f"{path}: no such data file; give a .jsonl file with --data")
-    examples = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            example = _encode_line(line, f"{path}, line {number}", tokenizer)
-            examples.append({key: ids[:max_length] for key, ids in example.items()})
+    examples = list(_tokenized(_records(path), tokenizer, max_length))
     if not examples:
         raise BadInputError(f"{path}: the data file is empty")
     return examples
 
 
-def _encode_line(line: str, where: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+def stream_examples(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> IterableDataset[Example]:
+    """The same, read while training: from a file, or from the Hugging Face hub by `hub:NAME` or `hub:NAME:SPLIT`.
+
+    Raises:
+        BadInputError: there is no such file or data set.
+    """
+    if not source.startswith("hub:"):
+        _check_kind(Path(source))
+        return Streamed(lambda: _records(Path(source)), tokenizer, max_length)
+    name, _, split = source.removeprefix("hub:").partition(":")
+    from datasets import load_dataset
+
     try:
-        record: Any = json.loads(line)
-        if "messages" in record:
-            return encode_chat(tokenizer, record["messages"])
-        return encode_text(tokenizer, record["text"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        wanted = '{"messages": [{"role": ..., "content": ...}]} or {"text": "..."}'
-        raise BadInputError(f"{where}: not a record of the form {wanted} (the file may be cut short)") from error
+        dataset = load_dataset(name, split=split or "train", streaming=True)
+    except Exception as error:  # datasets, the hub and the network raise many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise BadInputError(f"{source}: cannot be read from the Hugging Face hub ({reason})") from error
+    return Streamed(
+        lambda: ((f"{source}, record {number}", record) for number, record in enumerate(dataset, 1)),
+        tokenizer,
+        max_length,
+    )
+
+
+class Streamed(IterableDataset[Example]):
+    """Examples tokenized as they are asked for, from the beginning each time."""
+
+    def __init__(
+        self, records: Callable[[], Iterator[Record]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        self.records, self.tokenizer, self.max_length = records, tokenizer, max_length
+
+    def __iter__(self) -> Iterator[Example]:
+        return _tokenized(self.records(), self.tokenizer, self.max_length)
+
+
+class Packed(IterableDataset[Example]):
+    """Examples behind each other in rows of at most `max_length` tokens, each with positions of its own."""
+
+    def __init__(self, examples: Iterable[Example], max_length: int) -> None:
+        self.examples, self.max_length = examples, max_length
+
+    def __iter__(self) -> Iterator[Example]:
+        row: Example = {"input_ids": [], "labels": [], "position_ids": []}
+        for example in self.examples:
+            length = len(example["input_ids"])
+            if row["input_ids"] and len(row["input_ids"]) + length > self.max_length:
+                yield row
+                row = {"input_ids": [], "labels": [], "position_ids": []}
+            row["input_ids"] += example["input_ids"]
+            row["labels"] += [IGNORED, *example["labels"][1:]]  # the example before must not predict its first token
+            row["position_ids"] += range(length)
+        if row["input_ids"]:
+            yield row
+
+
+def _check_kind(path: Path) -> None:
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such data file; give a {', '.join(KINDS)} file with --data")
+    if path.suffix not in KINDS:
+        raise BadInputError(f"{path}: data of another kind; give a {', '.join(KINDS)} file with --data")
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """Where each record stands, and the record."""
+    _check_kind(path)
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            batches = ParquetFile(path).iter_batches()
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        except (ArrowException, OSError) as error:
+            raise BadInputError(f"{path}: not a parquet file, or a damaged one ({error})") from error
+        return
+    with path.open(encoding="utf-8") as file:
+        if path.suffix == ".txt":
+            yield from _paragraphs(path, file)
+            return
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise BadInputError(f"{where}: {NOT_A_RECORD} (the file may be cut short)") from error
+
+
+def _paragraphs(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    paragraph: list[str] = []
+    for number, line in enumerate(chain(lines, [""]), 1):
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield f"{path}, line {number - len(paragraph)}", {"text": "".join(paragraph).strip()}
+            paragraph = []
+
+
+def _tokenized(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Example]:
+    for where, record in records:
+        try:
+            chat = record.get("messages")
+            example = encode_text(tokenizer, record["text"]) if chat is None else encode_chat(tokenizer, chat)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(f"{where}: {NOT_A_RECORD} (the file may be cut short)") from error
+        yield {key: ids[:max_length] for key, ids in example.items()}
 
 
 @dataclass(frozen=True)
 class PadCollator:
-    """Pads examples on the right to the longest of a batch: `input_ids`, `labels`, `attention_mask` [B, S]."""
+    """Pads examples on the right to the longest of a batch: `input_ids`, `labels`, `attention_mask` [B, S].
+
+    Packed rows get `position_ids` [B, S] and no mask: where positions begin anew, so does what a token attends to.
+    """
 
     pad_token_id: int
 
@@ -92,9 +195,11 @@ class PadCollator:
             rows = [example[key] + [value] * (longest - len(example[key])) for example in examples]
             return torch.tensor(rows)
 
+        batch = {"input_ids": padded("input_ids", self.pad_token_id), "labels": padded("labels", IGNORED)}
+        if "index" in examples[0]:  # which rows of the training text these are
+            batch["index"] = torch.tensor([example["index"][0] for example in examples])
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        return {
-            "input_ids": padded("input_ids", self.pad_token_id),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-        }
+        if "position_ids" in examples[0]:
+            beyond = (torch.arange(longest) - lengths[:, None]).clamp(min=0)  # padding is a text of its own
+            return {**batch, "position_ids": padded("position_ids", 0) + beyond}
+        return {**batch, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import KV_BITS, RULES
+from rrt_edge.runtime.manifest import KV_BITS
 
 DEMO = Path("samples/pydoc/recursive")
 
@@ -29,6 +29,7 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
         return int(number) if number.is_integer() else number
 
 
+SWITCHES = ("packing", "stream", "bf16", "gradient-checkpointing")
 INITS = ("average", "stepwise", "lower", "random")
 
 
@@ -98,60 +99,89 @@ def convert(
     return None
 
 
+TRAINING = {  # option: help
+    "stages": "Stages to run, in this order: uptrain, early-exit, gate; or all.",
+    "epochs": "Passes over the data in each stage.",
+    "exit-epochs": "The same for the early-exit stage.",
+    "gate-epochs": "The same for the gate.",
+    "max-steps": "Steps of each stage, in the place of epochs; needed where the data is streamed.",
+    "batch": "Examples a step on each device; packed rows with --packing.",
+    "accumulate": "Batches whose gradients make one step.",
+    "packing": "Put examples behind each other in rows of --max-length tokens; they do not see each other.",
+    "stream": "Read and tokenize the data while training.",
+    "lr": "Peak learning rate of the block in uptraining.",
+    "lora-lr": "The same for the adapters.",
+    "exit-lr": "The same for both in the early-exit stage.",
+    "gate-lr": "The same for the gate.",
+    "warmup": "Steps of warm-up in each stage.",
+    "weight-decay": "Of matrices.",
+    "bf16": "Mixed precision.",
+    "gradient-checkpointing": "Run the block again in the backward pass: less memory, a third more time.",
+    "kd-weight": "Weight of the divergence from the teacher.",
+    "temperature": "Softens both sides of it.",
+    "divergence": "Which one: forward-kl, reverse-kl, jsd or tvd.",
+    "teacher-top-k": "Keep so many of the teacher's logits a position on disk, once, instead of running it beside.",
+    "exit-loss": "aggressive: the last loop, and the earlier ones at --exit-weight; weighted: cross entropy of all.",
+    "exit-weight": "Weight of the earlier loops' losses.",
+    "exit-kd-weight": "Weight of the last loop's KL within them.",
+    "kv-rule": "What a token that leaves early is to the loops it skips: exact, propagate, latest or skip.",
+    "max-length": "Tokens an example is cut to.",
+    "seed": "Of the order of the data and of all that is drawn.",
+    "save-steps": "Steps between checkpoints to go on from.",
+    "eval-steps": "Steps between evaluations on --eval-data; 0: at the end of each stage.",
+    "eval-batches": "Batches an evaluation reads at most.",
+}
+
+
+def training_options(command: Any) -> Any:
+    """An option for each field of `TrainOptions`, unset where it is not given: a YAML file may say it."""
+    for name, told in reversed(TRAINING.items()):
+        kind: dict[str, Any] = {"is_flag": True, "default": None} if name in SWITCHES else {"metavar": "VALUE"}
+        command = click.option(f"--{name}/--no-{name}" if name in SWITCHES else f"--{name}", **kind, help=told)(command)
+    return command
+
+
 @click.command(
     epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2"
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSON lines of messages or text.")
+@click.option("--data", required=True, help="A .jsonl, .parquet or .txt file of messages or text; hub:NAME streams it.")
 @click.option("--teacher", type=click.Path(path_type=Path), help="Checkpoint to distil from, usually the source.")
-@click.option("--stages", default="uptrain,early-exit,gate", show_default=True, help="Stages to run, in this order.")
-@click.option("--epochs", default=1.0, show_default=True, help="Passes over the data in each stage.")
-@click.option("--exit-epochs", type=float, help="The same for the early-exit stage.")
-@click.option("--gate-epochs", type=float, help="The same for the gate.")
-@click.option("--batch", default=32, show_default=True, help="Examples a step on each device.")
-@click.option("--lr", default=2e-4, show_default=True, help="Peak learning rate of uptraining.")
-@click.option("--exit-lr", type=float, help="The same for the early-exit stage.  [default: --lr]")
-@click.option("--gate-lr", default=1e-2, show_default=True, help="The same for the gate.")
-@click.option("--warmup", default=40, show_default=True, help="Steps of warm-up in each stage.")
-@click.option("--kd-weight", default=1.0, show_default=True, help="Weight of the teacher's KL.")
-@click.option("--temperature", default=1.0, show_default=True, help="Softens that KL.")
-@click.option(
-    "--divergence", type=click.Choice(["forward-kl", "reverse-kl", "jsd", "tvd"]), default="forward-kl",
-    show_default=True, help="What stands in the place of that KL.",
-)  # fmt: skip
-@click.option(
-    "--exit-loss", type=click.Choice(["aggressive", "weighted"]), default="aggressive", show_default=True,
-    help="The last loop's loss and the earlier ones' at --exit-weight, or cross entropy of all, deeper ones more.",
-)  # fmt: skip
-@click.option("--exit-kd-weight", default=1.0, show_default=True, help="Weight of the last loop's KL in the earlier's.")
-@click.option("--exit-weight", default=0.1, show_default=True, help="Weight of the earlier loops' losses.")
-@click.option(
-    "--kv-rule", type=click.Choice(RULES), default="exact", show_default=True,
-    help="What a token that leaves early is to the loops it skips: as if it ran them, its state as it left, its keys "
-    "and values as it left, or nothing.",
-)  # fmt: skip
-@click.option("--max-length", default=1024, show_default=True, help="Tokens an example is cut to.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--save-steps", default=200, show_default=True, help="Steps between checkpoints to go on from.")
+@click.option("--eval-data", type=click.Path(path_type=Path), help="Text on which every depth is evaluated.")
+@click.option("--teacher-cache", type=click.Path(path_type=Path), help="Folder for what --teacher-top-k keeps.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of the options below; flags win over it.")
+@training_options
 @json_option
 @guarded
 def train(
-    checkpoint: Path, out: Path, data: Path, teacher: Path | None, stages: str, as_json: bool, **given: Any
+    checkpoint: Path,
+    out: Path,
+    data: str,
+    teacher: Path | None,
+    eval_data: Path | None,
+    teacher_cache: Path | None,
+    config: Path | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Train a recursive checkpoint back: distillation, early exits, exit gate.
 
-    Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end).
+    Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end). OUT gets the
+    model, its losses (training.json, training.png) and TensorBoard's logs (runs). The options' defaults are those of
+    rrt_edge.options.TrainOptions.
     """
     import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
 
-    from rrt_edge.training import TrainOptions
+    from rrt_edge.options import options_from, read_yaml
+    from rrt_edge.terminal import progress_bar
     from rrt_edge.training import train as run
 
-    named: Any = tuple(stage.strip() for stage in stages.split(","))
-    options = TrainOptions(stages=named, **given)
-    with _standard_output_to_error(as_json):
-        report = run(checkpoint, out, data=data, teacher=teacher, options=options)
+    flags = {name: value for name, value in given.items() if value is not None}
+    options = options_from({**(read_yaml(config) if config else {}), **flags})
+    folders: Any = {"teacher": teacher, "eval_data": eval_data, "teacher_cache": teacher_cache}
+    with _standard_output_to_error(as_json), progress_bar(Console(stderr=True), not as_json) as progress:
+        report = run(checkpoint, out, data=data, **folders, options=options, progress=progress)
     if as_json:
         return print_json(report)
     losses = ", ".join(f"{stage} {loss}" for stage, loss in report.final_loss.items())

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import rrt_edge
-from rrt_edge.data import IGNORED, PadCollator, encode_chat, read_examples
-from rrt_edge.losses import divergence, draw_exits, exit_loss, gate_loss, uptrain_loss, weighted_exit_loss
-from rrt_edge.training import TrainOptions
+from rrt_edge.data import IGNORED, Packed, PadCollator, encode_chat, read_examples, stream_examples
+from rrt_edge.evaluation import depth_scores
+from rrt_edge.losses import divergence, draw_exits, exit_loss, gate_loss, weighted_exit_loss
+from rrt_edge.options import TrainOptions, options_from, read_yaml
+from rrt_edge.teacher import CachedTeacher, OnlineTeacher, cache_teacher, predicting, text_of
+from rrt_edge.trainer import StageTrainer
 
 CHATS = [
     [{"role": "user", "content": f"What does {name} eat?"}, {"role": "assistant", "content": f"The {name} eats hay."}]
@@ -58,16 +63,6 @@ def test_the_weighted_loss_counts_deeper_loops_more() -> None:
     each = [torch.nn.functional.cross_entropy(one, targets) for one in logits]
     expected = each[0] / 6 + each[1] / 3 + each[2] / 2
     torch.testing.assert_close(weighted_exit_loss(tuple(logits), targets), expected)
-
-
-def test_uptrain_loss_is_cross_entropy_plus_weighted_kl() -> None:
-    logits, teacher = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1))
-    targets = torch.arange(5)
-    plain = torch.nn.functional.cross_entropy(logits, targets)
-    torch.testing.assert_close(uptrain_loss(logits, targets, None, 1.0, 1.0), plain)
-    torch.testing.assert_close(
-        uptrain_loss(logits, targets, teacher, 0.5, 1.0), plain + 0.5 * divergence(logits, teacher)
-    )
 
 
 def test_early_losses_do_not_pull_the_final_logits() -> None:
@@ -168,8 +163,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     options = quick(stages=("uptrain",), epochs=5)
     rrt_edge.train(recursive, tmp_path / "whole", data=data, options=options)
 
-    from rrt_edge.losses import StageTrainer
-
     steps = 0
     original = StageTrainer.training_step
 
@@ -217,3 +210,137 @@ def test_wrong_ingredients_are_refused(source: Path, recursive: Path, data: Path
         TrainOptions(stages=("downhill",))  # type: ignore[arg-type]
     with pytest.raises(rrt_edge.BadInputError, match="lr -1 must be above 0"):
         TrainOptions(lr=-1)
+
+
+def test_packed_rows_are_trained_as_their_examples_alone(recursive: Path, data: Path) -> None:
+    """Hidden states and losses of a packed row equal those of the examples in it, padding and all."""
+    tokenizer = AutoTokenizer.from_pretrained(recursive)
+    examples = read_examples(data, tokenizer, 99)[:5]
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    rows = list(Packed(examples, 2 * max(len(example["input_ids"]) for example in examples)))
+    assert len(rows) < 5 and [token for row in rows for token in row["input_ids"]] == [
+        token for example in examples for token in example["input_ids"]
+    ]
+    packed, alone = PadCollator(0)(rows), PadCollator(0)(examples)
+    found = []
+    with torch.no_grad():
+        for batch in (packed, alone):
+            asked = predicting(batch["labels"])
+            assert ("attention_mask" in batch) != ("position_ids" in batch)
+            found.append(model(**text_of(batch), logits_mask=asked).logits)
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [".txt", ".parquet", ".jsonl"])
+def test_text_files_of_every_kind_read_alike_at_once_and_streamed(recursive: Path, tmp_path: Path, kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recursive)
+    texts = ["The cat sees the hen.", "The dog eats\nthe fox.", "The café."]
+    path = tmp_path / f"data{kind}"
+    if kind == ".txt":
+        path.write_text("\n\n\n".join(texts) + "\n", "utf-8")
+    elif kind == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    expected = [tokenizer.encode(text)[:9] for text in texts]
+    assert [example["input_ids"] for example in read_examples(path, tokenizer, 9)] == expected
+    stream = stream_examples(str(path), tokenizer, 9)
+    for _ in range(2):  # a stream begins anew each time
+        assert [example["input_ids"] for example in stream] == expected
+
+
+def test_data_of_another_kind_is_refused(recursive: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a,b\n")
+    with pytest.raises(rrt_edge.BadInputError, match=r"data\.csv: data of another kind; give a \.jsonl, \.txt, \.parq"):
+        rrt_edge.train(recursive, tmp_path / "out", data=tmp_path / "data.csv")
+    (tmp_path / "data.parquet").write_text("no parquet")
+    with pytest.raises(rrt_edge.BadInputError, match=r"data\.parquet: not a parquet file"):
+        rrt_edge.train(recursive, tmp_path / "out", data=tmp_path / "data.parquet")
+    with pytest.raises(rrt_edge.BadInputError, match=r"hub:nobody/nothing: .*say how far with --max-steps"):
+        rrt_edge.train(recursive, tmp_path / "out", data="hub:nobody/nothing")
+    with pytest.raises(rrt_edge.BadInputError, match="hub:nobody/nothing: cannot be read from the Hugging Face hub"):
+        rrt_edge.train(recursive, tmp_path / "out", data="hub:nobody/nothing", options=quick(max_steps=3))
+
+
+def test_a_teacher_kept_on_disk_teaches_as_the_teacher_itself(
+    source: Path, recursive: Path, data: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recursive)
+    examples = [{**one, "index": [n]} for n, one in enumerate(read_examples(data, tokenizer, 99)[:6])]
+    teacher, collator = AutoModelForCausalLM.from_pretrained(source).eval(), PadCollator(0)
+    batch = collator([examples[index] for index in (4, 1, 3)])
+    asked = predicting(batch["labels"])
+    fewer = asked & (torch.arange(asked.shape[1]) % 2 == 0)
+    student = AutoModelForCausalLM.from_pretrained(recursive).eval()
+    for top_k, error in ((299, 2e-3), (20, 1.0)):
+        settings = {"top_k": top_k, "temperature": 2.0, "batch": 4}
+        cache_teacher(teacher, examples, collator, tmp_path / f"{top_k}", **settings)
+        cached, online = CachedTeacher(tmp_path / f"{top_k}"), OnlineTeacher(teacher)
+        for mask in (asked, fewer):
+            with torch.no_grad():
+                logits = student(**text_of(batch), logits_mask=mask).logits
+                ours, theirs = (one.loss(logits, batch, mask, "forward-kl", 2.0) for one in (cached, online))
+            assert 0 < float(ours) <= float(theirs) + 1e-3  # what is seen as one cannot differ more
+            assert abs(float(ours) - float(theirs)) < error * float(theirs)
+    with pytest.raises(rrt_edge.BadInputError, match=r"teacher\.json: temperature: made of another teacher"):
+        cache_teacher(teacher, examples, collator, tmp_path / "20", top_k=20, temperature=1.0, batch=4)
+    with pytest.raises(rrt_edge.BadInputError, match=r"teacher\.json: of: made of another teacher"):
+        cache_teacher(teacher, examples[:5], collator, tmp_path / "20", top_k=20, temperature=2.0, batch=4)
+
+
+def test_a_run_with_everything_on(source: Path, recursive: Path, data: Path, tmp_path: Path) -> None:
+    """Packing, a kept teacher, accumulation, checkpointing, own learning rates, evaluation: and what is left behind."""
+    options = quick(
+        epochs=30, packing=True, accumulate=2, batch=2, max_length=64, gradient_checkpointing=True, eval_steps=5,
+        lora_lr=5e-3, teacher_top_k=30, kd_weight=0.1, weight_decay=0.01, bf16=True,
+    )  # fmt: skip
+    report = rrt_edge.train(
+        recursive, tmp_path / "out", data=data, eval_data=data, teacher=source,
+        teacher_cache=tmp_path / "cache", options=options,
+    )  # fmt: skip
+    assert (tmp_path / "cache" / "teacher.json").is_file() and report.examples < 16
+    logs = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert set(logs) == {"uptrain", "early-exit", "gate"}
+    evaluations = [row for row in logs["uptrain"] if "eval_perplexity_1" in row]
+    assert len(evaluations) > 3 and evaluations[-1]["eval_perplexity_3"] < evaluations[0]["eval_perplexity_3"] / 2
+    assert all(row["eval_agreement_3"] == 1.0 for row in evaluations)
+    assert (tmp_path / "out" / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((tmp_path / "out" / "runs").rglob("events.out.tfevents.*"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    scores = depth_scores(model, [PadCollator(0)(read_examples(data, AutoTokenizer.from_pretrained(source), 64))])
+    assert scores[-1].perplexity == pytest.approx(logs["gate"][-1]["eval_perplexity_3"], rel=0.05)
+
+
+def test_each_part_has_its_learning_rate(recursive: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    options = quick(lr=1e-3, lora_lr=2e-3, gate_lr=3e-3, weight_decay=0.1)
+    arguments = TrainingArguments(tmp_path, learning_rate=1e-3, report_to="none")
+    trainer = StageTrainer(stage="uptrain", teacher=None, options=options, model=model, args=arguments)
+    rates = {}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"], group["weight_decay"]
+    for name, parameter in model.named_parameters():
+        lr = 3e-3 if "exit_gate" in name else 2e-3 if "lora_" in name else 1e-3
+        assert rates[id(parameter)] == (lr, 0.1 if parameter.dim() > 1 else 0.0), name
+
+
+def test_a_yaml_file_says_what_flags_would(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "stages: all\nlr: 2e-4\nexit-epochs: 3\nbatch: 4\npacking: true\nkv_rule: latest\n"
+    )
+    options = options_from({**read_yaml(tmp_path / "a.yaml"), "batch": "8"})
+    expected = TrainOptions(lr=2e-4, exit_epochs=3.0, batch=8, packing=True, kv_rule="latest")
+    assert options == expected
+    for text, message in (
+        ("lrr: 1", "lrr: no such option; choose from accumulate, "),
+        ("batch: 2.5", "batch: 2.5 is not of the type int"),
+        ("packing: 3", "packing: 3 is not of the type bool"),
+        ("- lr", r"must hold options as `name: value` lines"),
+        ("a: [", "not valid YAML"),
+        ("divergence: chi", "divergence 'chi': choose from forward-kl, reverse-kl, jsd, tvd"),
+        ("stream: true", "stream: the end of a stream is not known; say how far with max-steps"),
+    ):
+        (tmp_path / "b.yaml").write_text(text)
+        with pytest.raises(rrt_edge.BadInputError, match=message):
+            options_from(read_yaml(tmp_path / "b.yaml"))

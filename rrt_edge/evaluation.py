@@ -1,0 +1,45 @@
+"""How good each depth of a recursive model is: perplexity, agreement with full depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rrt_edge.modeling import RecursiveForCausalLM
+from rrt_edge.teacher import predicting, text_of
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """At one depth: perplexity of the labels, and the share of positions whose likeliest token is full depth's."""
+
+    depth: int
+    perplexity: float
+    agreement: float
+
+
+@torch.no_grad()
+def depth_scores(model: RecursiveForCausalLM, batches: Iterable[dict[str, Tensor]]) -> list[DepthScore]:
+    """Scores of every depth over batches as `PadCollator` makes them."""
+    loops = model.config.loops
+    losses, agreed, positions = [0.0] * loops, [0] * loops, 0
+    for batch in batches:
+        asked = predicting(batch["labels"])
+        targets = batch["labels"][:, 1:][asked[:, :-1]]
+        logits = model(**text_of(batch), logits_mask=asked, output_depths=True).depth_logits
+        final = logits[-1].argmax(dim=-1)
+        positions += len(targets)
+        for index, own in enumerate(logits):
+            losses[index] += float(F.cross_entropy(own.float(), targets, reduction="sum"))
+            agreed[index] += int((own.argmax(dim=-1) == final).sum())
+    positions = max(positions, 1)
+    pairs = zip(losses, agreed, strict=True)
+    return [
+        DepthScore(depth, math.exp(min(loss / positions, 700)), same / positions)
+        for depth, (loss, same) in enumerate(pairs, 1)
+    ]

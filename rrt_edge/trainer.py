@@ -1,0 +1,91 @@
+"""transformers' Trainer for the stages: their losses, learning rates by part, evaluation of every depth."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer
+
+from rrt_edge.evaluation import depth_scores
+from rrt_edge.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
+from rrt_edge.options import Stage, TrainOptions
+from rrt_edge.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
+
+
+class StageTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with the loss of one stage, computed at the labelled positions only."""
+
+    def __init__(
+        self, *, stage: Stage, teacher: OnlineTeacher | CachedTeacher | None, options: TrainOptions, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stage, self.teacher, self.options = stage, teacher, options
+        self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
+        if isinstance(teacher, OnlineTeacher):
+            teacher.model.to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        asked = predicting(inputs["labels"])  # [B, S]
+        config = self.accelerator.unwrap_model(model).config
+        exits = None
+        if self.stage != "uptrain" and config.kv_rule != "exact":
+            # What a token that left is at depths behind its own means nothing: the losses are those of the others.
+            exits = draw_exits(asked, config.loops)
+            asked = asked & (exits == config.loops)
+        targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
+        text, depths = text_of(inputs), self.stage != "uptrain"
+        outputs = model(**text, logits_mask=asked, output_depths=depths, exit_depths=exits)
+        loss = self._loss(outputs, targets, inputs, asked)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
+        options = self.options
+        if self.stage == "gate":
+            return gate_loss(outputs.gate_logits, outputs.depth_logits)
+        if self.stage == "early-exit" and options.exit_loss == "weighted":
+            return weighted_exit_loss(outputs.depth_logits, targets)
+        loss = F.cross_entropy(outputs.logits.float(), targets)
+        if self.teacher is not None and options.kd_weight:
+            from_teacher = self.teacher.loss(outputs.logits, inputs, asked, options.divergence, options.temperature)
+            loss = loss + options.kd_weight * from_teacher
+        if self.stage == "early-exit":
+            loss = loss + options.exit_weight * exit_loss(outputs.depth_logits, targets, options.exit_kd_weight)
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with learning rates of their own for adapters and gate; only matrices decay."""
+        held: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if held is None:
+            options, base = self.options, self.args.learning_rate
+            lora = options.lora_lr if options.lora_lr and self.stage == "uptrain" else base
+            groups: dict[tuple[float, float], list[Tensor]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    lr = options.gate_lr if "exit_gate" in name else lora if ".lora_" in name else base
+                    decay = options.weight_decay if parameter.dim() > 1 else 0.0
+                    groups.setdefault((lr, decay), []).append(parameter)
+            described = [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
+            self.optimizer = held = torch.optim.AdamW(described, lr=base, betas=(0.9, self.args.adam_beta2))
+        return held
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Perplexity and agreement at every depth."""
+        training = self.model.training
+        self.model.eval()
+        batches = (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(eval_dataset))
+        scores = depth_scores(self.model, islice(batches, self.options.eval_batches))
+        self.model.train(training)
+        metrics: dict[str, float] = {}
+        for score in scores:
+            metrics[f"{metric_key_prefix}_perplexity_{score.depth}"] = round(score.perplexity, 4)
+            metrics[f"{metric_key_prefix}_agreement_{score.depth}"] = round(score.agreement, 4)
+        self.log(metrics)
+        return metrics

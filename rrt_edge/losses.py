@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ExitLoss = Literal["aggressive", "weighted"]
-Divergence = Literal["forward-kl", "reverse-kl", "jsd", "tvd"]
+from rrt_edge.options import Divergence
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward-kl", temperature: float = 1.0) -> Tensor:

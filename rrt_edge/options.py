@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rrt_edge.losses import Divergence, ExitLoss
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import RULES, KVRule
 
 Stage = Literal["uptrain", "early-exit", "gate"]
+Divergence = Literal["forward-kl", "reverse-kl", "jsd", "tvd"]
+ExitLoss = Literal["aggressive", "weighted"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ABOVE_0 = (
     "epochs", "batch", "accumulate", "lr", "lora_lr", "exit_lr", "gate_lr", "temperature", "max_length", "save_steps",

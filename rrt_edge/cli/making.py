@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
+from rrt_edge.options import TrainOptions, options_from, read_yaml
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import KV_BITS
 
@@ -133,11 +134,21 @@ TRAINING = {  # option: help
 }
 
 
+UNSET = {  # what stands in the place of a value not given
+    "exit-epochs": "--epochs", "gate-epochs": "--epochs", "lora-lr": "--lr", "exit-lr": "--lr",
+    "bf16": "on GPUs that have it",
+}  # fmt: skip
+
+
 def training_options(command: Any) -> Any:
     """An option for each field of `TrainOptions`, unset where it is not given: a YAML file may say it."""
     for name, told in reversed(TRAINING.items()):
+        default = getattr(TrainOptions, name.replace("-", "_"))
+        shown = UNSET[name] if default is None else ",".join(default) if isinstance(default, tuple) else default
+        shown = ("on" if default else "off") if isinstance(default, bool) else shown
         kind: dict[str, Any] = {"is_flag": True, "default": None} if name in SWITCHES else {"metavar": "VALUE"}
-        command = click.option(f"--{name}/--no-{name}" if name in SWITCHES else f"--{name}", **kind, help=told)(command)
+        flag = f"--{name}/--no-{name}" if name in SWITCHES else f"--{name}"
+        command = click.option(flag, **kind, help=f"{told}  [default: {shown}]")(command)
     return command
 
 
@@ -168,12 +179,10 @@ def train(
     """Train a recursive checkpoint back: distillation, early exits, exit gate.
 
     Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end). OUT gets the
-    model, its losses (training.json, training.png) and TensorBoard's logs (runs). The options' defaults are those of
-    rrt_edge.options.TrainOptions.
+    model, its losses (training.json, training.png) and TensorBoard's logs (runs).
     """
     import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
 
-    from rrt_edge.options import options_from, read_yaml
     from rrt_edge.terminal import progress_bar
     from rrt_edge.training import train as run
 

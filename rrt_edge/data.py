@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import IterableDataset
 
+from rrt_edge.runtime.corpus import NOT_A_RECORD, Record, chat_ids, check_kind, read_records
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that cross entropy passes over
-KINDS = (".jsonl", ".txt", ".parquet")
-NOT_A_RECORD = 'not a record of the form {"messages": [{"role": ..., "content": ...}]} or {"text": "..."}'
 Example = dict[str, list[int]]
-Record = tuple[str, Any]  # where it stands, and what it holds
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> Example:
     """Tokenize a chat; labels are the tokens of the assistant's turns, `IGNORED` elsewhere.
 
-    Each turn is rendered and tokenized as it is when chatting: the prompt up to the assistant's turn first, then the
-    answer, so that training sees the token boundaries that generation makes.
+    Each turn is tokenized as it is when chatting, so that training sees the token boundaries that generation makes.
     """
-    input_ids: list[int] = []
-    labels: list[int] = []
-    rendered = ""
 
-    def add(text: str, trained: bool) -> None:
-        nonlocal rendered
-        ids = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False)
-        input_ids.extend(ids)
-        labels.extend(ids if trained else [IGNORED] * len(ids))
-        rendered = text
+    def render(some: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=add_generation_prompt))
 
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = messages[:index]
-            add(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True), trained=False)
-            add(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False), trained=True)
-    return {"input_ids": input_ids, "labels": labels}
+    ids, said = chat_ids(messages, render, lambda text: tokenizer.encode(text, add_special_tokens=False))
+    return {"input_ids": ids, "labels": [one if own else IGNORED for one, own in zip(ids, said, strict=True)]}
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Example:
@@ -64,7 +48,7 @@ def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: in
     Raises:
         BadInputError: the file is missing, empty or of another kind, or a record is not of the form; names the line.
     """
-    examples = list(_tokenized(_records(path), tokenizer, max_length))
+    examples = list(_tokenized(read_records(path), tokenizer, max_length))
     if not examples:
         raise BadInputError(f"{path}: the data file is empty")
     return examples
@@ -77,8 +61,8 @@ def stream_examples(source: str, tokenizer: PreTrainedTokenizerBase, max_length:
         BadInputError: there is no such file or data set.
     """
     if not source.startswith("hub:"):
-        _check_kind(Path(source))
-        return Streamed(lambda: _records(Path(source)), tokenizer, max_length)
+        check_kind(Path(source))
+        return Streamed(lambda: read_records(Path(source)), tokenizer, max_length)
     name, _, split = source.removeprefix("hub:").partition(":")
     from datasets import load_dataset
 
@@ -124,49 +108,6 @@ class Packed(IterableDataset[Example]):
             row["position_ids"] += range(length)
         if row["input_ids"]:
             yield row
-
-
-def _check_kind(path: Path) -> None:
-    if not path.is_file():
-        raise BadInputError(f"{path}: no such data file; give a {', '.join(KINDS)} file with --data")
-    if path.suffix not in KINDS:
-        raise BadInputError(f"{path}: data of another kind; give a {', '.join(KINDS)} file with --data")
-
-
-def _records(path: Path) -> Iterator[Record]:
-    """Where each record stands, and the record."""
-    _check_kind(path)
-    if path.suffix == ".parquet":
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-
-        try:
-            batches = ParquetFile(path).iter_batches()
-            rows = (row for batch in batches for row in batch.to_pylist())
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-        except (ArrowException, OSError) as error:
-            raise BadInputError(f"{path}: not a parquet file, or a damaged one ({error})") from error
-        return
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".txt":
-            yield from _paragraphs(path, file)
-            return
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BadInputError(f"{where}: {NOT_A_RECORD} (the file may be cut short)") from error
-
-
-def _paragraphs(path: Path, lines: Iterable[str]) -> Iterator[Record]:
-    paragraph: list[str] = []
-    for number, line in enumerate(chain(lines, [""]), 1):
-        if line.strip():
-            paragraph.append(line)
-        elif paragraph:
-            yield f"{path}, line {number - len(paragraph)}", {"text": "".join(paragraph).strip()}
-            paragraph = []
 
 
 def _tokenized(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Example]:

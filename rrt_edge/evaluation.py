@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrt_edge.data import IGNORED, Example
 from rrt_edge.modeling import RecursiveForCausalLM
+from rrt_edge.runtime.scores import Scores, joined, scores_of
 from rrt_edge.teacher import predicting, text_of
 
 
@@ -21,6 +23,28 @@ class DepthScore:
     depth: int
     perplexity: float
     agreement: float
+
+
+@torch.no_grad()
+def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -> Scores:
+    """What `rrt_edge.runtime.scores.score_bundle` finds of a bundle, of the model in torch.
+
+    Raises:
+        BadInputError: there is nothing to score.
+    """
+    parts = []
+    for number, example in enumerate(examples):
+        ids, said = torch.tensor([example["input_ids"]]), torch.tensor([example["labels"]]) != IGNORED
+        asked = F.pad(said[:, 1:], (0, 1))
+        if asked.any():
+            out = model(ids, logits_mask=asked, output_depths=True)
+            assert out.depth_logits is not None
+            gate = torch.ones(len(out.depth_logits), int(asked.sum()))
+            if out.gate_logits is not None:
+                gate[:-1] = torch.sigmoid(out.gate_logits).T
+            targets = ids[:, 1:][asked[:, :-1]].numpy()
+            parts.append(scores_of([one.float().numpy() for one in out.depth_logits], gate.numpy(), targets, number))
+    return joined(parts)
 
 
 @torch.no_grad()

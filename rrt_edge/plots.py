@@ -1,10 +1,16 @@
-"""A picture of how training went: losses by stage, and what evaluation found of each depth."""
+"""Pictures: how training went, and what a gate's thresholds give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime.calibration import Point
+    from rrt_edge.runtime.scores import Reliability
 
 Log = Sequence[Mapping[str, float]]  # the Trainer's
 
@@ -43,3 +49,34 @@ def plot_training(logs: Mapping[str, Log], path: Path) -> bool:
         axes.legend()
     figure.savefig(path, dpi=110)
     return True
+
+
+def plot_calibration(curve: Sequence[Point], reliability: Reliability, path: Path) -> None:
+    """Write a PNG of agreement by mean depth, and of how often tokens agree at each of the gate's values.
+
+    Raises:
+        BadInputError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInputError("a plot needs matplotlib: pip install 'rrt-edge[train]'") from error
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left: Any = figure.add_subplot(1, 2, 1)
+    left.plot([point.mean_depth for point in curve], [point.agreement for point in curve], marker=".")
+    left.set_xlabel("mean depth")
+    left.set_title("agreement with full depth")
+    right: Any = figure.add_subplot(1, 2, 2)
+    right.plot([0, 1], [0, 1], linestyle="--", color="gray")
+    given, true, counts = zip(*reliability.bins, strict=True)
+    right.scatter(given, true, s=[20 + 200 * count / sum(counts) for count in counts])
+    right.set_xlabel("gate")
+    right.set_title(f"share that agrees (error {reliability.expected_error:.3f})")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: the plot cannot be written ({error})") from error

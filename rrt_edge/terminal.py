@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rrt_edge.conversion import Kept
     from rrt_edge.exporters import ExportReport
     from rrt_edge.runtime import Manifest, Model, Session, Token
+    from rrt_edge.runtime.calibration import Calibrated, Point
     from rrt_edge.runtime.check import VerifyReport
+    from rrt_edge.runtime.scores import Reliability, Score
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -113,6 +115,47 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("time", f"{report.seconds:.1f} s", "")
     table.add_row("peak memory", size(report.peak_memory_bytes), "")
     return table
+
+
+def scores_table(model: str, rows: Mapping[str, Score], tokens: int, reliability: Reliability | None) -> Table:
+    """A row for each depth and operating point."""
+    title = f"{model}: {tokens:,} tokens"
+    if reliability is not None:
+        title += f", calibration error of the gate {reliability.expected_error:.3f}"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "perplexity", "likeliest", "exact", "as full depth", "mean depth"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, row in rows.items():
+        shares = (f"{share:.2%}" for share in (row.accuracy, row.exact, row.agreement))
+        table.add_row(name, f"{row.perplexity:.3f}", *shares, f"{row.mean_depth:.3f}")
+    return table
+
+
+def calibration_table(
+    bundle: str,
+    found: Mapping[str, Calibrated],
+    curve: Sequence[Point],
+    speeds: Mapping[float | None, float],
+    loops: int,
+) -> Group:
+    """The operating points, and the curve they lie on; speeds by threshold, beside full depth."""
+    tokens = next(iter(found.values())).tokens
+    table = Table(title=f"{bundle}: operating points, from {tokens:,} tokens", title_justify="left")
+    for name in ("", "promise", "confidence", "threshold", "as full depth", "mean depth", "speed up to"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, one in found.items():
+        threshold = "none keeps it" if one.threshold is None else f"{one.threshold:.6f}"
+        row = (f"{100 * one.promised:g}%", f"{one.confidence:.0%}", threshold, f"{one.agreement:.2%}")
+        table.add_row(name, *row, f"{one.mean_depth:.3f}", f"{speeds[one.threshold]:.2f} x")
+    title = "by threshold: as full depth, speed, mean depth"
+    lines = Table(title=title, title_justify="left", show_header=False, box=None)
+    depths = [curve[0].mean_depth + step / 10 * (curve[-1].mean_depth - curve[0].mean_depth) for step in range(11)]
+    nearest = [min(curve, key=lambda point: abs(point.mean_depth - depth)) for depth in depths]
+    for point in dict.fromkeys(nearest):
+        bar = "█" * round(BAR * point.mean_depth / loops)
+        speed = f"{speeds[point.threshold]:.2f} x"
+        lines.add_row(f"{point.threshold:.6f}", f"{point.agreement:.2%}", speed, f"{point.mean_depth:.2f} {bar}")
+    return Group(table, lines)
 
 
 def verification_table(bundle: str, report: VerifyReport) -> Table:

@@ -91,11 +91,15 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Gate:
-    """The exit gate: `kind` is `linear` or `none`; `threshold` is the calibrated one, where there is one."""
+    """The exit gate: `kind` is `linear` or `none`; `threshold` is the calibrated one, where there is one.
+
+    `points`: thresholds of named operating points (`rrt-edge calibrate`).
+    """
 
     kind: str
     trained: bool
     threshold: float | None
+    points: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,12 @@ class _Reader:
             raise self.fail("gate.trained", "must be true or false")
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
             raise self.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
-        return Gate(kind, trained, threshold)
+        points = fields.get("points", {})
+        if not isinstance(points, dict) or not all(
+            isinstance(value, (int, float)) and 0 <= value <= 1 for value in points.values()
+        ):
+            raise self.fail("gate.points", "must be names and thresholds between 0 and 1")
+        return Gate(kind, trained, threshold, dict(points))
 
     def files(self, fields: Mapping[str, Any]) -> dict[str, File]:
         for name, entry in fields.items():

@@ -122,7 +122,8 @@ class Model:
         """An exit policy from its text form, checked against this model."""
         if isinstance(exit_policy, ExitPolicy):
             return exit_policy
-        return ExitPolicy.parse(exit_policy, self.loops, self.manifest.gate.threshold)
+        gate = self.manifest.gate
+        return ExitPolicy.parse(exit_policy, self.loops, gate.threshold, gate.points)
 
     def session(self, *, kv_rule: KVRule | None = None, lazy_prompt: bool | None = None) -> Session:
         """A new conversation.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rrt_edge.runtime.errors import BadInputError
 
+POINTS = {"fast": 0.95, "balanced": 0.99, "faithful": 0.999}  # operating points: the agreement with full depth promised
 NEVER = 2.0  # a threshold no probability reaches
-FORMS = "full, depth=N, threshold=T, threshold for the bundle's calibrated one, or lossless"
+FORMS = "full, depth=N, threshold=T, threshold for the bundle's calibrated one, an operating point's name, or lossless"
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,17 @@ class ExitPolicy:
         return ExitPolicy(depth=self.trace[index % len(self.trace)]) if self.trace else self
 
     @classmethod
-    def parse(cls, text: str, loops: int, calibrated: float | None = None) -> ExitPolicy:
-        """Read `full`, `depth=N`, `threshold=T`, `threshold` or `lossless`.
+    def parse(
+        cls, text: str, loops: int, calibrated: float | None = None, points: Mapping[str, float] | None = None
+    ) -> ExitPolicy:
+        """Read `full`, `depth=N`, `threshold=T`, `threshold`, `lossless` or the name of an operating point.
 
         Raises:
             BadInputError: another form, a depth the model does not have, a threshold outside 0 to 1, or `threshold`
                 alone where the bundle has no calibrated one.
         """
+        if points and text in points:
+            return cls(threshold=points[text])
         name, _, number = text.partition("=")
         if text == "full":
             return cls()
@@ -63,4 +69,5 @@ class ExitPolicy:
                 return cls(threshold=threshold)
         except ValueError:
             pass
-        raise BadInputError(f"exit policy {text!r}: must be {FORMS}")
+        named = f" ({', '.join(points)})" if points else ""
+        raise BadInputError(f"exit policy {text!r}: must be {FORMS}{named}")

@@ -205,3 +205,30 @@ def test_export_outside_a_checkout_says_where_the_demo_lives(tmp_path: Path) -> 
         pytest.skip("the package runs from a checkout, which has the demo")
     done = run("export", tmp_path / "b", cwd=tmp_path)
     assert done.returncode == 2 and "samples/pydoc/recursive" in done.stderr
+
+
+def test_eval_and_calibrate(bundle: Path, recursive: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"text": "The cat sees the hen. " * 30}) + "\n", "utf-8")
+    found = [json.loads(run("eval", model, "--data", data, "--json").stdout) for model in (folder, recursive)]
+    assert set(found[0]) == {"tokens", "scores", "gate"} and found[0]["tokens"] == found[1]["tokens"]
+    for depth in ("depth=1", "depth=2", "depth=3"):
+        ours, theirs = (one["scores"][depth] for one in found)
+        assert set(ours) == {"perplexity", "accuracy", "agreement", "exact", "mean_depth"}
+        assert abs(ours["perplexity"] - theirs["perplexity"]) < 1e-3 * theirs["perplexity"]
+        assert ours["agreement"] == theirs["agreement"]
+    options = ("--data", data, "--agreement", "0.1", "--name", "mine", "--plot", tmp_path / "curve.png")
+    calibrated = json.loads(run("calibrate", folder, *options, "--json").stdout)
+    threshold = calibrated["points"]["mine"]["threshold"]
+    assert json.loads((folder / "manifest.json").read_text())["gate"]["points"] == {"mine": threshold}
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    shown = run("eval", folder, "--data", data).stdout
+    assert "mine" in shown and "depth=3" in shown
+    assert run("generate", folder, "--raw", "The cat", "--exit-policy", "mine", "--max-tokens", "3").returncode == 0
+    for wrong, message in (("full", "'full': is an exit policy already"), ("quick", "say what it promises")):
+        options = ("--agreement", "0.5") if wrong == "full" else ()
+        done = run("calibrate", folder, "--data", data, "--name", wrong, *options)
+        assert done.returncode == 2 and message in done.stderr
+    done = run("calibrate", folder, "--data", tmp_path / "none.jsonl")
+    assert done.returncode == 2 and "none.jsonl: no such data file" in done.stderr

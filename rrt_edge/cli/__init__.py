@@ -8,6 +8,7 @@ from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
 from rrt_edge.cli.making import convert, export, train
 from rrt_edge.cli.measuring import bench
+from rrt_edge.cli.scoring import calibrate, evaluate
 from rrt_edge.cli.talking import chat, generate
 
 
@@ -18,5 +19,5 @@ def main(debug: bool) -> None:
     """Relaxed Recursive Transformers for the edge: convert, train, export and run with early exit."""
 
 
-for command in (convert, train, export, verify, inspect, generate, chat, bench):
+for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, bench):
     main.add_command(command)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrt_edge.data import IGNORED, Example
+from rrt_edge.distributed import summed
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.scores import Scores, joined, scores_of
 from rrt_edge.teacher import predicting, text_of
@@ -49,9 +50,10 @@ def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -
 
 @torch.no_grad()
 def depth_scores(model: RecursiveForCausalLM, batches: Iterable[dict[str, Tensor]]) -> list[DepthScore]:
-    """Scores of every depth over batches as `PadCollator` makes them."""
+    """Scores of every depth over batches as `PadCollator` makes them, of all processes together."""
     loops = model.config.loops
     losses, agreed, positions = [0.0] * loops, [0] * loops, 0
+    device = next(model.parameters()).device
     for batch in batches:
         asked = predicting(batch["labels"])
         targets = batch["labels"][:, 1:][asked[:, :-1]]
@@ -61,9 +63,9 @@ def depth_scores(model: RecursiveForCausalLM, batches: Iterable[dict[str, Tensor
         for index, own in enumerate(logits):
             losses[index] += float(F.cross_entropy(own.float(), targets, reduction="sum"))
             agreed[index] += int((own.argmax(dim=-1) == final).sum())
-    positions = max(positions, 1)
-    pairs = zip(losses, agreed, strict=True)
+    *sums, positions = summed(torch.tensor([*losses, *agreed, positions], dtype=torch.float64, device=device)).tolist()
+    pairs = zip(sums[:loops], sums[loops:], strict=True)
     return [
-        DepthScore(depth, math.exp(min(loss / positions, 700)), same / positions)
+        DepthScore(depth, math.exp(min(loss / max(positions, 1), 700)), same / max(positions, 1))
         for depth, (loss, same) in enumerate(pairs, 1)
     ]

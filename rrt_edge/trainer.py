@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
+from rrt_edge.checkpoint import SINGLE
+from rrt_edge.distributed import (
+    is_main,
+    load_model,
+    load_optimizer,
+    model_state,
+    processes,
+    save_optimizer,
+    share_of_mean,
+    wait,
+)
 from rrt_edge.evaluation import depth_scores
 from rrt_edge.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.options import Stage, TrainOptions
@@ -23,6 +35,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, *, stage: Stage, teacher: OnlineTeacher | CachedTeacher | None, options: TrainOptions, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.is_distributed_loading_by_transformers = processes() > 1  # sharded before: nobody else wraps the model
         self.stage, self.teacher, self.options = stage, teacher, options
         self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
         if isinstance(teacher, OnlineTeacher):
@@ -41,7 +54,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
         text, depths = text_of(inputs), self.stage != "uptrain"
         outputs = model(**text, logits_mask=asked, output_depths=depths, exit_depths=exits)
-        loss = self._loss(outputs, targets, inputs, asked)
+        loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
         return (loss, outputs) if return_outputs else loss
 
     def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
@@ -57,6 +70,26 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if self.stage == "early-exit":
             loss = loss + options.exit_weight * exit_loss(outputs.depth_logits, targets, options.exit_kd_weight)
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        state = model_state(self.model) if processes() > 1 else None
+        if is_main():
+            self.model.save_pretrained(folder, state_dict=state)
+            torch.save(self.args, folder / "training_args.bin")
+        wait()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(model or self.model, Path(resume_from_checkpoint) / SINGLE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        save_optimizer(self.model, optimizer, self.lr_scheduler.state_dict(), Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            self.lr_scheduler.load_state_dict(load_optimizer(self.model, optimizer, Path(checkpoint)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with learning rates of their own for adapters and gate; only matrices decay."""

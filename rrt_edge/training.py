@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import Progress, is_recursive_checkpoint
 from rrt_edge.data import Example, Packed, PadCollator, read_examples, stream_examples
+from rrt_edge.distributed import is_main, main_first, processes, shard, wait
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.options import STAGES, Stage, TrainOptions
 from rrt_edge.plots import plot_training
@@ -80,10 +82,12 @@ def train(
         raise BadInputError(f"{checkpoint}: not a recursive checkpoint; make one with rrt-edge convert")
     if source.config.loops == 1 and set(options.stages) - {"uptrain"}:
         raise BadInputError(f"{checkpoint}: has one loop, so no early exit to train; use --stages uptrain")
-    online = None if teacher is None else _load_teacher(Path(teacher), source)
+    online = None if teacher is None else _load_teacher(Path(teacher), source, _bf16(options))
     taught: OnlineTeacher | CachedTeacher | None = online
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     set_seed(options.seed)
+    if processes() > 1:
+        PartialState(cpu=not torch.accelerator.is_available())  # lets the processes find each other
     collator = PadCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
     work = out.with_name(f"{out.name}.work")
     examples = _dataset(str(data), tokenizer, options)
@@ -91,7 +95,8 @@ def train(
     if online is not None and options.teacher_top_k:
         folder = Path(teacher_cache) if teacher_cache is not None else work / "teacher"
         settings: Any = {"top_k": options.teacher_top_k, "temperature": options.temperature, "batch": options.batch}
-        cache_teacher(online.model, examples, collator, folder, **settings, progress=progress)
+        with main_first():
+            cache_teacher(online.model, examples, collator, folder, **settings, progress=progress)
         taught = CachedTeacher(folder)
 
     folder, losses = source.folder, dict[str, float]()
@@ -101,8 +106,10 @@ def train(
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
             losses[stage] = _run_stage(stage, model, taught, examples, evaluated, collator, work / stage, options)
         folder = finished
-    _publish(folder, source, out, work, options)
-    shutil.rmtree(work)
+    if is_main():
+        _publish(folder, source, out, work, options)
+        shutil.rmtree(work)
+    wait()
     seconds = round(time.perf_counter() - started, 1)
     count = len(examples) if isinstance(examples, list) else options.max_steps * options.batch * options.accumulate
     return TrainReport(str(out), tuple(options.stages), count, losses, seconds)
@@ -122,12 +129,20 @@ def _dataset(data: str, tokenizer: PreTrainedTokenizerBase, options: TrainOption
     return [{**example, "index": [number]} for number, example in enumerate(examples)]
 
 
-def _load_teacher(folder: Path, student: Checkpoint) -> OnlineTeacher:
+def _bf16(options: TrainOptions) -> bool:
+    """Whether to compute in bfloat16: as asked, else where a GPU does."""
+    if options.bf16 is None:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return options.bf16
+
+
+def _load_teacher(folder: Path, student: Checkpoint, bf16: bool) -> OnlineTeacher:
     source = Checkpoint(folder)
     vocabulary = student.config.text_config.vocab_size
     if source.config.get_text_config().vocab_size != vocabulary:
         raise BadInputError(f"{folder}: the teacher's vocabulary is not the student's {vocabulary} tokens")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     return OnlineTeacher(model.eval().requires_grad_(False))
 
 
@@ -141,14 +156,14 @@ def _run_stage(
     work: Path,
     options: TrainOptions,
 ) -> float:
-    if stage == "gate" and model.exit_gate is not None:
-        model.requires_grad_(False)
-        model.exit_gate.requires_grad_(True)
+    if model.exit_gate is not None:  # learns in a stage of its own, in which the rest does not
+        model.requires_grad_(stage != "gate")
+        model.exit_gate.requires_grad_(stage == "gate")
     if stage != "uptrain":
         model.config.kv_rule = options.kv_rule
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if options.bf16 is None else options.bf16
-    tensorboard = importlib.util.find_spec("tensorboardX") or importlib.util.find_spec("tensorboard")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / RUNS)
+    arguments = _arguments(stage, work, evaluated is not None, options)
+    if processes() > 1:
+        shard(model, arguments.device)
     trainer = StageTrainer(
         stage=stage,
         teacher=teacher if stage != "gate" else None,
@@ -157,46 +172,51 @@ def _run_stage(
         train_dataset=examples,
         eval_dataset=evaluated,
         data_collator=collator,
-        args=TrainingArguments(
-            output_dir=str(work),
-            num_train_epochs=options.epochs_of(stage),
-            max_steps=options.max_steps or -1,
-            per_device_train_batch_size=options.batch,
-            per_device_eval_batch_size=options.batch,
-            gradient_accumulation_steps=options.accumulate,
-            **{CHECKPOINTING: options.gradient_checkpointing},
-            learning_rate=options.lr_of(stage),
-            lr_scheduler_type="cosine",
-            warmup_steps=options.warmup,
-            adam_beta2=0.95,
-            bf16=bf16,
-            use_cpu=not torch.accelerator.is_available(),
-            train_sampling_strategy="random" if options.stream else "group_by_length",
-            logging_steps=20,
-            save_steps=options.save_steps,
-            save_total_limit=1,
-            eval_strategy="steps" if evaluated and options.eval_steps else "no",
-            eval_steps=options.eval_steps or None,
-            report_to="tensorboard" if tensorboard else "none",
-            seed=options.seed,
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
+        args=arguments,
     )
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     if evaluated:
         trainer.evaluate()
     if stage == "gate":
         model.config.gate_trained = True
-    if trainer.is_world_process_zero():
-        (work / LOG).write_text(json.dumps(trainer.state.log_history), "utf-8")
     partial = work / "finished.partial"
     trainer.save_model(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
+    if is_main():
+        (work / LOG).write_text(json.dumps(trainer.state.log_history), "utf-8")
         partial.replace(work / "finished")
-    trainer.accelerator.wait_for_everyone()
+    wait()
     return round(float(result.training_loss), 4)
+
+
+def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions) -> TrainingArguments:
+    """What transformers' Trainer is told."""
+    tensorboard = importlib.util.find_spec("tensorboardX") or importlib.util.find_spec("tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / RUNS)
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=options.epochs_of(stage),
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch,
+        per_device_eval_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
+        **{CHECKPOINTING: options.gradient_checkpointing},
+        learning_rate=options.lr_of(stage),
+        lr_scheduler_type="cosine",
+        warmup_steps=options.warmup,
+        adam_beta2=0.95,
+        bf16=_bf16(options),
+        use_cpu=not torch.accelerator.is_available(),
+        train_sampling_strategy="random" if options.stream or options.packing else "group_by_length",
+        logging_steps=20,
+        save_steps=options.save_steps,
+        save_total_limit=1,
+        eval_strategy="steps" if evaluates and options.eval_steps else "no",
+        eval_steps=options.eval_steps or None,
+        report_to="tensorboard" if tensorboard else "none",
+        seed=options.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _publish(finished: Path, source: Checkpoint, out: Path, work: Path, options: TrainOptions) -> None:

@@ -183,6 +183,7 @@ def train(
     """
     import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
 
+    from rrt_edge.distributed import is_main
     from rrt_edge.terminal import progress_bar
     from rrt_edge.training import train as run
 
@@ -191,6 +192,8 @@ def train(
     folders: Any = {"teacher": teacher, "eval_data": eval_data, "teacher_cache": teacher_cache}
     with _standard_output_to_error(as_json), progress_bar(Console(stderr=True), not as_json) as progress:
         report = run(checkpoint, out, data=data, **folders, options=options, progress=progress)
+    if not is_main():  # of several processes one tells
+        return None
     if as_json:
         return print_json(report)
     losses = ", ".join(f"{stage} {loss}" for stage, loss in report.final_loss.items())

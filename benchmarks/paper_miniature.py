@@ -93,6 +93,10 @@ CELLS = [
     exits("exit-weighted", "weighted cross entropy", exit_loss="weighted"),
     exits("exit-aggressive", "aggressive 0.1", exit_kd_weight=0.0),
     exits("exit-aggressive-kd", "aggressive 0.1 + KD"),
+    exits("exit-equal", "ours: equal weights + KD", exit_weight=1.0),
+    exits("exit-triple", "ours: first loop three times + KD", exit_weight=3.0),
+    exits("exit-taught", "ours: equal weights + KD from the teacher", exit_weight=1.0, exit_teacher=True),
+    exits("exit-stochastic", "ours: drawn depth + KD from the teacher", exit_loss="stochastic"),
 ]
 
 

@@ -13,7 +13,7 @@ from rrt_edge.runtime.manifest import RULES, KVRule
 
 Stage = Literal["uptrain", "early-exit", "gate"]
 Divergence = Literal["forward-kl", "reverse-kl", "jsd", "tvd"]
-ExitLoss = Literal["aggressive", "weighted"]
+ExitLoss = Literal["aggressive", "weighted", "stochastic"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ABOVE_0 = (
     "epochs", "batch", "accumulate", "lr", "lora_lr", "exit_lr", "gate_lr", "temperature", "max_length", "save_steps",
@@ -50,9 +50,11 @@ class TrainOptions:
         teacher_top_k: keep this many of the teacher's logits at each position on disk, once, instead of running it
             beside the student; 0 runs it.
         exit_loss: of the early-exit stage: `aggressive` (the last loop's loss, and each earlier loop's at
-            `exit_weight`) or `weighted` (cross entropy of all loops, deeper ones more; appendix J).
+            `exit_weight`), `weighted` (cross entropy of all loops, deeper ones more; appendix J) or `stochastic` (each
+            batch runs a number of loops drawn at random and has the last loop's loss there, which costs less).
         exit_weight: weight of each earlier loop's loss in the early-exit stage (0.1 in section 3.7).
         exit_kd_weight: weight, within that, of the forward KL from the last loop's detached logits.
+        exit_teacher: take that KL from the teacher instead.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than
             `exact` the early-exit and gate stages draw an exit depth for each token the model should say.
         max_length: tokens an example is cut to.
@@ -88,6 +90,7 @@ class TrainOptions:
     exit_loss: ExitLoss = "aggressive"
     exit_weight: float = 0.1
     exit_kd_weight: float = 1.0
+    exit_teacher: bool = False
     kv_rule: KVRule = "exact"
     max_length: int = 1024
     seed: int = 0

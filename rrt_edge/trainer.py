@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             exits = draw_exits(asked, config.loops)
             asked = asked & (exits == config.loops)
         targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
-        text, depths = text_of(inputs), self.stage != "uptrain"
-        outputs = model(**text, logits_mask=asked, output_depths=depths, exit_depths=exits)
+        text, depth = text_of(inputs), None
+        if self.stage == "early-exit" and self.options.exit_loss == "stochastic":
+            drawn = random.Random(f"{self.options.seed}/{self.state.global_step}")  # the same in every process
+            depth = drawn.randint(1, config.loops)
+        all_depths = self.stage != "uptrain" and depth is None
+        outputs = model(**text, logits_mask=asked, output_depths=all_depths, exit_depths=exits, depth=depth)
         loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
         return (loss, outputs) if return_outputs else loss
 
@@ -63,13 +68,24 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             return gate_loss(outputs.gate_logits, outputs.depth_logits)
         if self.stage == "early-exit" and options.exit_loss == "weighted":
             return weighted_exit_loss(outputs.depth_logits, targets)
-        loss = F.cross_entropy(outputs.logits.float(), targets)
-        if self.teacher is not None and options.kd_weight:
-            from_teacher = self.teacher.loss(outputs.logits, inputs, asked, options.divergence, options.temperature)
-            loss = loss + options.kd_weight * from_teacher
-        if self.stage == "early-exit":
-            loss = loss + options.exit_weight * exit_loss(outputs.depth_logits, targets, options.exit_kd_weight)
-        return loss
+        loss = self._taught(outputs.logits, targets, inputs, asked, options.kd_weight)
+        if outputs.depth_logits is None:
+            return loss
+        if options.exit_teacher:
+            weight = options.exit_kd_weight
+            earlier = [self._taught(one, targets, inputs, asked, weight) for one in outputs.depth_logits[:-1]]
+            return loss + options.exit_weight * torch.stack(earlier).sum()
+        return loss + options.exit_weight * exit_loss(outputs.depth_logits, targets, options.exit_kd_weight)
+
+    def _taught(
+        self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, weight: float
+    ) -> Tensor:
+        """Cross entropy of logits [N, V], and the divergence from the teacher's where there is one."""
+        loss = F.cross_entropy(logits.float(), targets)
+        if self.teacher is None or not weight:
+            return loss
+        options = self.options
+        return loss + weight * self.teacher.loss(logits, inputs, asked, options.divergence, options.temperature)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

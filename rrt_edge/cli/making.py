@@ -30,7 +30,7 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
         return int(number) if number.is_integer() else number
 
 
-SWITCHES = ("packing", "stream", "bf16", "gradient-checkpointing")
+SWITCHES = ("packing", "stream", "bf16", "gradient-checkpointing", "exit-teacher")
 INITS = ("average", "stepwise", "lower", "random")
 
 
@@ -122,9 +122,11 @@ TRAINING = {  # option: help
     "temperature": "Softens both sides of it.",
     "divergence": "Which one: forward-kl, reverse-kl, jsd or tvd.",
     "teacher-top-k": "Keep so many of the teacher's logits a position on disk, once, instead of running it beside.",
-    "exit-loss": "aggressive: the last loop, and the earlier ones at --exit-weight; weighted: cross entropy of all.",
+    "exit-loss": "aggressive: the last loop, and the earlier ones at --exit-weight; weighted: cross entropy of all; "
+    "stochastic: each batch runs as many loops as is drawn.",
     "exit-weight": "Weight of the earlier loops' losses.",
     "exit-kd-weight": "Weight of the last loop's KL within them.",
+    "exit-teacher": "Take that KL from the teacher instead.",
     "kv-rule": "What a token that leaves early is to the loops it skips: exact, propagate, latest or skip.",
     "max-length": "Tokens an example is cut to.",
     "seed": "Of the order of the data and of all that is drawn.",

@@ -344,3 +344,18 @@ def test_a_yaml_file_says_what_flags_would(tmp_path: Path) -> None:
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(rrt_edge.BadInputError, match=message):
             options_from(read_yaml(tmp_path / "b.yaml"))
+
+
+@pytest.mark.parametrize("options", [{"exit_loss": "stochastic"}, {"exit_teacher": True, "exit_weight": 1.0}])
+def test_other_exit_losses_teach_the_first_loop(
+    source: Path, recursive: Path, data: Path, tmp_path: Path, options: dict
+) -> None:
+    def first_loop(folder: Path) -> float:
+        examples = read_examples(data, AutoTokenizer.from_pretrained(folder), 64)
+        return depth_scores(AutoModelForCausalLM.from_pretrained(folder).eval(), [PadCollator(0)(examples)])[
+            0
+        ].perplexity
+
+    settings = quick(stages=("early-exit",), epochs=20, kd_weight=0.1, exit_kd_weight=0.1, **options)
+    rrt_edge.train(recursive, tmp_path / "out", data=data, teacher=source, options=settings)
+    assert first_loop(tmp_path / "out") < first_loop(recursive) / 10

@@ -1,0 +1,139 @@
+"""The miniature's results as docs/miniature.md and its two plots: called by paper_miniature.py --table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# ruff: noqa: E501  (tables' lines)
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+ABLATION = "exit-"
+# What the paper finds: (better, worse, where); depth -1 is the last, 0 the first.
+CLAIMS = [
+    ("stepwise", "scratch-kd", -1, "sharing the trained layers beats the same size from scratch"),
+    ("relaxed-16", "average", -1, "relaxing beats sharing alone, from the same block"),
+    ("relaxed-16", "stepwise", -1, "relaxed beats the best that is only shared"),
+    ("relaxed-16", "relaxed-4", -1, "a higher rank is better"),
+    ("relaxed-16", "zero-16", -1, "adapters from the SVD beat adapters from zero"),
+    ("relaxed-16", "stepwise-16", -1, "with adapters, average beats stepwise"),
+    ("stepwise", "lower", -1, "without adapters, stepwise beats lower"),
+    ("lower", "average", -1, "without adapters, lower beats average"),
+    ("average", "random", -1, "without adapters, average beats random"),
+    ("relaxed-16", "no-teacher", -1, "distillation helps"),
+    ("average", "relaxed-16", 0, "relaxing makes the first loop worse"),
+    ("exit-aggressive-kd", "exit-aggressive", 0, "distilling the exits helps the first loop"),
+    ("exit-aggressive-kd", "exit-weighted", -1, "aggressive + KD keeps the last loop better than weighted losses"),
+]
+Results = Mapping[str, list[dict[str, Any]]]
+
+
+def write_table(results: Mapping[str, dict[str, Any]], what: Mapping[str, str]) -> None:
+    by_cell: dict[str, list[dict[str, Any]]] = {}
+    for key, row in sorted(results.items()):
+        by_cell.setdefault(key.split("/")[0], []).append(row)
+    cells = {name: told for name, told in what.items() if name in by_cell}
+    hours = sum(row["cpu_seconds"] for row in results.values()) / 3600
+    main = [name for name in cells if not name.startswith(ABLATION)]
+    ablation = [name for name in cells if name.startswith(ABLATION)]
+    parts = [
+        INTRO.format(runs=len(results), hours=hours),
+        "## Sharing, relaxing, distilling\n",
+        table(main, cells, by_cell),
+        "![exact answers by parameters](miniature-parameters.png)\n",
+        "## Early exits\n",
+        "One body a seed (relaxed, average + SVD, rank 16), trained on for as many tokens again with the exits' loss.\n",
+        table(ablation, cells, by_cell),
+        "![exact answers by depth](miniature-depths.png)\n",
+        "## Beside the paper\n",
+        claims(by_cell),
+    ]
+    (DOCS / "miniature.md").write_text("\n".join(parts), "utf-8", newline="\n")
+    plot_parameters(main, by_cell, DOCS / "miniature-parameters.png")
+    plot_depths(ablation, cells, by_cell, DOCS / "miniature-depths.png")
+
+
+INTRO = """# The paper in miniature
+
+Models of 1 to 1.6 million parameters (12 layers of width 96, or 6 run twice) learn what 400 names of Python's standard library do, asked in many
+phrasings, beside plain text of docstrings. All start from one pretrained source (but those from scratch) and train on the same tokens; three seeds shuffle them.
+Exact answers are to 2,000 questions in phrasings no training saw; perplexity is of docstrings of other modules. `python benchmarks/paper_miniature.py` makes
+the {runs} runs ({hours:.1f} CPU-hours) and `python benchmarks/paper_miniature.py --table` this page. Means over the seeds, ranges in brackets.
+"""
+
+
+def table(names: list[str], what: Mapping[str, str], results: Results) -> str:
+    lines = [
+        "| model | parameters outside the embedding | exact, last loop | exact, first loop | perplexity of text |",
+        "|---|---|---|---|---|",
+    ]
+    for name in names:
+        rows = results[name]
+        first = "" if len(rows[0]["exact"]) == 1 else spread(rows, lambda row: 100 * row["exact"][0])
+        cells = (
+            f"{rows[0]['parameters'] / 1e6:.2f} M",
+            spread(rows, lambda row: 100 * row["exact"][-1]),
+            first,
+            spread(rows, lambda row: row["text_perplexity"][-1]),
+        )
+        lines.append(f"| {what[name]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
+    found = [value(row) for row in rows]
+    return f"{sum(found) / len(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+
+
+def claims(results: Results) -> str:
+    lines = ["| the paper's finding | here |", "|---|---|"]
+    for better, worse, depth, claim in CLAIMS:
+        if better not in results or worse not in results:
+            continue
+        ours = [[100 * row["exact"][depth] for row in results[name]] for name in (better, worse)]
+        means = [sum(one) / len(one) for one in ours]
+        if min(ours[0]) > max(ours[1]):
+            verdict = "the same"
+        elif max(ours[0]) < min(ours[1]):
+            verdict = "**the opposite**"
+        else:
+            verdict = "not distinguished"
+        lines.append(f"| {claim} | {verdict}: {means[0]:.1f} against {means[1]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_parameters(names: list[str], results: Results, path: Path) -> None:
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot(1, 1, 1)
+    for name in names:
+        exact = [100 * row["exact"][-1] for row in results[name]]
+        middle = sum(exact) / len(exact)
+        error = [[middle - min(exact)], [max(exact) - middle]]
+        size = results[name][0]["parameters"] / 1e6
+        axes.errorbar([size], [middle], yerr=error, marker="o", capsize=3)
+        axes.annotate(name, (size, middle), xytext=(5, 3), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("parameters outside the embedding, millions")
+    axes.set_ylabel("exact answers, %")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def plot_depths(names: list[str], what: Mapping[str, str], results: Results, path: Path) -> None:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot(1, 1, 1)
+    for name in names:
+        rows = results[name]
+        depths = range(1, len(rows[0]["exact"]) + 1)
+        means = [100 * sum(row["exact"][depth - 1] for row in rows) / len(rows) for depth in depths]
+        axes.plot(list(depths), means, marker="o", label=what[name])
+    axes.set_xticks(list(depths))
+    axes.set_xlabel("loops run")
+    axes.set_ylabel("exact answers, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)

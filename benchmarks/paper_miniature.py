@@ -123,6 +123,8 @@ def main() -> None:
     data = make_data()
     make_source(data)
     for seed, one in missing:
+        if key(one, seed) in load_results():  # by another process meanwhile
+            continue
         row = run(one, seed, data)
         results = load_results()  # another process may have added some
         results[key(one, seed)] = row

@@ -26,6 +26,7 @@ from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.scores import log_softmax
 
 POSITIONS = 2000  # the fewest compared
 WINDOW = 128  # tokens a comparison runs at once
@@ -237,14 +238,8 @@ def bundle_logits(graph: Graph, window: Window, depth: int) -> Float:
 
 def _kl_sum(source: Float, ours: Float) -> float:
     """Sum over rows of KL(source || ours) of logits [S, V], in nats."""
-    p, q = _log_softmax(source), _log_softmax(ours)
+    p, q = log_softmax(source), log_softmax(ours)
     return float((np.exp(p) * (p - q)).sum())
-
-
-def _log_softmax(logits: Float) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
 
 
 def _problem(depths: tuple[DepthReport, ...], tolerance: Tolerance, largest: list[float]) -> str | None:

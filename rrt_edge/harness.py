@@ -14,10 +14,10 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rrt_edge.runtime import BadInputError, Model, Sampling
+from rrt_edge.runtime.scores import log_softmax
 
 Scored = tuple[float, bool]  # log probability of a text, and whether greedy decoding would give it
 
@@ -73,7 +73,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
         total, greedy, at = 0.0, True, 0
         for logits in self._session.logits(ids[:-1], len(text), self.policy):  # [n, V]
             wanted = np.array(text[at : at + len(logits)])
-            total += float(_log_softmax(logits)[np.arange(len(wanted)), wanted].sum())
+            total += float(log_softmax(logits)[np.arange(len(wanted)), wanted].sum())
             greedy = greedy and bool((logits.argmax(axis=-1) == wanted).all())
             at += len(logits)
         return total, greedy
@@ -116,12 +116,6 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
         if self.bundle.template is None:
             raise BadInputError("this bundle has no chat template")
         return self.bundle.template.render(chat_history)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
 
 
 if __name__ == "__main__":

@@ -132,9 +132,8 @@ def joined(parts: Sequence[Scores]) -> Scores:
 def scores_of(logits: Sequence[Float], gate: Float, targets: NDArray[np.int64], text: int) -> Scores:
     """From each depth's logits [N, V], gates [K, N] and the tokens [N] of one text."""
     top = np.stack([one.argmax(axis=-1) for one in logits])
-    each = [one.astype(np.float64) - one.max(axis=-1, keepdims=True) for one in logits]
-    chosen = [np.log(np.exp(one).sum(axis=-1)) - one[np.arange(len(targets)), targets] for one in each]
-    nll = np.stack(chosen).astype(np.float32)
+    rows = np.arange(len(targets))
+    nll = np.stack([-log_softmax(one)[rows, targets] for one in logits]).astype(np.float32)
     return Scores(top == targets, top == top[-1], nll, gate.astype(np.float32), np.full(len(targets), text))
 
 
@@ -164,6 +163,13 @@ def read_examples(model: Model, path: Path, max_tokens: int) -> list[Example]:
             raise BadInputError(f"{where}: {NOT_A_RECORD}") from error
         examples.append(Example(ids[:max_tokens], said[:max_tokens]))
     return examples
+
+
+def log_softmax(logits: Float) -> NDArray[np.float64]:
+    """Log probabilities of logits [N, V]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
 
 
 def score_bundle(graph: Graph, examples: Iterable[Example]) -> Scores:

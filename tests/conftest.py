@@ -16,6 +16,7 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -24,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rrt_edge
 from rrt_edge.exporters import export
+from rrt_edge.runtime.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters")
@@ -131,6 +133,20 @@ def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export(recursive, folder, bits=32)
     return folder
+
+
+@pytest.fixture
+def picked(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[np.ndarray]]:
+    """The logits that each sampler picks from, by its id."""
+    seen: dict[int, list[np.ndarray]] = {}
+    pick = Sampler.pick
+
+    def watch(self: Sampler, logits: np.ndarray, history: list[int]) -> int:
+        seen.setdefault(id(self), []).append(logits.copy())
+        return pick(self, logits, history)
+
+    monkeypatch.setattr(Sampler, "pick", watch)
+    return seen
 
 
 def checkout() -> list[Path]:

@@ -17,7 +17,6 @@ import rrt_edge
 from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoder import Decoder
-from rrt_edge.runtime.sampling import Sampler
 from tests.conftest import save_tokenizer
 from tests.families import random_model
 
@@ -88,19 +87,11 @@ def test_one_sequence_far_past_its_window(made: Callable[..., tuple[Path, Path]]
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_at_mixed_depths(
-    made: Callable[..., tuple[Path, Path]], case: str, rule: str, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., tuple[Path, Path]], case: str, rule: str, picked: dict[int, list[np.ndarray]]
 ) -> None:
     folder, bundle = made(case, rule)
     loops = CASES[case]
     rng = np.random.default_rng(4)
-    seen: dict[int, list[np.ndarray]] = {}
-    pick = Sampler.pick
-
-    def watch(self: Sampler, logits: np.ndarray, history: list[int]) -> int:
-        seen.setdefault(id(self), []).append(logits.copy())
-        return pick(self, logits, history)
-
-    monkeypatch.setattr(Sampler, "pick", watch)
     with Model.load(bundle) as model:
         engine = Engine(model, kv_rule=rule, prompt_rows=7)
         requests = []
@@ -114,7 +105,7 @@ def test_a_batch_at_mixed_depths(
         ids = prompt + [token.id for token in request.tokens]
         exits = [loops] * (len(prompt) - 1) + [token.depth for token in request.tokens] + [loops]
         expected = depth_logits(folder, rule, ids, exits)
-        for place, (token, logits) in enumerate(zip(request.tokens, seen[id(request._reply.sampler)], strict=True)):
+        for place, (token, logits) in enumerate(zip(request.tokens, picked[id(request._reply.sampler)], strict=True)):
             np.testing.assert_allclose(logits, expected[token.depth - 1, len(prompt) - 1 + place], atol=1e-4)
 
 

@@ -84,18 +84,10 @@ def test_a_batch_in_the_engine_is_torchs_batch(
     rule: str,
     propagates: bool,
     loops: int,
-    monkeypatch: pytest.MonkeyPatch,
+    picked: dict[int, list[np.ndarray]],
 ) -> None:
     folder, bundle = bundles[loops, propagates]
     rng = np.random.default_rng(10 + loops)
-    seen: dict[int, list[np.ndarray]] = {}
-    pick = Sampler.pick
-
-    def watch(self: Sampler, logits: np.ndarray, history: list[int]) -> int:
-        seen.setdefault(id(self), []).append(logits.copy())
-        return pick(self, logits, history)
-
-    monkeypatch.setattr(Sampler, "pick", watch)
     with Model.load(bundle) as model:
         engine = Engine(model, kv_rule=rule, prompt_rows=7)
         requests = []
@@ -114,7 +106,7 @@ def test_a_batch_in_the_engine_is_torchs_batch(
     expected = depth_logits(folder, rule, texts, exits)
     assert {token.depth for _, _, request in requests for token in request.tokens} == set(range(1, loops + 1))
     for index, (prompt, _, request) in enumerate(requests):
-        for place, (token, logits) in enumerate(zip(request.tokens, seen[id(request._reply.sampler)], strict=True)):
+        for place, (token, logits) in enumerate(zip(request.tokens, picked[id(request._reply.sampler)], strict=True)):
             np.testing.assert_allclose(logits, expected[token.depth - 1, index, len(prompt) - 1 + place], atol=1e-4)
 
 

@@ -62,7 +62,8 @@ def verify(
     strict = strict_tolerance(manifest)
     tolerance = strict if loosened is None else _merged(strict, loosened)
     model = _source_model(Path(source), manifest)
-    size = min(WINDOW, manifest.architecture.context_length)
+    shape = manifest.architecture
+    size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate by other frequencies
     windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
     depths, positions, largest = _compare(model, graph, windows)
     problem = _problem(depths, tolerance, largest)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime import Manifest, Model, Session, Token
     from rrt_edge.runtime.calibration import Calibrated, Point
     from rrt_edge.runtime.check import VerifyReport
+    from rrt_edge.runtime.manifest import Windows
     from rrt_edge.runtime.scores import Reliability, Score
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
@@ -171,6 +172,13 @@ def verification_table(bundle: str, report: VerifyReport) -> Table:
     return table
 
 
+def _attention(windows: Windows) -> str:
+    """How many layers slide over how many tokens."""
+    layers = [window for row in windows for window in row]
+    sizes = sorted({window for window in layers if window})
+    return ", ".join(f"{layers.count(size)} of {len(layers)} layers see the last {size} tokens" for size in sizes)
+
+
 def manifest_table(bundle: str, manifest: Manifest) -> Table:
     """What a bundle holds."""
     shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
@@ -182,6 +190,7 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
         ("hidden size", str(shape.hidden_size)),
         ("heads: query, key/value", f"{shape.attention_heads}, {shape.key_value_heads} of {shape.head_dim}"),
         ("vocabulary, context", f"{shape.vocabulary}, {shape.context_length} tokens"),
+        *((("attention", _attention(shape.windows)),) if shape.windows else ()),
         ("cache", f"{shape.kv_bytes_per_token:,} bytes a token ({shape.kv_bits} bits), rule {manifest.kv_rule}"),
         ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import rrt_edge
-from rrt_edge.exporters import export
+from rrt_edge.exporters import export, verify
 from tests.conftest import save_tokenizer
 from tests.families import CASES, random_model
 from tests.host import Host
@@ -146,3 +146,11 @@ def test_a_longer_context_rotates_by_its_own_frequencies(made: Callable[[str], P
     expected = torch_logits(folder / "recursive", ids)[-1]
     assert np.abs(np.concatenate(seen) - expected).max() < 1e-4
     assert np.abs(Host(folder / "bundle", 1).run([ids])[0][0] - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3-long", "gpt_neox"])
+def test_bundles_of_other_families_verify(made: Callable[[str], Path], name: str) -> None:
+    """Each text in its own context: of a model with two sets of frequencies, the short one."""
+    folder = made(name)
+    report = verify(folder / "bundle", source=str(folder / "recursive"))
+    assert report.ok, report.problem

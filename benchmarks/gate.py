@@ -83,7 +83,7 @@ def measure(
         two = shares.topk(2, dim=-1).values
         assert model.exit_gate is not None
         signs = {
-            "gate": torch.sigmoid(model.exit_gate(first)[:, 0]),
+            "gate": torch.sigmoid(model.exit_gate(first, 0)),
             "largest probability": two[:, 0],
             "top-2 margin": two[:, 0] - two[:, 1],
             "hidden state's change": torch.cosine_similarity(first, before, dim=-1),

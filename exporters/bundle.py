@@ -196,7 +196,7 @@ def write_manifest(
             windows=spec.windows if any(any(row) for row in spec.windows) else None,
             short_context=spec.short_context,
         ),
-        gate=Gate("linear" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
+        gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,

@@ -25,14 +25,23 @@ ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full d
 
 
 @dataclass(frozen=True)
+class GateWeights:
+    """`inner` [loops - 1, width, H], `inner_bias` and `outer` [loops - 1, width], `bias` [loops - 1]."""
+
+    inner: Float
+    inner_bias: Float
+    outer: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
 class OuterWeights:
-    """The weights around the block. `head` is None where it is the embedding; gate [loops - 1, H] and [loops - 1]."""
+    """The weights around the block. `head` is None where it is the embedding."""
 
     embedding: Float
     norm: Norm
     head: Float | None
-    gate_weight: Float
-    gate_bias: Float
+    gate: GateWeights
 
 
 def emit(
@@ -259,15 +268,26 @@ class _Emitter:
 
     def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
         """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""
-        weight = np.zeros((self.spec.hidden, self.spec.loops), np.float32)
-        weight[:, :-1] = outer.gate_weight.T
-        bias = np.append(outer.gate_bias, ALWAYS).astype(np.float32)
-        weight_name = self.weights.add("exit_gate.weight", weight, "gate")
-        bias_name = self.weights.add("exit_gate.bias", bias, "gate")
-        scores = body.op("Add", body.op("MatMul", normed, weight_name), bias_name)  # [B, S, loops]
-        own = body.op("Equal", body.constant([[[*range(1, self.spec.loops + 1)]]]), row_depth)
+        loops = self.spec.loops
+        scores = self._gate_scores(body, outer.gate, normed) if loops > 1 else body.constant([[[ALWAYS]]], np.float32)
+        own = body.op("Equal", body.constant([[[*range(1, loops + 1)]]]), row_depth)
         score = body.op("Mul", scores, body.op("Cast", own, to=FLOAT))
         return body.op("Sigmoid", body.op("ReduceSum", score, body.constant([2]), keepdims=0))
+
+    def _gate_scores(self, body: Builder, gate: GateWeights, normed: str) -> str:
+        """What the gate of each depth says to every row, before the sigmoid: [B, S, loops]."""
+        depths, width, hidden = gate.inner.shape
+        outer = np.zeros((depths * width, self.spec.loops), np.float32)
+        for depth, column in enumerate(gate.outer):
+            outer[depth * width : (depth + 1) * width, depth] = column
+        inner = body.op("MatMul", normed, self._kept("inner", gate.inner.reshape(-1, hidden).T))
+        inner = body.op("Add", inner, self._kept("inner_bias", gate.inner_bias.ravel()))
+        inner = body.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)  # SiLU
+        bias = self._kept("bias", np.append(gate.bias, ALWAYS))
+        return body.op("Add", body.op("MatMul", inner, self._kept("outer", outer)), bias)
+
+    def _kept(self, name: str, array: Float) -> str:
+        return self.weights.add(f"exit_gate.{name}", array.astype(np.float32), "gate")
 
     def _split_layers(self, stacked: str, name: str, width: int) -> None:
         """[n, B, layers * KV, N, width] -> [n, B, layers, KV, N, width]."""

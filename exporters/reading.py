@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.exporters.block import LayerWeights, Norm
-from rrt_edge.exporters.emit import OuterWeights
+from rrt_edge.exporters.emit import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.families import Family, Linear, family_of, head_shape, part_sizes
 from rrt_edge.lora import adapter_names, split_rows
 
 Float = NDArray[np.float32]
+GATE = ("inner", "inner_bias", "outer", "bias")
+NOTHING = np.zeros(0, np.float32)
 
 
 def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:
@@ -44,13 +46,12 @@ def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeig
 
 
 def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
-    gated = spec.loops > 1
+    gate = [checkpoint.tensor(f"exit_gate.{name}").numpy() for name in GATE] if spec.loops > 1 else [NOTHING] * 4
     return OuterWeights(
         embedding=checkpoint.tensor("model.embed_tokens.weight").numpy(),
         norm=_norm(checkpoint, family_of(checkpoint.config.text_config), spec, "model.norm"),
         head=None if spec.tied_head else checkpoint.tensor("lm_head.weight").numpy(),
-        gate_weight=checkpoint.tensor("exit_gate.weight").numpy() if gated else np.zeros((0, spec.hidden), np.float32),
-        gate_bias=checkpoint.tensor("exit_gate.bias").numpy() if gated else np.zeros(0, np.float32),
+        gate=GateWeights(*gate),
     )
 
 

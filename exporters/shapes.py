@@ -16,9 +16,10 @@ from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Progress
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
-from rrt_edge.exporters.emit import OuterWeights, emit
+from rrt_edge.exporters.emit import GateWeights, OuterWeights, emit
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.spec import BlockSpec, spec_of
+from rrt_edge.modeling import GATE_WIDTH
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import new_folder
 from rrt_edge.runtime.manifest import KVRule
@@ -83,8 +84,12 @@ def _outer(spec: BlockSpec, rng: np.random.Generator) -> OuterWeights:
         embedding=embedding,
         norm=Norm(np.ones(spec.hidden, np.float32)),
         head=None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden),
-        gate_weight=_random(rng, spec.loops - 1, spec.hidden),
-        gate_bias=np.zeros(spec.loops - 1, np.float32),
+        gate=GateWeights(
+            inner=_random(rng, spec.loops - 1, GATE_WIDTH, spec.hidden),
+            inner_bias=np.zeros((spec.loops - 1, GATE_WIDTH), np.float32),
+            outer=_random(rng, spec.loops - 1, GATE_WIDTH),
+            bias=np.zeros(spec.loops - 1, np.float32),
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from rrt_edge.checkpoint import SINGLE, Checkpoint
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.families import Family, family_of
 from rrt_edge.lora import DepthLoRALinear, DepthNorms, split_rows
-from rrt_edge.modeling import UNTRAINED_GATE_BIAS, RecursiveForCausalLM
+from rrt_edge.modeling import ExitGate, RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
 from rrt_edge.runtime.memory import peak_memory_bytes
@@ -195,8 +195,10 @@ def recursive_state(
         head = next((f"{name}.weight" for name in family.heads if f"{name}.weight" in checkpoint), "lm_head.weight")
         yield "lm_head.weight", checkpoint.tensor(head, model.lm_head.weight.shape, dtype)
     if model.exit_gate is not None:
-        yield "exit_gate.weight", torch.zeros(model.exit_gate.weight.shape, dtype=dtype)
-        yield "exit_gate.bias", torch.full(model.exit_gate.bias.shape, UNTRAINED_GATE_BIAS, dtype=dtype)
+        torch.manual_seed(0)
+        gate = ExitGate(config.text_config.hidden_size, config.loops - 1)
+        gate.reset()
+        yield from ((f"exit_gate.{name}", tensor.detach().to(dtype)) for name, tensor in gate.named_parameters())
 
     _refuse_leftovers(checkpoint, config.text_config, family)
     reader = _LayerReader(checkpoint, config, family)

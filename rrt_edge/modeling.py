@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -25,6 +26,7 @@ from rrt_edge.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodu
 from rrt_edge.runtime.errors import BadInputError
 
 UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
+GATE_WIDTH = 64  # of the gate's inner layer; 32 is as good, and both cost nothing beside a block
 
 
 @dataclass
@@ -85,12 +87,35 @@ class RecursivePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         if "RMSNorm" in type(module).__name__:
             init.constant_(module.weight, 1.0 - family_of(self.config.text_config).norm_offset)
         if isinstance(module, ExitGate):
-            init.zeros_(module.weight)
-            init.constant_(module.bias, UNTRAINED_GATE_BIAS)
+            module.reset()
 
 
-class ExitGate(nn.Linear):
-    """Predicts, from the normed hidden state after each loop but the last, that this depth's token is full depth's."""
+class ExitGate(nn.Module):
+    """Predicts, from the normed hidden state after each loop but the last, that this depth's token is full depth's.
+
+    `sigmoid(outer[d] . silu(inner[d] x + inner_bias[d]) + bias[d])` after loop d: inner [loops - 1, width, H]. A linear
+    gate is worse than softmax's largest probability, which costs a whole LM head; this one is better
+    (benchmarks/gate.py).
+    """
+
+    def __init__(self, hidden: int, depths: int) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.empty(depths, GATE_WIDTH, hidden))
+        self.inner_bias = nn.Parameter(torch.empty(depths, GATE_WIDTH))
+        self.outer = nn.Parameter(torch.empty(depths, GATE_WIDTH))
+        self.bias = nn.Parameter(torch.empty(depths))
+
+    def reset(self) -> None:
+        """Untrained: it never asks to leave, and can learn to."""
+        init.normal_(self.inner, std=self.inner.shape[-1] ** -0.5)
+        init.zeros_(self.inner_bias)
+        init.zeros_(self.outer)
+        init.constant_(self.bias, UNTRAINED_GATE_BIAS)
+
+    def forward(self, normed: Tensor, index: int) -> Tensor:  # [..., H] -> [...]
+        inner = F.silu(F.linear(normed, self.inner[index], self.inner_bias[index]))
+        logits: Tensor = inner @ self.outer[index] + self.bias[index]
+        return logits
 
 
 class RecursiveModel(RecursivePreTrainedModel):
@@ -313,7 +338,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         gated = normed[: self.config.loops - 1]
         if self.exit_gate is None:
             return None
-        columns = [self.exit_gate(hidden)[..., index] for index, hidden in enumerate(gated)]
+        columns = [self.exit_gate(hidden, index) for index, hidden in enumerate(gated)]
         return torch.stack(columns, dim=-1)
 
 

@@ -91,7 +91,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Gate:
-    """The exit gate: `kind` is `linear` or `none`; `threshold` is the calibrated one, where there is one.
+    """The exit gate: `kind` is `mlp`, `linear` or `none`; `threshold` is the calibrated one, where there is one.
 
     `points`: thresholds of named operating points (`rrt-edge calibrate`).
     """
@@ -263,8 +263,8 @@ class _Reader:
 
     def gate(self, fields: Mapping[str, Any]) -> Gate:
         kind, trained, threshold = self.text(fields, "kind"), fields.get("trained"), fields.get("threshold")
-        if kind not in ("linear", "none"):
-            raise self.fail("gate.kind", f"{kind!r} is not known; known: linear, none")
+        if kind not in ("mlp", "linear", "none"):
+            raise self.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
         if not isinstance(trained, bool):
             raise self.fail("gate.trained", "must be true or false")
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):

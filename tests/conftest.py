@@ -101,8 +101,8 @@ def make_recursive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         model = rrt_edge.RecursiveForCausalLM.from_pretrained(folder)
         if model.exit_gate is not None:
             torch.manual_seed(1)
-            torch.nn.init.normal_(model.exit_gate.weight, std=0.3)
-            torch.nn.init.zeros_(model.exit_gate.bias)
+            for parameter in model.exit_gate.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
             model.save_pretrained(folder)
         return folder
 

@@ -125,7 +125,7 @@ def scores_table(model: str, rows: Mapping[str, Score], tokens: int, reliability
         title += f", calibration error of the gate {reliability.expected_error:.3f}"
     table = Table(title=title, title_justify="left")
     for name in ("", "perplexity", "likeliest", "exact", "as full depth", "mean depth"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     for name, row in rows.items():
         shares = (f"{share:.2%}" for share in (row.accuracy, row.exact, row.agreement))
         table.add_row(name, f"{row.perplexity:.3f}", *shares, f"{row.mean_depth:.3f}")
@@ -143,7 +143,7 @@ def calibration_table(
     tokens = next(iter(found.values())).tokens
     table = Table(title=f"{bundle}: operating points, from {tokens:,} tokens", title_justify="left")
     for name in ("", "promise", "confidence", "threshold", "as full depth", "mean depth", "speed up to"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "threshold"))
     for name, one in found.items():
         threshold = "none keeps it" if one.threshold is None else f"{one.threshold:.6f}"
         row = (f"{100 * one.promised:g}%", f"{one.confidence:.0%}", threshold, f"{one.agreement:.2%}")

@@ -34,7 +34,7 @@ MEAN_DEPTHS = (1.2, 1.4, 1.6, 1.8)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--rounds", type=int, default=10, help="times each name is asked in the gate's training")
+    parser.add_argument("--rounds", type=int, default=20, help="times each name is asked in the gate's training")
     arguments = parser.parse_args()
     answers = recipe.load_answers()
     rng = random.Random(7)
@@ -48,7 +48,7 @@ def main() -> None:
         data, out = Path(folder) / "gate.jsonl", Path(folder) / "gated"
         lines = [json.dumps({"messages": chat}) for chat in chats(templates.gate, arguments.rounds)]
         data.write_text("\n".join(lines) + "\n", "utf-8")
-        options = TrainOptions(stages=("gate",), epochs=2, batch=8, max_length=160, save_steps=10**9)
+        options = TrainOptions(stages=("gate",), epochs=6, batch=32, max_length=160, save_steps=10**9)
         train(arguments.checkpoint, out, data=data, options=options)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(out)

@@ -78,7 +78,7 @@ class TrainOptions:
     lr: float = 2e-4
     lora_lr: float | None = None
     exit_lr: float | None = None
-    gate_lr: float = 3e-3
+    gate_lr: float = 1e-2
     warmup: int = 40
     weight_decay: float = 0.0
     bf16: bool | None = None

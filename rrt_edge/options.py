@@ -52,8 +52,8 @@ class TrainOptions:
         exit_loss: of the early-exit stage: `aggressive` (the last loop's loss, and each earlier loop's at
             `exit_weight`), `weighted` (cross entropy of all loops, deeper ones more; appendix J) or `stochastic` (each
             batch runs a number of loops drawn at random and has the last loop's loss there, which costs less).
-        exit_weight: weight of each earlier loop's loss in the early-exit stage. Section 3.7 has 0.1; equal weights leave
-            a quarter of the gap between the first loop and the last, at the last's cost of 0.1 points (docs/miniature.md).
+        exit_weight: weight of each earlier loop's loss in the early-exit stage. Section 3.7 has 0.1; with equal weights
+            the first loop lacks a quarter as much to the last, which loses nothing (docs/miniature.md).
         exit_kd_weight: weight, within that, of the forward KL from the last loop's detached logits.
         exit_teacher: take that KL from the teacher instead.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than

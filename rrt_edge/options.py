@@ -53,7 +53,7 @@ class TrainOptions:
             `exit_weight`), `weighted` (cross entropy of all loops, deeper ones more; appendix J) or `stochastic` (each
             batch runs a number of loops drawn at random and has the last loop's loss there, which costs less).
         exit_weight: weight of each earlier loop's loss in the early-exit stage. Section 3.7 has 0.1; with equal weights
-            the first loop lacks a quarter as much to the last, which loses nothing (docs/miniature.md).
+            the first loop lacks a quarter as much to the last, which loses half a point (docs/miniature.md).
         exit_kd_weight: weight, within that, of the forward KL from the last loop's detached logits.
         exit_teacher: take that KL from the teacher instead.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than

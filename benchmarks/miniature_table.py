@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ABLATION = "exit-"
 QUESTIONS = 2000
+LOWEST = 85  # exact answers, %: where the plot begins
 # What the paper finds: (better, worse, where); depth -1 is the last, 0 the first.
 CLAIMS = [
     ("stepwise", "scratch-kd", -1, "sharing the trained layers beats the same size from scratch"),
@@ -161,13 +162,20 @@ def plot_parameters(names: list[str], results: Results, path: Path) -> None:
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot(1, 1, 1)
+    below: list[str] = []
     for name in names:
         exact = [100 * row["exact"][-1] for row in results[name]]
         middle = sum(exact) / len(exact)
         error = [[middle - min(exact)], [max(exact) - middle]]
         size = results[name][0]["parameters"] / 1e6
-        axes.errorbar([size], [middle], yerr=error, marker="o", capsize=3)
-        axes.annotate(name, (size, middle), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        if middle < LOWEST:
+            below.append(f"{name} {middle:.0f}")
+            continue
+        marker = "osD^vP*X<>"[len(axes.lines) // 3 % 10]
+        axes.errorbar([size], [middle], yerr=error, marker=marker, capsize=3, alpha=0.8, label=name)
+    axes.set_title(f"below the plot: {', '.join(below)}", fontsize=9)
+    axes.set_ylim(LOWEST, 100)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel("parameters outside the embedding, millions")
     axes.set_ylabel("exact answers, %")
     axes.grid(alpha=0.3)

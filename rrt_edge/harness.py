@@ -121,6 +121,4 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    import rrt_edge.harness  # noqa: F401  under its own name, which is where the registry finds it
-
     cli_evaluate()

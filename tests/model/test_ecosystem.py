@@ -159,3 +159,18 @@ def test_scores_with_a_threshold_are_those_of_the_depths_it_chooses(bundle: Path
             next(session.logits(ids, 41))
     assert len(depths) > 1 and max(nearest) < 1e-4
     np.testing.assert_allclose(again[-12:], found, atol=1e-4)
+
+
+def test_the_harness_runs_from_the_command_line(bundle: Path, tmp_path: Path) -> None:
+    """As the README has it, with an exit policy that itself holds an equals sign."""
+    (tmp_path / "lines.jsonl").write_text(
+        json.dumps({"text": "The cat sees the", "choices": [" hen.", " dog"], "answer": 0}) + "\n"
+    )
+    choices = {"target": "answer", "metric": "acc", "more": 'doc_to_choice: "{{choices}}"'}
+    task = TASK.format(path=tmp_path / "lines.jsonl", kind="multiple_choice", **choices)
+    (tmp_path / "local.yaml").write_text(task, "utf-8")
+    options = ["--model", "rrt-edge", "--model_args", f"bundle={bundle},exit_policy=depth=1", "--tasks", "local"]
+    command = [sys.executable, "-P", "-m", "rrt_edge.harness", *options, "--include_path", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "'exit_policy': 'depth=1'" in done.stdout and "acc" in done.stdout

@@ -24,6 +24,7 @@ from transformers import (
 
 import rrt_edge
 from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime.scores import Example, score_bundle
 
 IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
 
@@ -150,8 +151,10 @@ def test_scores_with_a_threshold_are_those_of_the_depths_it_chooses(bundle: Path
     ids = np.random.default_rng(0).integers(2, 300, 40).tolist()
     with Model.load(bundle) as model:
         session = model.session()
-        found = np.concatenate(list(session.logits(ids, 12, "threshold=0.5")))
-        again = np.concatenate(list(session.logits(ids, 30, "threshold=0.5")))
+        gates = score_bundle(model.graph, [Example([*ids, 2], [True] * 41)]).gate[:2, -12:]
+        policy = f"threshold={float(np.median(gates)):.4f}"  # so that some leave and some do not
+        found = np.concatenate(list(session.logits(ids, 12, policy)))
+        again = np.concatenate(list(session.logits(ids, 30, policy)))
         full = [np.concatenate(list(model.session().logits(ids, 12, f"depth={depth}"))) for depth in (1, 2, 3)]
         depths = {min(range(3), key=lambda d: np.abs(full[d][row] - found[row]).max()) for row in range(12)}
         nearest = [min(np.abs(full[depth][row] - found[row]).max() for depth in range(3)) for row in range(12)]

@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import rrt_edge
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import count_parameters
-from rrt_edge.data import IGNORED, PadCollator, encode_chat
+from rrt_edge.data import encode_chat, encode_text
+from rrt_edge.evaluation import score_checkpoint
 from rrt_edge.options import TrainOptions
 from rrt_edge.training import train
 
@@ -249,45 +250,20 @@ def run(one: Cell, seed: int, data: Data) -> dict[str, Any]:
     return row
 
 
-@torch.no_grad()
 def measure(model: rrt_edge.RecursiveForCausalLM, data: Data) -> dict[str, Any]:
     """By depth: exact answers (greedy decoding says the answer where each of its tokens is the likeliest behind those
     before it), and which were, for paired comparisons; perplexity of answers and of the held-out text."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    chats = [encode_chat(tokenizer, chat) for chat in data.questions]
-    right, answers = scores(model, chats)
-    _, texts = scores(model, [{"input_ids": ids, "labels": ids} for ids in map(tokenizer.encode, data.texts)])
+    answers = score_checkpoint(model, [encode_chat(tokenizer, chat) for chat in data.questions])
+    texts = score_checkpoint(model, [encode_text(tokenizer, text) for text in data.texts])
+    depths = range(1, answers.depths + 1)
+    right = [answers.exact(depth) for depth in depths]
     return {
-        "exact": [sum(depth) / len(depth) for depth in right],
-        "right": [f"{int(''.join(map(str, map(int, depth))), 2):x}" for depth in right],  # bits of a number in hex
-        "perplexity": answers,
-        "text_perplexity": texts,
+        "exact": [float(one.mean()) for one in right],
+        "right": [f"{int(''.join(map(str, one.astype(int))), 2):x}" for one in right],  # bits of a number in hex
+        "perplexity": [round(answers.at_depth(depth).perplexity, 4) for depth in depths],
+        "text_perplexity": [round(texts.at_depth(depth).perplexity, 4) for depth in depths],
     }
-
-
-def scores(
-    model: rrt_edge.RecursiveForCausalLM, examples: list[dict[str, list[int]]]
-) -> tuple[list[list[bool]], list[float]]:
-    """By depth: whether all labels of each example are the likeliest tokens, and perplexity."""
-    collate = PadCollator(0)
-    loops = model.config.loops
-    right: list[list[bool]] = [[] for _ in range(loops)]
-    losses, tokens = [0.0] * loops, 0
-    for start in range(0, len(examples), 100):
-        batch = collate(examples[start : start + 100])
-        labels = batch["labels"][:, 1:]
-        asked = labels != IGNORED
-        mask = torch.nn.functional.pad(asked, (0, 1))
-        out = model(batch["input_ids"], attention_mask=batch["attention_mask"], output_depths=True, logits_mask=mask)
-        assert out.depth_logits is not None
-        rows = asked.nonzero()[:, 0]
-        tokens += len(rows)
-        for depth, logits in enumerate(out.depth_logits):
-            wanted = labels[asked]
-            losses[depth] += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-            wrong = torch.zeros(len(labels)).index_add(0, rows, (logits.argmax(-1) != wanted).float())
-            right[depth] += (wrong == 0).tolist()
-    return right, [round(float(torch.tensor(loss / tokens).exp()), 4) for loss in losses]
 
 
 if __name__ == "__main__":

@@ -127,15 +127,16 @@ class RowDepths:
     def __init__(self, graph: Builder, row_depth: str, loops: int) -> None:
         self.graph, self.row_depth, self.loops = graph, row_depth, loops  # row_depth: int64 [B, S, 1]
         self._names: dict[tuple[int, ...], str] = {}
+        self._index = ""  # int64 [B, S]: the row's depth counted from 0
         self._picked: dict[str, str] = {}
 
     def pick(self, table: str) -> str:
         """Of a table [K, ..] the entry of each row's depth: [B, S, ..]."""
-        if "" not in self._picked:  # of a row of depth 0, which is padding: the last entry, which nobody reads
+        if not self._index:  # -1 of a row of depth 0, which is padding: the last entry, which nobody reads
             index = self.graph.op("Sub", self.row_depth, self.graph.constant(1))
-            self._picked[""] = self.graph.op("Squeeze", index, self.graph.constant([2]))
+            self._index = self.graph.op("Squeeze", index, self.graph.constant([2]))
         if table not in self._picked:
-            self._picked[table] = self.graph.op("Gather", table, self._picked[""], axis=0)
+            self._picked[table] = self.graph.op("Gather", table, self._index, axis=0)
         return self._picked[table]
 
     def mask(self, linears: Sequence[Adapted]) -> str:

@@ -195,9 +195,10 @@ def recursive_state(
         head = next((f"{name}.weight" for name in family.heads if f"{name}.weight" in checkpoint), "lm_head.weight")
         yield "lm_head.weight", checkpoint.tensor(head, model.lm_head.weight.shape, dtype)
     if model.exit_gate is not None:
-        torch.manual_seed(0)
         gate = ExitGate(config.text_config.hidden_size, config.loops - 1)
-        gate.reset()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            gate.reset()
         yield from ((f"exit_gate.{name}", tensor.detach().to(dtype)) for name, tensor in gate.named_parameters())
 
     _refuse_leftovers(checkpoint, config.text_config, family)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrt_edge.data import IGNORED, Example
+from rrt_edge.data import Example
 from rrt_edge.distributed import summed
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.scores import Scores, joined, scores_of
@@ -35,8 +35,7 @@ def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -
     """
     parts = []
     for number, example in enumerate(examples):
-        ids, said = torch.tensor([example["input_ids"]]), torch.tensor([example["labels"]]) != IGNORED
-        asked = F.pad(said[:, 1:], (0, 1))
+        ids, asked = torch.tensor([example["input_ids"]]), predicting(torch.tensor([example["labels"]]))
         if asked.any():
             out = model(ids, logits_mask=asked, output_depths=True)
             assert out.depth_logits is not None

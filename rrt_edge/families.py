@@ -94,10 +94,6 @@ class Family:
         rotary: nn.Module = self._class("RotaryEmbedding")(config)
         return rotary
 
-    def linear(self, part: str) -> Linear:
-        """The linear that holds a projection."""
-        return next(linear for linear in self.linears if part in linear.parts)
-
     @property
     def gated(self) -> bool:
         """Whether the MLP is gated."""

@@ -176,8 +176,6 @@ def _typed(key: str, value: Any, kind: str) -> Any:
     if value is None and "None" in kind:
         return None
     try:
-        if "float" in kind and isinstance(value, str):
-            return float(value)
         if "bool" in kind and isinstance(value, bool):
             return value
         if "float" in kind and not isinstance(value, bool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rrt_edge.conversion import Progress
 from rrt_edge.data import IGNORED, Example, PadCollator
 from rrt_edge.losses import divergence
 from rrt_edge.options import Divergence
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import new_folder
 
-Progress = Callable[[int, int, str], None]
 META = "teacher.json"
 
 

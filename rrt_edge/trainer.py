@@ -98,14 +98,19 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(model or self.model, Path(resume_from_checkpoint) / SINGLE)
 
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        save_optimizer(self.model, optimizer, self.lr_scheduler.state_dict(), Path(output_dir))
+        save_optimizer(self.model, self._plain_optimizer, self.lr_scheduler.state_dict(), Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            self.lr_scheduler.load_state_dict(load_optimizer(self.model, optimizer, Path(checkpoint)))
+            schedule = load_optimizer(self.model, self._plain_optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(schedule)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with learning rates of their own for adapters and gate; only matrices decay."""

@@ -109,30 +109,26 @@ class KVCache:
 
     def append(self, depth: int, rows: Planes, position: int) -> None:
         """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
-        held, count = self.positions[depth - 1], rows[0].shape[2]
+        self._add(depth, [[plane[layers] for plane in rows] for layers in self._layers], position)
+
+    def copy_last(self, count: int, depth: int, to: int) -> None:
+        """Add the last rows of a depth to another as well."""
+        ends = zip(self._buffers[depth - 1], self.held(depth), strict=True)
+        rows = [[plane[:, 0, :, end - count : end] for plane in buffer.planes] for buffer, end in ends]
+        self._add(to, rows, self.positions[depth - 1][-count])
+
+    def _add(self, depth: int, groups: Sequence[Planes], position: int) -> None:
+        """Add rows of each KV group's layers."""
+        held, count = self.positions[depth - 1], groups[0][0].shape[2]
         start, stop = len(held), len(held) + count
-        for group, layers in enumerate(self._layers):
+        for group, rows in enumerate(groups):
             buffer = self._buffers[depth - 1][group]
             if not buffer.takes(start, stop):
                 buffer = self._buffers[depth - 1][group] = buffer.with_room(start, count)
             for plane, new in zip(buffer.planes, rows, strict=True):
-                plane[:, 0, :, start - buffer.first : stop - buffer.first] = new[layers]
+                plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
         held.extend(range(position, position + count))
-
-    def copy_last(self, count: int, depth: int, to: int) -> None:
-        """Add the last rows of a depth to another as well."""
-        stop = len(self.positions[depth - 1])
-        found = [np.concatenate(planes) for planes in zip(*self._last(count, depth), strict=True)]
-        order = np.argsort([layer for layers in self._layers if isinstance(layers, list) for layer in layers])
-        rows = [plane[order] for plane in found] if len(self._layers) > 1 else found
-        self.append(to, rows, self.positions[depth - 1][stop - count])
-
-    def _last(self, count: int, depth: int) -> list[Planes]:
-        """The last rows of each KV group at a depth."""
-        stop = len(self.positions[depth - 1])
-        spans = [(buffer, stop - buffer.first) for buffer in self._buffers[depth - 1]]
-        return [[plane[:, 0, :, end - count : end] for plane in buffer.planes] for buffer, end in spans]
 
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""

@@ -40,12 +40,14 @@ class Calibrated:
     tokens: int
 
 
-def calibrate(scores: Scores, agreement: float, confidence: float = 0.95) -> Calibrated:
+def calibrate(
+    scores: Scores, agreement: float, confidence: float = 0.95, points: Sequence[Point] | None = None
+) -> Calibrated:
     """The lowest threshold at which at least `agreement` of the tokens are full depth's, with so much confidence.
 
     Learn-then-Test (arXiv 2110.01052) with fixed sequence testing: thresholds from 1 downwards, each tested against the
     hypothesis that fewer agree, by the exact binomial tail; the last one before the first that is not rejected. Tokens
-    count as independent draws of what the model will be asked.
+    count as independent draws of what the model will be asked. `points`: the `curve`, where it is there already.
 
     Raises:
         BadInputError: agreement or confidence is not between 0 and 1.
@@ -54,7 +56,7 @@ def calibrate(scores: Scores, agreement: float, confidence: float = 0.95) -> Cal
         if not 0 < value < 1:
             raise BadInputError(f"{name} {value}: must be between 0 and 1")
     chosen: float | None = None
-    for point in curve(scores):
+    for point in curve(scores) if points is None else points:
         failures = scores.tokens - round(point.agreement * scores.tokens)
         if binomial_tail(failures, scores.tokens, 1 - agreement) > 1 - confidence:
             break

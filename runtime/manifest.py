@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -57,7 +58,7 @@ class Architecture:
     windows: Windows | None = None
     short_context: int | None = None
 
-    @property
+    @cached_property
     def kv_groups(self) -> tuple[tuple[int, ...], ...]:
         """The layers of the block that hold the same rows at every depth."""
         return kv_groups(self.windows or ((None,) * self.layers_per_block,) * self.loops)

@@ -89,16 +89,21 @@ class Scores:
         """The depth each token leaves at, counted from 0."""
         return np.asarray((self.gate >= np.float32(threshold)).argmax(axis=0))
 
+    def exact(self, depth: int) -> Bool:
+        """Of each text with scored tokens, whether all of them are the likeliest after so many loops."""
+        return self._exact(self.right[depth - 1])
+
+    def _exact(self, right: Bool) -> Bool:
+        firsts = np.flatnonzero(np.diff(self.text, prepend=-1))
+        return np.asarray(np.logical_and.reduceat(right, firsts))
+
     def _of(self, exits: NDArray[np.int64]) -> Score:
         at = exits, np.arange(self.tokens)
-        wrong = np.zeros(int(self.text[-1]) + 1 if self.tokens else 0)
-        np.add.at(wrong, self.text, ~self.right[at])
-        whole = wrong[np.unique(self.text)] == 0
         return Score(
             perplexity=math.exp(min(float(self.nll[at].mean()), 700)),
             accuracy=float(self.right[at].mean()),
             agreement=float(self.agrees[at].mean()),
-            exact=float(whole.mean()),
+            exact=float(self._exact(self.right[at]).mean()),
             mean_depth=float(exits.mean()) + 1,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
         return int(number) if number.is_integer() else number
 
 
-SWITCHES = ("packing", "stream", "bf16", "gradient-checkpointing", "exit-teacher")
+SWITCHES = {field.name.replace("_", "-") for field in fields(TrainOptions) if "bool" in str(field.type)}
 INITS = ("average", "stepwise", "lower", "random")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.console import Console
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.policy import POINTS
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime import Model
+    from rrt_edge.runtime.scores import Example, Scores
 
 
 @click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
@@ -41,17 +45,15 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
 
 
-def _scores(model: Path, data: Path, max_length: int) -> tuple[Any, dict[str, float]]:
+def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str, float]]:
     """The scores of a bundle or checkpoint, and its operating points."""
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
-        from rrt_edge.runtime.scores import read_examples, score_bundle
 
         with Model.load(model) as loaded:
             gate = loaded.manifest.gate
             calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
-            examples = read_examples(loaded, data, min(max_length, loaded.context))
-            return score_bundle(loaded.graph, examples), {**calibrated, **gate.points}
+            return _bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
     quiet_transformers()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,6 +69,14 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Any, dict[str, fl
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     threshold = checkpoint.config.exit_threshold
     return score_checkpoint(torch_model, texts), {} if threshold is None else {"threshold": threshold}
+
+
+def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
+    """The scores of a bundle, and the texts they are of."""
+    from rrt_edge.runtime.scores import read_examples, score_bundle
+
+    examples = read_examples(model, data, min(max_length, model.context))
+    return score_bundle(model.graph, examples), examples
 
 
 @click.command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
@@ -94,6 +104,7 @@ def calibrate(
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
     was not trained on: 5,000 tokens or more for a promise of 99.9 %.
     """
+    from rrt_edge.runtime import Model
     from rrt_edge.runtime.calibration import calibrate as run
     from rrt_edge.runtime.calibration import curve, depth_seconds, speed_up
     from rrt_edge.runtime.manifest import Manifest
@@ -103,20 +114,16 @@ def calibrate(
     manifest = Manifest.read(bundle)
     if manifest.gate.kind == "none":
         raise BadInputError(f"{bundle}: has one loop, so no token can leave early")
-    from rrt_edge.runtime import Model
-    from rrt_edge.runtime.scores import read_examples, score_bundle
-
     with Model.load(bundle) as model:
-        examples = read_examples(model, data, min(max_length, model.context))
-        scores = score_bundle(model.graph, examples)
+        scores, examples = _bundle_scores(model, data, max_length)
         seconds = depth_seconds(model.graph, max((example.ids for example in examples), key=len)[:64])
-    found = {point: run(scores, promised, confidence) for point, promised in wanted.items()}
+    points = curve(scores)
+    found = {point: run(scores, promised, confidence, points) for point, promised in wanted.items()}
     kept = {point: one.threshold for point, one in found.items() if one.threshold is not None}
     others = {point: value for point, value in manifest.gate.points.items() if point not in wanted}
     threshold = kept.get("balanced", manifest.gate.threshold)
     gate = dataclasses.replace(manifest.gate, points={**others, **kept}, threshold=threshold)
     dataclasses.replace(manifest, gate=gate).write(bundle)
-    points = curve(scores)
     if plot is not None:
         from rrt_edge.plots import plot_calibration
 

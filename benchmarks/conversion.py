@@ -41,7 +41,7 @@ def main() -> None:
     if not (source / "config.json").is_file():
         torch.manual_seed(0)
         LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(source, max_shard_size="1200MB")
-    command = [sys.executable, "-c", RUN, str(source), str(out), str(arguments.rank)]
+    command = [sys.executable, "-P", "-c", RUN, str(source), str(out), str(arguments.rank)]
     before, peak, seconds, kept = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     model = (out / "model.safetensors").stat().st_size
     hidden, inner, q, kv = config.hidden_size, config.intermediate_size, 2048, 256

@@ -1,24 +1,8 @@
-"""Draw docs/idea.svg, the README's picture: python docs/picture.py"""
+"""The README's picture, idea.svg: from a pretrained model to a recursive one that runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-WIDTH, HEIGHT = 860, 330
-INK, PALE, SHARED, LORA, LEAVE = "#222222", "#e8e8e8", "#c9ddf2", ("#f2b8a0", "#b9dfb4"), "#2f7d32"
-
-
-def box(x: float, y: float, width: float, height: float, fill: str, text: str = "") -> str:
-    shape = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="4" fill="{fill}" stroke="{INK}"/>'
-    return shape + (label(x + width / 2, y + height / 2 + 4, text) if text else "")
-
-
-def label(x: float, y: float, text: str, size: int = 12, anchor: str = "middle", fill: str = INK) -> str:
-    return f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{fill}">{text}</text>'
-
-
-def arrow(path: str, colour: str = INK) -> str:
-    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6" marker-end="url(#head)"/>'
+from drawing import LEAVE, LORA, PALE, SHARED, WHITE, arrow, box, document, label
 
 
 def source() -> list[str]:
@@ -55,7 +39,7 @@ def reply() -> list[str]:
     for index, (word, depth) in enumerate(words):
         y = 44 + 28 * index
         parts += [label(690, y + 15, word, 13, "end")]
-        parts += [box(704 + 44 * loop, y, 38, 20, LORA[loop] if loop < depth else "#ffffff") for loop in range(2)]
+        parts += [box(704 + 44 * loop, y, 38, 20, LORA[loop] if loop < depth else WHITE) for loop in range(2)]
         if depth == 1:
             parts += [label(752, y + 15, "leaves", 11, "start", LEAVE)]
     return [
@@ -65,16 +49,5 @@ def reply() -> list[str]:
     ]
 
 
-def main() -> None:
-    head = (
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 0 L8 4 L0 8 z" fill="{INK}"/></marker></defs>'
-    )
-    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
-    ground = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-    parts = [start, head, ground, *source(), *recursive(), *reply(), "</svg>"]
-    (Path(__file__).parent / "idea.svg").write_text("\n".join(parts) + "\n", "utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    main()
+def idea() -> str:
+    return document(860, 330, [*source(), *recursive(), *reply()])

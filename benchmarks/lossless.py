@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rrt_edge.runtime import ExitPolicy, Model, Sampling
+from rrt_edge.runtime import ExitPolicy, Generation, Model, Sampling
 from rrt_edge.runtime.decoder import Decoder
-from rrt_edge.runtime.model import Generation
 
 TOKENS = 10_000
 LONGEST = 64

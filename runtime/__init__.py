@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, MissingExtraError, RRTEdgeError
 from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.engine import Engine, Request
     from rrt_edge.runtime.manifest import Manifest
-    from rrt_edge.runtime.model import Model, Session
+    from rrt_edge.runtime.grammar import Grammar
+    from rrt_edge.runtime.model import Model
     from rrt_edge.runtime.policy import ExitPolicy
     from rrt_edge.runtime.reply import Generation, Stats, Token
     from rrt_edge.runtime.sampling import Sampling
+    from rrt_edge.runtime.session import Session
+    from rrt_edge.runtime.stream import Stream
 
 __all__ = [
     "BadInputError",
@@ -30,13 +33,16 @@ __all__ = [
     "Engine",
     "ExitPolicy",
     "Generation",
+    "Grammar",
     "Manifest",
+    "MissingExtraError",
     "Model",
     "RRTEdgeError",
     "Request",
     "Sampling",
     "Session",
     "Stats",
+    "Stream",
     "Token",
 ]
 
@@ -46,7 +52,9 @@ _HOMES = {
     "Manifest": "rrt_edge.runtime.manifest",
     "Generation": "rrt_edge.runtime.reply",
     "Model": "rrt_edge.runtime.model",
-    "Session": "rrt_edge.runtime.model",
+    "Session": "rrt_edge.runtime.session",
+    "Stream": "rrt_edge.runtime.stream",
+    "Grammar": "rrt_edge.runtime.grammar",
     "Stats": "rrt_edge.runtime.reply",
     "Token": "rrt_edge.runtime.reply",
     "ExitPolicy": "rrt_edge.runtime.policy",

@@ -111,6 +111,19 @@ class KVCache:
         """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
         self._add(depth, [[plane[layers] for plane in rows] for layers in self._layers], position)
 
+    def rows(self, depth: int, group: int) -> tuple[int, Planes]:
+        """Rows dropped, and the planes [layers, KV, n, width] of those held, of a KV group at a depth."""
+        buffer = self._buffers[depth - 1][group]
+        count = len(self.positions[depth - 1]) - buffer.first
+        return buffer.first, [plane[:, 0, :, :count] for plane in buffer.planes]
+
+    def restore(self, depth: int, group: int, first: int, planes: Planes, positions: Sequence[int]) -> None:
+        """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
+        window = self._buffers[depth - 1][group].window
+        buffer = _Buffer([plane[:, None] for plane in planes], window, first, len(positions))
+        self._buffers[depth - 1][group] = buffer
+        self.positions[depth - 1] = list(positions)
+
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
         ends = zip(self._buffers[depth - 1], self.held(depth), strict=True)

@@ -30,15 +30,23 @@ class Step:
     gate: float
 
 
+class Cancelled(Exception):
+    """Somebody asked a decoder to stop; what it holds is whole."""
+
+
 class Decoder:
-    """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten."""
+    """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten.
+
+    `cancelled`, set by any thread, ends a call before its next block step.
+    """
 
     def __init__(self, graph: Graph, rule: KVRule = "exact") -> None:
         self.graph = graph
         self.loops = graph.architecture.loops
         self.state = SequenceState(graph.architecture, rule)
         self.block_rows = 0
-        self._prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
+        self.cancelled = False
+        self.prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
         self._binding = graph.bind()
 
     @property
@@ -49,7 +57,7 @@ class Decoder:
     def fork(self) -> Decoder:
         """Another decoder of the same tokens, which shares what is held."""
         other = Decoder(self.graph, self.state.rule)
-        other.state, other._prompt_end = self.state.fork(), self._prompt_end
+        other.state, other.prompt_end = self.state.fork(), self.prompt_end
         return other
 
     @property
@@ -71,14 +79,16 @@ class Decoder:
         start = 0
         while start < len(ids):
             stop = start + self.chunk
+            self._check_cancelled()
             with self._whole_or_nothing():
                 self._run_down(np.asarray(ids[start:stop], np.int64), 1, last, NEVER, 0)
             start = stop
-        self._prompt_end = self.length
+        self.prompt_end = self.length
 
     def step(self, token: int, policy: ExitPolicy) -> Step:
         """Feed one token; returns the logits behind it from the depth the policy lets it leave at."""
         last = policy.depth or self.loops
+        self._check_cancelled()
         with self._whole_or_nothing():
             done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1)
             for depth in range(done.last, last):
@@ -101,16 +111,25 @@ class Decoder:
 
     def verify(self, count: int, token: int | None = None) -> Float:
         """Run all that waits through all depths, then `token` where given; returns the last `count` rows' logits."""
+        self._check_cancelled()
         with self._whole_or_nothing():
             if token is not None:
                 return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
             self._catch_up(1, max(count, self.chunk))
             return self._run_down(self.state.waiting[0].take(), 2, self.loops, NEVER, count).logits
 
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise Cancelled
+
     @contextmanager
     def _whole_or_nothing(self) -> Iterator[None]:
+        length = self.length
         try:
             yield
+        except Cancelled:
+            self.rewind(length)  # the rows on their way are lost, those that waited are where they were or deeper
+            raise
         except BaseException:
             self.rewind(0)  # rows on their way are lost: what is held must not depend on them
             raise
@@ -135,12 +154,13 @@ class Decoder:
     def _generated_waiting(self, depth: int) -> int:
         """Generated tokens that wait after a depth."""
         lengths = self.state.cache.lengths
-        return min(len(self.state.waiting[depth - 1]), lengths[depth - 1] - self._prompt_end)
+        return min(len(self.state.waiting[depth - 1]), lengths[depth - 1] - self.prompt_end)
 
     def _catch_up(self, depth: int, room: int) -> None:
         """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
         waiting = self.state.waiting[depth - 1]
         while len(waiting) > max(room, 0):
+            self._check_cancelled()
             left, rows = self.state.overdue(depth, self.chunk)
             done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
             self.state.leave(depth + 1, np.concatenate([left, done.hidden]))

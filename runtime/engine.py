@@ -127,7 +127,7 @@ class Request:
         self._depth = 1
         self._replying = not self._unread
         if self._replying:
-            self._now = self._policy.at(len(self.tokens))
+            self._now = self._reply.policy
             self._moving = np.array(self._reply.history[-1:], np.int64)
         else:
             self._now = self._policy
@@ -137,7 +137,7 @@ class Request:
 
     def _answer(self, logits: Float, depth: int, gate: float) -> Token:
         reply = self._reply
-        token = reply.take(reply.sampler.pick(logits, reply.history), depth, gate)
+        token = reply.take(reply.sampler.picked(reply.sampler.pick(logits, reply.history), depth, gate, logits))
         self.tokens.append(token)
         self.finish_reason = reply.finish_reason
         if not self.finish_reason and self._now.depth is None:
@@ -219,7 +219,7 @@ class Engine:
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
-        reply = Reply(model.tokenizer, ids, sampling, room, model.manifest.eos_token_ids)
+        reply = model.reply(ids, sampling, policy)
         request = Request(next(self._numbers), reply, SequenceState(architecture, self.kv_rule), policy, kv_bytes)
         self.waiting.append(request)
         return request

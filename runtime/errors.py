@@ -17,3 +17,10 @@ class BundleError(BadInputError):
 
 class ContextFullError(BadInputError):
     """A prompt does not fit the context."""
+
+
+class MissingExtraError(BadInputError):
+    """Something needs a package that an extra brings."""
+
+    def __init__(self, what: str, extra: str, missing: ModuleNotFoundError) -> None:
+        super().__init__(f"{what} needs {missing.name}, which is not installed: pip install 'rrt-edge[{extra}]'")

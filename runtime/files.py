@@ -43,6 +43,27 @@ def new_folder(out: Path, kind: str, is_ours: Callable[[Path], bool]) -> Iterato
         raise
 
 
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """Yield a place beside `out` to write; the file there takes the place of `out` when the block ends well.
+
+    Raises:
+        BadInputError: it cannot be written.
+        RRTEdgeError: the disk is full.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if out.is_dir():
+            raise BadInputError(f"{out}: is a folder; name a file")
+        yield partial
+        partial.replace(out)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, Exception) and (translated := _disk_error(error, out)):
+            raise translated from error
+        raise
+
+
 def check_replaceable(out: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
     """Raise `BadInputError` where `out` exists and is not a folder of ours that may be replaced."""
     if not out.exists():
@@ -71,7 +92,9 @@ def _disk_error(error: Exception, out: Path) -> RRTEdgeError | None:
     text = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text:
         return RRTEdgeError(f"{out}: the disk is full; nothing was left behind, free some space and run again")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST) or "os error 13" in text:
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or any(
+        f"os error {number}" in text for number in (2, 13)
+    ):
         return BadInputError(f"{out}: cannot be written ({text}); choose another place")
     return None
 

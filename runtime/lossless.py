@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.reply import Drafts
-from rrt_edge.runtime.sampling import Draft, Sampler
+from rrt_edge.runtime.sampling import Draft, Picked, Sampler
 
 SHALLOW = ExitPolicy(depth=1)
 LEAST_GATE = 0.5  # below it loop 1's token is more likely wrong than right: not drafted
@@ -80,15 +80,15 @@ class Lossless:
         self.length = length
         self._begun = False
 
-    def round(self, history: Sequence[int], sampler: Sampler, counts: Drafts) -> Iterator[tuple[int, int, float]]:
-        """The next tokens behind `history`, at least one, as (token, depth, gate).
+    def round(self, history: Sequence[int], sampler: Sampler, counts: Drafts) -> Iterator[Picked]:
+        """The next tokens behind `history`, at least one.
 
         The caller appends each token to `history` before it asks for the next. `history[-1]` is not fed yet.
         """
         started = time.perf_counter()
         rows = self.length.choose() if self._begun else 1  # the first token must not wait for a draft
         self._begun = True
-        base = len(history) - 1
+        base = self.decoder.length
         drafts, gates, fed = self._draft(history, sampler, rows)
         if fed > len(drafts) or (drafts and drafts[-1].token in self.ends):
             logits = self.decoder.verify(fed)
@@ -103,16 +103,17 @@ class Lossless:
         try:
             for index in range(fed):
                 if index == len(drafts):
-                    yield sampler.pick(logits[index], history), loops, 1.0
+                    token = sampler.pick(logits[index], history)
+                    yield sampler.picked(token, loops, 1.0, logits[index])
                     break
                 token = sampler.judge(drafts[index], logits[index], history)
                 if token != drafts[index].token:
                     self.decoder.rewind(base + index + 1)
-                    yield token, loops, 1.0
+                    yield sampler.picked(token, loops, 1.0, logits[index])
                     break
                 accepted += 1
                 counts.accepted += 1
-                yield token, 1, gates[index]
+                yield sampler.picked(token, 1, gates[index], logits[index])
         finally:
             self.length.observe(fed, len(drafts), accepted, seconds)
 

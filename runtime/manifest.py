@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -152,6 +153,13 @@ class Manifest:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
         return _Reader(path).manifest(fields)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of what a conversation depends on: graph, weights and tokenizer."""
+        names = ("model.onnx", "model.onnx.data", "tokenizer.json")
+        hashes = [self.files[name].sha256 for name in names if name in self.files]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def write(self, bundle: Path) -> None:
         """Write manifest.json into a bundle folder, beside the old one first."""

@@ -1,33 +1,38 @@
-"""`Model`: a bundle in memory. `Session`: one conversation with it."""
+"""`Model`: a bundle in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
 from rrt_edge.runtime.graph import Graph
-from rrt_edge.runtime.lossless import DraftLength, Lossless
+from rrt_edge.runtime.grammar import Grammars
+from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
+from rrt_edge.runtime.reply import Generation, Reply
 from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.session import ContextFull, Session
+from rrt_edge.runtime.session_file import load_session
+from rrt_edge.runtime.stream import Stream
 from rrt_edge.runtime.weight_cache import GRAPH_FILES, packed_graph
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 Message = Mapping[str, str]
 Prompt = str | Sequence[int]
+log = logging.getLogger(__name__)
 
 
 class Model:
-    """A loaded bundle, shared by any number of sessions. Use it as a context manager or call `close`."""
+    """A loaded bundle, shared by any number of sessions and threads. Use it as a context manager or call `close`."""
 
     def __init__(
         self, manifest: Manifest, graph: Graph, tokenizer: Tokenizer, template: ChatTemplate | None, context: int
@@ -63,7 +68,7 @@ class Model:
             BadInputError: the context is longer than the model's, threads is not positive, or the weight cache cannot
                 be written.
         """
-        folder = Path(bundle)
+        folder, started = Path(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length
         if context is not None and not 1 <= context <= limit:
@@ -78,7 +83,9 @@ class Model:
             graph_folder = packed_graph(folder, manifest, Path(weight_cache))
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         graph = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads, context)
-        return cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
+        model = cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
+        log.info("%s: loaded in %.2f s, context %d", folder, time.perf_counter() - started, context)
+        return model
 
     def __enter__(self) -> Model:
         return self
@@ -107,16 +114,24 @@ class Model:
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
         """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn.
+
+        Args:
+            most: leave out the oldest messages, but for a system's and the last, until there are no more tokens.
 
         Raises:
             BadInputError: the bundle has no chat template, or it refuses these messages.
         """
         if self.template is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
-        ids: list[int] = self.tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids
-        return ids
+        messages = list(messages)
+        while True:
+            ids: list[int] = self.tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids
+            first = next((at for at, one in enumerate(messages) if one["role"] != "system"), len(messages))
+            if most is None or len(ids) <= most or first >= len(messages) - 1:
+                return ids
+            del messages[first : first + 2]  # a question and its answer
 
     def policy(self, exit_policy: str | ExitPolicy) -> ExitPolicy:
         """An exit policy from its text form, checked against this model."""
@@ -167,147 +182,66 @@ class Model:
             raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
         return ids
 
-    def stream(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
-    ) -> Iterator[Token]:
-        """Generate from a prompt (text, or token ids), yielding tokens as they come.
+    def reply(self, ids: Sequence[int], sampling: Sampling, policy: ExitPolicy, shifts: bool = False) -> Reply:
+        """A reply to a checked prompt, about to begin; `shifts`: it may be longer than the context.
 
         Raises:
-            ContextFullError: the prompt does not fit the context.
-            BadInputError: an empty prompt, a token id the model does not have, a wrong option.
+            BadInputError: an option names a token that the model does not have, or a grammar cannot be followed.
         """
-        return self.session().stream(prompt, sampling, exit_policy)
+        vocabulary = self.manifest.architecture.vocabulary
+        for name, tokens in (("logit-bias", sampling.logit_bias), ("stop-ids", sampling.stop_ids)):
+            unknown = [token for token in tokens if token >= vocabulary]
+            if unknown:
+                raise BadInputError(f"{name}: token id {unknown[0]} is not among the model's {vocabulary} tokens")
+        constraint = None if sampling.grammar is None else self._grammars.constraint(sampling.grammar)
+        room, ends = self.context - len(ids), self.manifest.eos_token_ids
+        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.manifest.architecture.vocabulary, self.manifest.eos_token_ids)
+
+    def load_session(self, path: Path | str) -> Session:
+        """The conversation that `Session.save` kept: it goes on without running its tokens again.
+
+        Raises:
+            BadInputError: the file cannot be read, or is of another bundle.
+        """
+        return load_session(self, Path(path))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        exit_policy: str | ExitPolicy = "full",
+        *,
+        context_full: ContextFull = "error",
+    ) -> Stream:
+        """Generate from a prompt (text, or token ids), in a conversation of its own; as `Session.stream`."""
+        return self.session().stream(prompt, sampling, exit_policy, context_full=context_full)
 
     def chat(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
-    ) -> Iterator[Token]:
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        exit_policy: str | ExitPolicy = "full",
+        *,
+        context_full: ContextFull = "error",
+    ) -> Stream:
         """Like `stream`, for the assistant's next turn in a conversation of `{"role": ..., "content": ...}`."""
-        return self.stream(self.encode_chat(messages), sampling, exit_policy)
+        return self.session().chat(messages, sampling, exit_policy, context_full=context_full)
 
     def generate(
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
     ) -> Generation:
         """Like `stream`, but returns once all is generated, with statistics."""
-        session = self.session()
-        tokens = tuple(session.stream(prompt, sampling, exit_policy))
-        return session.generation(tokens)
+        return self.session().generate(prompt, sampling, exit_policy)
 
-
-class Session:
-    """One conversation: its tokens and their keys and values.
-
-    A prompt that begins with what the session holds is continued from there, so that each turn of a chat costs only its
-    new tokens. Not for use by two threads at once.
-    """
-
-    def __init__(self, model: Model, kv_rule: KVRule, lazy_prompt: bool) -> None:
-        self.model = model
-        self.decoder = Decoder(model.graph, kv_rule)
-        self.lazy_prompt = lazy_prompt
-        self.ids: list[int] = []  # those fed to the decoder
-        self.finish_reason = ""
-        self._stats: Stats | None = None
-
-    def fork(self) -> Session:
-        """Another conversation that begins with this one's tokens and shares their keys and values."""
-        other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
-        other.decoder = self.decoder.fork()
-        other.ids = list(self.ids)
-        return other
-
-    def chat(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
-    ) -> Iterator[Token]:
-        """Generate the assistant's next turn."""
-        return self.stream(self.model.encode_chat(messages), sampling, exit_policy)
-
-    def stream(
+    def choices(
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
-    ) -> Iterator[Token]:
-        """Generate from a prompt; the options are checked now, the model runs as tokens are asked for."""
-        sampling, policy = sampling or Sampling(), self.model.policy(exit_policy)
-        if policy.lossless and self.decoder.state.rule != "exact":
-            raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
-        return self._stream(self.model.checked_prompt(prompt), sampling, policy)
-
-    def logits(
-        self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy = "full"
-    ) -> Iterator[NDArray[np.float32]]:
-        """Logits [n, V] behind each of the last `count` tokens of a text, some rows at a time: to score what it says.
-
-        Each comes from the depth that the policy lets its token leave at. What the session holds of the text already is
-        not run again.
-
-        Raises:
-            ContextFullError, BadInputError: as `stream`; or `count` is not from 1 to the text's length.
-        """
-        policy = self.model.policy(exit_policy)
-        text = self.model.checked_prompt(ids)
-        if not 1 <= count <= len(text):
-            raise BadInputError(f"count {count}: must be from 1 to the text's {len(text)} tokens")
-        decoder, first = self.decoder, len(text) - count
-        self._reuse(text[: first + 1])
-        self.ids = []  # until all is fed
-        decoder.prefill(text[decoder.length : first], policy)
-        yield from decoder.forced(text[first:], policy)
-        self.ids = text
-
-    @property
-    def stats(self) -> Stats:
-        """Statistics of the last generation.
-
-        Raises:
-            BadInputError: nothing was generated yet.
-        """
-        if self._stats is None:
-            raise BadInputError("nothing was generated in this session yet")
-        return self._stats
-
-    def generation(self, tokens: Sequence[Token]) -> Generation:
-        """The tokens of the last `stream` as one object."""
-        return Generation("".join(token.text for token in tokens), tuple(tokens), self.finish_reason, self.stats)
-
-    def _stream(self, ids: list[int], sampling: Sampling, policy: ExitPolicy) -> Iterator[Token]:
-        model, decoder = self.model, self.decoder
-        reply = Reply(model.tokenizer, ids, sampling, model.context - len(ids), model.manifest.eos_token_ids)
-        self.finish_reason = ""
-        rows_before = decoder.block_rows
-        try:
-            self._reuse(ids)
-            decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
-            rows_before = decoder.block_rows
-            for picked in self._picked(reply, policy):
-                token = reply.take(*picked)
-                self.finish_reason = reply.finish_reason
-                if self.finish_reason:
-                    self._stats = reply.stats(decoder.block_rows - rows_before)
-                yield token
-                if reply.finish_reason:
-                    break
-        finally:
-            decoder.rewind(len(reply.history) - 1)  # lossless mode may have gone on
-            self.ids = reply.history[: decoder.length]
-            if not reply.finish_reason:  # the reader stopped asking
-                self._stats = reply.stats(decoder.block_rows - rows_before) or self._stats
-
-    def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[tuple[int, int, float]]:
-        """The tokens of a reply as (token, depth, gate), without end; each is fed when the next is asked for."""
-        if policy.lossless and self.model.loops > 1:
-            manifest = self.model.manifest
-            lossless = Lossless(self.decoder, self.model.draft_length, manifest.eos_token_ids, manifest.gate.trained)
-            while True:
-                yield from lossless.round(reply.history, reply.sampler, reply.drafts)
-        while True:
-            step = self.decoder.step(reply.history[-1], policy.at(reply.length))
-            yield reply.sampler.pick(step.logits, reply.history), step.depth, step.gate
-
-    def _reuse(self, ids: list[int]) -> None:
-        """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
-        pairs = zip(self.ids, ids[:-1], strict=False)
-        common = next((index for index, (held, asked) in enumerate(pairs) if held != asked), None)
-        if common is None:
-            common = min(len(self.ids), len(ids) - 1)
-        self.decoder.rewind(common)
+    ) -> list[Generation]:
+        """Like `generate`, `Sampling.n` replies to one prompt, whose tokens run once."""
+        return self.session().choices(prompt, sampling, exit_policy)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from rrt_edge.runtime.grammar import Constraint
 from rrt_edge.runtime.memory import peak_memory_bytes
-from rrt_edge.runtime.sampling import Sampler, Sampling
+from rrt_edge.runtime.policy import ExitPolicy, Steering
+from rrt_edge.runtime.sampling import Picked, Sampler, Sampling
 from rrt_edge.runtime.text import TextStream
 
 
 @dataclass(frozen=True)
 class Token:
     """One generated token: the text it completes, its id, the depth it left at and the gate's value there.
+
+    Where `Sampling.logprobs` asks for them: its log probability, and the likeliest tokens with theirs, by id.
 
     The token that ends a reply comes too, with what text was held back. In lossless mode the depth is 1 where the draft
     of loop 1 stood, and full depth where it did not.
@@ -25,6 +29,8 @@ class Token:
     id: int
     depth: int
     gate: float
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished generation; `finish_reason` is `stop` (the model or a stop string ended it) or `length`."""
+    """A generation; `finish_reason` is `stop` (the model, a stop string or a stop id ended it), `length` or
+    `cancelled`."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -71,15 +78,28 @@ class Reply:
     """A reply under way: `history` holds the tokens of prompt and reply, `finish_reason` is empty until it ends."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, room: int, ends: Collection[int]
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        policy: ExitPolicy,
+        room: int,
+        ends: Collection[int],
+        constraint: Constraint | None = None,
+        shifts: bool = False,
     ) -> None:
-        """`room`: the tokens the context leaves; `ends`: the tokens that end a reply."""
+        """`room`: the tokens the context leaves; `ends`: the model's tokens that end a reply; `shifts`: the oldest
+        tokens make room for more."""
+        ends = {*ends, *sampling.stop_ids}
         self.history = list(prompt)
-        self.sampler = Sampler(sampling)
+        self.sampler = Sampler(sampling, len(prompt), ends, constraint)
+        self._steering = Steering(policy)
         self.drafts = Drafts()
         self.finish_reason = ""
+        self.dropped = 0  # tokens at the history's beginning that no cache holds any more
         self._text = TextStream(tokenizer, sampling.stop)
-        self._limit = min(sampling.max_tokens, room)
+        self.shifts = shifts
+        self._limit = sampling.max_tokens if shifts else min(sampling.max_tokens, room)
         self._ends = ends
         self._prompt_tokens = len(prompt)
         self._depths: list[int] = []
@@ -91,10 +111,16 @@ class Reply:
         """Tokens of the reply so far."""
         return len(self._depths)
 
-    def take(self, token: int, depth: int, gate: float) -> Token:
+    @property
+    def policy(self) -> ExitPolicy:
+        """Of the token that comes next."""
+        return self._steering.policy(len(self._depths))
+
+    def take(self, picked: Picked) -> Token:
         """Add a token; sets `finish_reason` where it is the last."""
+        token = picked.token
         self.history.append(token)
-        self._depths.append(depth)
+        self._depths.append(picked.depth)
         self._tick()
         piece = "" if token in self._ends else self._text.push(token)
         if token in self._ends or self._text.stopped:
@@ -103,14 +129,16 @@ class Reply:
             self.finish_reason = "length"
         if self.finish_reason:
             piece += self._text.flush()
-        return Token(piece, token, depth, gate)
+        return Token(piece, token, picked.depth, picked.gate, picked.logprob, picked.top)
 
     def _tick(self) -> None:
         now = time.perf_counter()
         if len(self._depths) == 1:
             self._first = now - self._started
+            self._steering.observe(self._depths[-1], None)
         else:
             self._longest_gap = max(self._longest_gap, now - self._latest)
+            self._steering.observe(self._depths[-1], now - self._latest)
         self._latest = now
 
     def stats(self, block_rows: int) -> Stats | None:

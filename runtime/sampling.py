@@ -1,19 +1,24 @@
-"""Choose the next token from logits."""
+"""How tokens are chosen: `Sampling`, and the `Sampler` that chooses one after another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.candidates import candidates, distribution, less_repetition, penalised
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
+if TYPE_CHECKING:
+    from rrt_edge.runtime.grammar import Constraint, Grammar
+
 Float = NDArray[np.float32]
-LARGEST = np.finfo(np.float32).max
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,20 @@ class Sampling:
         top_k: only the k likeliest; 0: all.
         top_p: only the likeliest that together reach this probability.
         min_p: only those with at least this share of the likeliest's probability.
+        typical_p: only the most typical that together reach this probability (arXiv 2202.00666).
         repetition_penalty: above 1, tokens already in the text become less likely (CTRL, arXiv 1909.05858).
+        presence_penalty: taken off the logits of tokens already in the reply, from -2 to 2.
+        frequency_penalty: the same for each time they are there.
+        logit_bias: added to the logits of these token ids; -100 bans, 100 all but forces.
         seed: makes sampling repeatable.
+        n: replies that `Session.choices` gives.
         max_tokens: tokens generated at most.
+        min_tokens: tokens before which nothing that ends a reply is chosen.
         stop: texts that end the generation; they are not part of it.
+        stop_ids: token ids that end it, beside the model's own.
+        logprobs: tell each token's log probability, and so many of the likeliest tokens with theirs (0 to 20); by
+            default neither. They are of the model's own distribution, before anything above changes it.
+        grammar: what the reply must be: a JSON schema, a regular expression or a Lark grammar.
 
     Raises:
         BadInputError: a value is out of range; names the field.
@@ -38,10 +53,19 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    n: int = 1
     max_tokens: int = 256
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -49,20 +73,33 @@ class Sampling:
             "top_k": (_is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 or more"),
             "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1"),
             "min_p": (_is_number(self.min_p) and 0 <= self.min_p <= 1, "a number from 0 to 1"),
+            "typical_p": (_is_number(self.typical_p) and 0 < self.typical_p <= 1, "a number above 0 and at most 1"),
             "repetition_penalty": (
                 _is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf,
                 "a number above 0",
             ),
+            "presence_penalty": (_is_penalty(self.presence_penalty), "a number from -2 to 2"),
+            "frequency_penalty": (_is_penalty(self.frequency_penalty), "a number from -2 to 2"),
+            "logit_bias": (_is_bias(self.logit_bias), "numbers from -100 to 100 by token id"),
             "seed": (
                 self.seed is None or (_is_whole(self.seed) and self.seed >= 0),
                 "a whole number, 0 or more, or none",
             ),
+            "n": (_is_whole(self.n) and self.n >= 1, "a whole number, 1 or more"),
             "max_tokens": (_is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number, 1 or more"),
+            "min_tokens": (_is_whole(self.min_tokens) and self.min_tokens >= 0, "a whole number, 0 or more"),
             "stop": (_is_texts(self.stop), "a tuple of texts that are not empty"),
+            "stop_ids": (_is_ids(self.stop_ids), "a tuple of token ids"),
+            "logprobs": (
+                self.logprobs is None or (_is_whole(self.logprobs) and 0 <= self.logprobs <= MOST_LOGPROBS),
+                f"a whole number from 0 to {MOST_LOGPROBS}, or none",
+            ),
         }
-        for field, (right, wanted) in checks.items():
+        for name, (right, wanted) in checks.items():
             if not right:
-                raise BadInputError(f"{field.replace('_', '-')} {getattr(self, field)!r}: must be {wanted}")
+                raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)!r}: must be {wanted}")
+        if self.min_tokens > self.max_tokens:
+            raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
 
 
 def _is_number(value: object) -> bool:
@@ -73,8 +110,33 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _is_penalty(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and -2 <= value <= 2
+
+
 def _is_texts(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, tuple) and all(_is_whole(token) and token >= 0 for token in value)
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_whole(token) and token >= 0 and _is_number(bias) and -100 <= bias <= 100 for token, bias in value.items()
+    )
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A token that was chosen, the depth it left at, the gate's value there, and log probabilities if asked for."""
+
+    token: int
+    depth: int
+    gate: float
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,23 +148,40 @@ class Draft:
 
 
 class Sampler:
-    """Picks tokens one after another; the same seed picks the same ones."""
+    """Picks the tokens of one reply one after another; the same seed picks the same ones."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_tokens: int = 0,
+        ends: Collection[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
+        """
+        Args:
+            prompt_tokens: how many of a history's first tokens are the prompt's.
+            ends: the tokens that end a reply.
+            constraint: where the reply must follow a grammar.
+        """
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
+        self._prompt_tokens, self._ends, self._constraint = prompt_tokens, sorted(ends), constraint
+        self._bias = (
+            np.array(sorted(sampling.logit_bias), np.int64),
+            np.array([sampling.logit_bias[token] for token in sorted(sampling.logit_bias)], np.float32),
+        )
 
     def pick(self, logits: Float, history: Sequence[int]) -> int:
         """The next token.
 
         Args:
             logits: [V].
-            history: the tokens of prompt and reply so far, which the repetition penalty looks at.
+            history: the tokens of prompt and reply so far, which penalties and grammar look at.
 
         Raises:
             RRTEdgeError: a logit is not a number, or none is finite.
         """
-        logits = self._checked(logits, history)
+        logits = self._changed(logits, history)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         tokens, probabilities = candidates(logits, self.sampling)
@@ -112,7 +191,7 @@ class Sampler:
         """Draft a token that `judge` may let stand."""
         if self.sampling.temperature == 0:
             return Draft(self.pick(logits, history), None)
-        probabilities = distribution(self._checked(logits, history), self.sampling)
+        probabilities = distribution(self._changed(logits, history), self.sampling)
         return Draft(int(self._random.choice(len(probabilities), p=probabilities)), probabilities)
 
     def judge(self, draft: Draft, logits: Float, history: Sequence[int]) -> int:
@@ -123,79 +202,45 @@ class Sampler:
         """
         if draft.probabilities is None:
             return self.pick(logits, history)
-        wanted = distribution(self._checked(logits, history), self.sampling)
+        wanted = distribution(self._changed(logits, history), self.sampling)
         if self._random.random() * draft.probabilities[draft.token] < wanted[draft.token]:
             return draft.token
         rest = np.maximum(wanted - draft.probabilities, 0)
         return int(self._random.choice(len(rest), p=rest / rest.sum()))
 
-    def _checked(self, logits: Float, history: Sequence[int]) -> Float:
-        """The logits with the repetition penalty."""
+    def picked(self, token: int, depth: int, gate: float, logits: Float) -> Picked:
+        """A chosen token, with the log probabilities asked for."""
+        count = self.sampling.logprobs
+        if count is None:
+            return Picked(token, depth, gate)
+        shifted = logits.astype(np.float64) - float(logits.max())
+        told = shifted - np.log(np.exp(shifted).sum())
+        top = np.argsort(-told, kind="stable")[:count]
+        return Picked(token, depth, gate, float(told[token]), tuple((int(one), float(told[one])) for one in top))
+
+    def _changed(self, logits: Float, history: Sequence[int]) -> Float:
+        """The logits after penalties, bias, the least length and the grammar."""
         if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
             raise RRTEdgeError(
                 "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
             )
-        return penalised(logits, history, self.sampling.repetition_penalty)
+        sampling, reply = self.sampling, history[self._prompt_tokens :]
+        logits = penalised(logits, history, sampling.repetition_penalty)
+        logits = less_repetition(logits, reply, sampling.presence_penalty, sampling.frequency_penalty)
+        if len(self._bias[0]):
+            logits = logits.copy()
+            logits[self._bias[0]] += self._bias[1]
+        early = self._ends if len(reply) < sampling.min_tokens else []
+        if self._constraint is None:
+            return _without(logits, early)
+        logits = np.where(self._constraint.allowed(reply), logits, np.float32(-np.inf))
+        longer = _without(logits, early)
+        return longer if np.isfinite(longer.max()) else logits  # where the grammar lets it only end, it ends
 
 
-def penalised(logits: Float, history: Sequence[int], penalty: float) -> Float:
-    """Logits [V] with those of the tokens in `history` divided by the penalty, or multiplied where negative."""
-    if penalty == 1.0:
+def _without(logits: Float, tokens: Sequence[int]) -> Float:
+    if not tokens:
         return logits
-    seen = np.asarray(history, np.int64)  # a token seen twice is penalised once: both write the same value
-    scores = logits[seen]
-    with np.errstate(over="ignore"):
-        scores = np.where(scores < 0, scores * penalty, scores / penalty)
     changed = logits.copy()
-    changed[seen] = np.clip(scores, -LARGEST, LARGEST)
+    changed[tokens] = -np.inf
     return changed
-
-
-def distribution(logits: Float, sampling: Sampling) -> NDArray[np.float64]:
-    """The probabilities [V] that `candidates` leaves; 0 for the tokens that it drops."""
-    tokens, kept = candidates(logits, sampling)
-    probabilities = np.zeros(len(logits))
-    probabilities[tokens] = kept
-    return probabilities
-
-
-def candidates(logits: Float, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens to choose from and their probabilities: temperature, top-k, top-p and min-p in transformers' order.
-
-    Args:
-        logits: [V], the largest of them finite.
-        sampling: its temperature is above 0.
-
-    Returns:
-        Token ids [N], ascending, and their probabilities [N], which sum to 1.
-    """
-    tokens = np.arange(len(logits))
-    if 0 < sampling.top_k < len(logits):
-        # Tokens equal to the k-th stay, so there may be more than k.
-        tokens = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
-    scores = logits[tokens].astype(np.float64)
-    with np.errstate(over="ignore"):  # at a tiny temperature all but the likeliest become -inf, as they should
-        probabilities = np.exp((scores - scores.max()) / sampling.temperature)
-    probabilities /= probabilities.sum()
-    if sampling.top_p < 1:
-        kept = _nucleus(probabilities, sampling.top_p)
-        tokens, probabilities = tokens[kept], probabilities[kept]
-    if sampling.min_p > 0:
-        kept = np.flatnonzero(probabilities >= sampling.min_p * probabilities.max())
-        tokens, probabilities = tokens[kept], probabilities[kept]
-    return tokens, probabilities / probabilities.sum()
-
-
-def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Indices, ascending, of the likeliest of probabilities [N] that reach `top_p` together; at least one.
-
-    From the least likely up, a token is dropped while it and those below it hold no more than 1 - top_p. All N tokens
-    under (1 - top_p) / N together hold less than that and are dropped unsorted: in a large vocabulary, nearly all.
-    """
-    spare = 1 - top_p
-    likely = np.flatnonzero(probabilities >= spare / len(probabilities))
-    order = likely[np.argsort(probabilities[likely], kind="stable")]
-    below = 1 - probabilities[order].sum()
-    kept = below + np.cumsum(probabilities[order]) > spare
-    kept[-1] = True
-    return np.sort(order[kept])

@@ -35,6 +35,10 @@ class WaitingRows:
         self._parts, self._count = [rows[count:]], len(rows) - count
         return rows[:count]
 
+    def all(self) -> Float:
+        """The rows, which go on waiting."""
+        return np.concatenate(self._parts)
+
     def keep(self, count: int) -> None:
         """Forget all but the first rows."""
         self.take_back(self.take()[:count])

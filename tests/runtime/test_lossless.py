@@ -9,8 +9,9 @@ import pytest
 
 from rrt_edge.runtime import BadInputError, Model, Sampling
 from rrt_edge.runtime import lossless as lossless_module
+from rrt_edge.runtime.candidates import distribution
 from rrt_edge.runtime.lossless import DraftLength
-from rrt_edge.runtime.sampling import Draft, Sampler, distribution
+from rrt_edge.runtime.sampling import Draft, Sampler
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from rrt_edge.runtime import BadInputError, RRTEdgeError, Sampling
-from rrt_edge.runtime.sampling import Sampler, candidates, distribution, penalised
+from rrt_edge.runtime.candidates import candidates, distribution, penalised
+from rrt_edge.runtime.sampling import Sampler
 
 VOCABULARY = 60
 

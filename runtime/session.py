@@ -1,0 +1,237 @@
+"""`Session`: one conversation with a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.decoder import Cancelled, Decoder
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.lossless import LONGEST, Lossless
+from rrt_edge.runtime.manifest import KVRule
+from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
+from rrt_edge.runtime.sampling import Picked, Sampling
+from rrt_edge.runtime.session_file import save_session
+from rrt_edge.runtime.stream import Stream
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime.model import Message, Model, Prompt
+
+ContextFull = Literal["error", "truncate-left", "shift"]
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One conversation: its tokens and their keys and values.
+
+    A prompt that begins with what the session holds is continued from there, so that each turn of a chat costs only its
+    new tokens. Not for use by two threads at once, but for `Stream.cancel`.
+    """
+
+    def __init__(self, model: Model, kv_rule: KVRule, lazy_prompt: bool) -> None:
+        self.model = model
+        self.decoder = Decoder(model.graph, kv_rule)
+        self.lazy_prompt = lazy_prompt
+        self.ids: list[int] = []  # those fed to the decoder
+        self.finish_reason = ""
+        self._stats: Callable[[], Stats | None] = lambda: None  # of the last generation, or the one under way
+
+    def fork(self) -> Session:
+        """Another conversation that begins with this one's tokens and shares their keys and values."""
+        other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
+        other.decoder = self.decoder.fork()
+        other.ids = list(self.ids)
+        return other
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first tokens; those that a sliding window has dropped too much behind run again later.
+
+        Raises:
+            BadInputError: `length` is not from 0 to the tokens held.
+        """
+        if not 0 <= length <= len(self.ids):
+            raise BadInputError(f"length {length}: must be from 0 to the {len(self.ids)} tokens the session holds")
+        self.decoder.rewind(length)
+        del self.ids[self.decoder.length :]
+
+    def save(self, path: Path | str) -> None:
+        """Keep the conversation in a safetensors file that names its bundle; `Model.load_session` goes on with it.
+
+        Raises:
+            BadInputError: the file cannot be written.
+            RRTEdgeError: the disk is full.
+        """
+        save_session(self, Path(path))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        exit_policy: str | ExitPolicy = "full",
+        *,
+        context_full: ContextFull = "error",
+    ) -> Stream:
+        """Generate the assistant's next turn. Where the context is full, `truncate-left` and `shift` leave out the
+        oldest messages, but for a system's.
+        """
+        most = None if context_full == "error" else self._most_prompt(sampling or Sampling())
+        ids = self.model.encode_chat(messages, most)
+        return self.stream(ids, sampling, exit_policy, context_full=context_full)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        exit_policy: str | ExitPolicy = "full",
+        *,
+        context_full: ContextFull = "error",
+    ) -> Stream:
+        """Generate from a prompt; the options are checked now, the model runs as tokens are asked for.
+
+        Args:
+            context_full: what to do with a prompt that leaves no room for a reply: `error`; `truncate-left`, drop its
+                oldest tokens, so that half the context or `max_tokens` are free; `shift`, the same, and where a reply
+                fills the context, drop the older half of what is held, run the rest again and go on.
+
+        Raises:
+            ContextFullError: the prompt does not fit the context.
+            BadInputError: an empty prompt, a token id the model does not have, a wrong option.
+        """
+        sampling, policy = sampling or Sampling(), self.model.policy(exit_policy)
+        if policy.lossless and self.decoder.state.rule != "exact":
+            raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
+        if context_full not in get_args(ContextFull):
+            raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
+        if context_full != "error":
+            ids = self.model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            prompt = ids[-self._most_prompt(sampling) :]
+        ids = self.model.checked_prompt(prompt)
+        reply = self.model.reply(ids, sampling, policy, shifts=context_full == "shift")
+        self.decoder.cancelled = False
+        return Stream(self._stream(reply, policy), self._cancel, self.generation)
+
+    def generate(
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+    ) -> Generation:
+        """Like `stream`, but returns once all is generated, with statistics."""
+        return self.generation(tuple(self.stream(prompt, sampling, exit_policy)))
+
+    def choices(
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+    ) -> list[Generation]:
+        """`Sampling.n` replies to one prompt, whose tokens run once; the seed of the i-th is `seed + i`."""
+        sampling = sampling or Sampling()
+        seeds = [None if sampling.seed is None else sampling.seed + index for index in range(sampling.n)]
+        return [self.generate(prompt, replace(sampling, seed=seed), exit_policy) for seed in seeds]
+
+    def logits(
+        self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy = "full"
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits [n, V] behind each of the last `count` tokens of a text, some rows at a time: to score what it says.
+
+        Each comes from the depth that the policy lets its token leave at. What the session holds of the text already is
+        not run again.
+
+        Raises:
+            ContextFullError, BadInputError: as `stream`; or `count` is not from 1 to the text's length.
+        """
+        policy = self.model.policy(exit_policy)
+        text = self.model.checked_prompt(ids)
+        if not 1 <= count <= len(text):
+            raise BadInputError(f"count {count}: must be from 1 to the text's {len(text)} tokens")
+        decoder, first = self.decoder, len(text) - count
+        self._reuse(text[: first + 1])
+        self.ids = []  # until all is fed
+        decoder.prefill(text[decoder.length : first], policy)
+        yield from decoder.forced(text[first:], policy)
+        self.ids = text
+
+    @property
+    def stats(self) -> Stats:
+        """Statistics of the last generation, or of the one under way so far.
+
+        Raises:
+            BadInputError: no token has come yet.
+        """
+        stats = self._stats()
+        if stats is None:
+            raise BadInputError("no token was generated in this session yet")
+        return stats
+
+    def generation(self, tokens: Sequence[Token]) -> Generation:
+        """The tokens of the last `stream` as one object."""
+        return Generation("".join(token.text for token in tokens), tuple(tokens), self.finish_reason, self.stats)
+
+    def _most_prompt(self, sampling: Sampling) -> int:
+        """Tokens of a prompt that leave room for a reply."""
+        return max(1, self.model.context - min(sampling.max_tokens, self.model.context // 2))
+
+    def _cancel(self) -> None:
+        self.decoder.cancelled = True
+
+    def _stream(self, reply: Reply, policy: ExitPolicy) -> Generator[Token, None, None]:
+        decoder, ids = self.decoder, list(reply.history)
+        rows_before = decoder.block_rows
+        self.finish_reason, self._stats = "", lambda: reply.stats(decoder.block_rows - rows_before)
+        try:
+            self._reuse(ids)
+            log.debug("prompt of %d tokens, %d of them held", len(ids), decoder.length)
+            decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
+            rows_before = decoder.block_rows
+            for picked in self._picked(reply, policy):
+                token = reply.take(picked)
+                self.finish_reason = reply.finish_reason
+                yield token
+                if reply.finish_reason:
+                    break
+        except Cancelled:
+            self.finish_reason = "cancelled"
+            log.debug("cancelled after %d tokens", reply.length)
+        finally:
+            decoder.rewind(len(reply.history) - 1 - reply.dropped)  # lossless mode may have gone on
+            self.ids = reply.history[reply.dropped :][: decoder.length]
+            stats = reply.stats(decoder.block_rows - rows_before)
+            self._stats = lambda: stats
+            if not reply.finish_reason:  # the reader stopped asking
+                self.finish_reason = "cancelled"
+
+    def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
+        """The tokens of a reply, without end; each is fed when the next is asked for."""
+        sampler = reply.sampler
+        if policy.lossless and self.model.loops > 1:
+            manifest = self.model.manifest
+            lossless = Lossless(self.decoder, self.model.draft_length, manifest.eos_token_ids, manifest.gate.trained)
+            while True:
+                self._make_room(reply, policy, LONGEST)
+                yield from lossless.round(reply.history, sampler, reply.drafts)
+        while True:
+            self._make_room(reply, policy, 1)
+            step = self.decoder.step(reply.history[-1], reply.policy)
+            token = sampler.pick(step.logits, reply.history)
+            yield sampler.picked(token, step.depth, step.gate, step.logits)
+
+    def _make_room(self, reply: Reply, policy: ExitPolicy, rows: int) -> None:
+        """Where the context has no room for so many rows more and the reply may go on: drop the older half."""
+        held = self.decoder.length
+        if not reply.shifts or held + rows <= self.model.context or held < 2:
+            return
+        dropped = held - held // 2
+        log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)
+        reply.dropped += dropped
+        self.decoder.rewind(0)
+        self.decoder.prefill(reply.history[reply.dropped : -1], policy)
+
+    def _reuse(self, ids: list[int]) -> None:
+        """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
+        pairs = zip(self.ids, ids[:-1], strict=False)
+        common = next((index for index, (held, asked) in enumerate(pairs) if held != asked), None)
+        if common is None:
+            common = min(len(self.ids), len(ids) - 1)
+        self.decoder.rewind(common)

@@ -1,0 +1,89 @@
+"""`Stream`: tokens as they come, for `for` and for `async for`, which another thread may stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from types import TracebackType
+
+from rrt_edge.runtime.reply import Generation, Token
+
+
+class Stream:
+    """The tokens of one reply. The model runs as they are asked for.
+
+    Nothing runs on once the stream is closed, left (`with`, or the last reference gone) or cancelled: within one block
+    step, prompts included. The session keeps what it held of the conversation by then.
+    """
+
+    def __init__(
+        self,
+        tokens: Generator[Token, None, None],
+        cancel: Callable[[], None],
+        generation: Callable[[tuple[Token, ...]], Generation],
+    ) -> None:
+        self._tokens, self._cancel, self._generation = tokens, cancel, generation
+        self._taken: list[Token] = []
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Token:
+        token = next(self._tokens)
+        self._taken.append(token)
+        return token
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Token:
+        """The next token, from a thread beside the event loop; a cancelled task waits for the block step under way."""
+        step = asyncio.get_running_loop().run_in_executor(None, self._next)
+        try:
+            token = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self._cancel()
+            await asyncio.wait([step])
+            if not step.cancelled():
+                step.exception()  # it is of no interest any more
+            self.close()
+            raise
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    def _next(self) -> Token | None:
+        return next(self, None)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the reply here."""
+        self._tokens.close()
+
+    def cancel(self) -> None:
+        """End the reply from any thread: the one that asks for tokens gets none behind the block step under way."""
+        self._cancel()
+
+    @property
+    def generation(self) -> Generation:
+        """The reply so far, with its statistics.
+
+        Raises:
+            BadInputError: no token has come yet.
+        """
+        return self._generation(tuple(self._taken))

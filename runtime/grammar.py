@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from rrt_edge.runtime.errors import BadInputError, MissingExtraError, RRTEdgeErr
 
 Kind = Literal["json-schema", "regex", "lark"]
 LONGEST = 100_000  # characters: far above any schema that a reply could follow
+# JSON as json.dumps writes it: small models would fill replies with the white space that JSON allows everywhere.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Grammar:
 
     @classmethod
     def json_schema(cls, schema: str | Mapping[str, Any]) -> Grammar:
-        """A JSON document that a schema (draft 2020-12) allows; `{}` allows any.
+        """A JSON document that a schema (draft 2020-12) allows, on one line; `{}` allows any.
 
         Raises:
             BadInputError: the text is not JSON, or no schema.
@@ -124,8 +127,8 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        make = {
-            "json-schema": LLMatcher.grammar_from_json_schema,
+        make: dict[Kind, Callable[[str], str]] = {
+            "json-schema": partial(LLMatcher.grammar_from_json_schema, defaults=JSON_STYLE),
             "regex": LLMatcher.grammar_from_regex,
             "lark": LLMatcher.grammar_from_lark,
         }

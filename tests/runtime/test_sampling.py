@@ -17,10 +17,11 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from rrt_edge.runtime import BadInputError, RRTEdgeError, Sampling
-from rrt_edge.runtime.candidates import candidates, distribution, penalised
+from rrt_edge.runtime.candidates import candidates, distribution, less_repetition, penalised
 from rrt_edge.runtime.sampling import Sampler
 
 VOCABULARY = 60
@@ -37,6 +38,8 @@ def theirs(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) 
         warpers.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         warpers.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p < 1:
+        warpers.append(TypicalLogitsWarper(float(sampling.typical_p)))
     probabilities: NDArray[np.float64] = torch.softmax(warpers(None, scores.double()), -1)[0].numpy()
     return probabilities
 
@@ -54,6 +57,7 @@ def ours(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) ->
         top_k=st.one_of(st.integers(0, 5), st.integers(VOCABULARY - 1, VOCABULARY + 1)),
         top_p=st.one_of(st.just(1.0), st.floats(1e-6, 1)),
         min_p=st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1)),
+        typical_p=st.one_of(st.just(1.0), st.floats(0.01, 0.99)),
         repetition_penalty=st.floats(0.5, 2),
     ),
     history=st.lists(st.integers(0, VOCABULARY - 1), max_size=100),
@@ -173,3 +177,27 @@ def test_wrong_kinds_of_values_are_refused_in_one_line(field: str, value: object
 
 def test_numpys_numbers_are_numbers() -> None:
     assert Sampling(temperature=np.float32(0.5), top_k=np.int64(3)).top_k == 3  # type: ignore[arg-type]
+
+
+@given(reply=st.lists(st.integers(0, 9), max_size=30), presence=st.floats(-2, 2), frequency=st.floats(-2, 2))
+def test_presence_and_frequency_penalties_are_those_of_openais_formula(
+    reply: list[int], presence: float, frequency: float
+) -> None:
+    logits = np.linspace(-3, 3, 10, dtype=np.float32)
+    expected = [logit - reply.count(at) * frequency - (at in reply) * presence for at, logit in enumerate(logits)]
+    found = less_repetition(logits, reply, presence, frequency)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_penalties_of_the_reply_leave_the_prompt_alone_and_biases_ban_and_force() -> None:
+    logits = np.array([1, 2, 3, 0], np.float32)
+    assert Sampler(Sampling(presence_penalty=2.0), prompt_tokens=1).pick(logits, [2]) == 2
+    assert Sampler(Sampling(presence_penalty=2.0), prompt_tokens=1).pick(logits, [2, 2]) == 1
+    assert Sampler(Sampling(logit_bias={2: -100.0})).pick(logits, []) == 1
+    assert Sampler(Sampling(logit_bias={3: 100.0})).pick(logits, []) == 3
+
+
+def test_nothing_ends_a_reply_before_its_least_length() -> None:
+    logits = np.array([1, 2, 3, 0], np.float32)
+    sampler = Sampler(Sampling(min_tokens=2), prompt_tokens=1, ends={2})
+    assert [sampler.pick(logits, [0, *[1] * count]) for count in range(4)] == [1, 1, 2, 2]

@@ -1,0 +1,387 @@
+"""Sessions as other programs use them: threads, asyncio, cancelling, files, full contexts, budgets, logprobs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, ExitPolicy, Model, Sampling, Session, Stream
+from rrt_edge.runtime.graph import Graph
+from rrt_edge.runtime.policy import NEVER, Steering
+
+PROMPT = [20, 30, 40, 50, 60]
+LONG = [20 + at % 200 for at in range(300)]
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path):
+    with Model.load(bundle) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each call of the graph."""
+    seen: list[int] = []
+    run = Graph.run
+
+    def counted(self: Graph, binding: object, cache: object, rows: np.ndarray, **given: object) -> object:
+        seen.append(len(rows))
+        return run(self, binding, cache, rows, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "run", counted)
+    return seen
+
+
+def ids_of(model: Model, prompt: list[int], **given: object) -> list[int]:
+    return [token.id for token in model.generate(prompt, Sampling(**given), "threshold=0.5").tokens]  # type: ignore[arg-type]
+
+
+def test_threads_share_a_model(model: Model) -> None:
+    prompts = [[20 + at, 30, 40 + at] for at in range(8)]
+    alone = [ids_of(model, prompt, max_tokens=30) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda prompt: ids_of(model, prompt, max_tokens=30), prompts))
+    assert together == alone
+
+
+def test_async_for_gives_the_same_tokens_without_blocking(model: Model) -> None:
+    expected, turns = ids_of(model, PROMPT, max_tokens=30), 0
+
+    async def one() -> list[int]:
+        return [token.id async for token in model.stream(PROMPT, Sampling(max_tokens=30), "threshold=0.5")]
+
+    async def spin(done: asyncio.Event) -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def all_at_once() -> list[list[int]]:
+        done = asyncio.Event()
+        spinning = asyncio.create_task(spin(done))
+        found = await asyncio.gather(*(one() for _ in range(4)))
+        done.set()
+        await spinning
+        return found
+
+    assert asyncio.run(all_at_once()) == [expected] * 4
+    assert turns > 30  # the loop ran on between tokens
+
+
+def test_a_cancelled_task_stops_within_a_block_step(model: Model, calls: list[int]) -> None:
+    """Also in the middle of a long prompt: no call of the graph begins behind the one under way."""
+    session, begun = model.session(lazy_prompt=False), threading.Event()
+    run, threads = session.decoder._run, []
+
+    def slow(*given: object) -> object:
+        threads.append(threading.get_ident())
+        begun.set()
+        return run(*given)  # type: ignore[arg-type]
+
+    session.decoder._run = slow  # type: ignore[method-assign,assignment]
+
+    async def main() -> None:
+        async def ask() -> None:
+            async for _ in session.stream(LONG, Sampling(max_tokens=50)):
+                pass
+
+        task = asyncio.create_task(ask())
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    before = len(calls)
+    assert session.finish_reason == "cancelled" and threads[0] != threading.get_ident()
+    assert len(session.ids) == session.decoder.length < len(LONG)  # whole chunks of the prompt are kept
+    assert len(calls) == before  # and nothing runs on
+    assert [token.id for token in session.stream(LONG, Sampling(max_tokens=5))] == [
+        token.id for token in model.stream(LONG, Sampling(max_tokens=5))
+    ]
+
+
+def test_another_thread_cancels_between_chunks_of_a_prompt_and_of_waiting_rows(model: Model, calls: list[int]) -> None:
+    """The prompt's deeper loops wait for the first token to go deeper: they too end within a block step."""
+    session = model.session(lazy_prompt=True)
+    session.decoder.prefill(LONG, ExitPolicy(), lazy=True)
+    session.ids = list(LONG)
+    stream = session.stream([*LONG, 7], Sampling(max_tokens=50), "threshold=1")
+    run, count = session.decoder._run, 0
+
+    def cancelling(*given: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 2:
+            threading.Thread(target=stream.cancel).start()
+            while not session.decoder.cancelled:
+                pass
+        return run(*given)  # type: ignore[arg-type]
+
+    session.decoder._run = cancelling  # type: ignore[method-assign,assignment]
+    assert list(stream) == [] and count == 2
+    session.decoder._run = run  # type: ignore[method-assign]
+    assert session.finish_reason == "cancelled" and session.decoder.length == len(LONG)
+    expected = model.generate([*LONG, 7], Sampling(max_tokens=9), "threshold=1")
+    assert session.generate([*LONG, 7], Sampling(max_tokens=9), "threshold=1").text == expected.text
+
+
+@pytest.mark.parametrize("left", ["closed", "with", "dropped", "async"])
+def test_a_stream_that_is_left_frees_its_keys_and_values(model: Model, left: str, calls: list[int]) -> None:
+    async def some(stream: Stream) -> None:
+        async with stream:
+            async for _ in stream:
+                break
+
+    def leave() -> weakref.ref[object]:
+        session = model.session()
+        stream = session.stream(PROMPT, Sampling(max_tokens=50))
+        if left == "async":
+            asyncio.run(some(stream))
+        elif left == "with":
+            with stream:
+                next(stream)
+        else:
+            next(stream)
+        if left == "closed":
+            stream.close()
+            assert next(stream, None) is None
+        return weakref.ref(session.decoder.state.cache)
+
+    cache = leave()
+    before = len(calls)
+    gc.collect()
+    assert cache() is None and len(calls) == before
+
+
+def test_an_interrupt_leaves_a_session_that_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, run, count = model.session(), Graph.run, 0
+
+    def interrupted(self: Graph, *given: object, **named: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return run(self, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "run", interrupted)
+    stream, tokens = session.stream(PROMPT, Sampling(max_tokens=20)), []
+    with pytest.raises(KeyboardInterrupt):
+        for token in stream:
+            tokens.append(token.id)
+    assert len(tokens) == 2 == stream.generation.stats.generated_tokens
+    monkeypatch.setattr(Graph, "run", run)
+    assert (
+        session.generate(PROMPT, Sampling(max_tokens=20)).text == model.generate(PROMPT, Sampling(max_tokens=20)).text
+    )
+
+
+@pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
+def test_a_saved_conversation_goes_on_elsewhere(bundle: Path, tmp_path: Path, rule: str, calls: list[int]) -> None:
+    path = tmp_path / "talk.safetensors"
+    with Model.load(bundle) as model:
+        session = model.session(kv_rule=rule)  # type: ignore[arg-type]
+        text = PROMPT + [token.id for token in session.stream(PROMPT, Sampling(max_tokens=40), "threshold=0.5")]
+        session.save(path)
+        expected = session.generate([*text, 9], Sampling(max_tokens=30), "threshold=0.5")
+    with Model.load(bundle) as other:
+        calls.clear()
+        loaded = other.load_session(path)
+        assert not calls and loaded.ids == text[: len(loaded.ids)]
+        found = loaded.generate([*text, 9], Sampling(max_tokens=30), "threshold=0.5")
+        assert calls[0] == 1  # the conversation's tokens did not run again
+        assert [(token.id, token.depth) for token in found.tokens] == [
+            (token.id, token.depth) for token in expected.tokens
+        ]
+
+
+def test_a_conversation_of_another_bundle_or_a_damaged_one_is_refused(
+    model: Model, make_bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.safetensors"
+    session = model.session()
+    session.generate(PROMPT, Sampling(max_tokens=5))
+    session.save(path)
+    with (
+        Model.load(make_bundle(loops=2)) as other,
+        pytest.raises(BundleError, match=r"talk\.safetensors: is a conversation with another"),
+    ):
+        other.load_session(path)
+    with pytest.raises(BadInputError, match=r"none\.safetensors: no such file"):
+        model.load_session(tmp_path / "none.safetensors")
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BadInputError, match=r"half\.safetensors: damaged"):
+        model.load_session(half)
+    save_file(load_file(path), half, {"format": "pt"})
+    with pytest.raises(BadInputError, match="is no conversation"):
+        model.load_session(half)
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    arrays = load_file(path)
+    arrays["key.2.0"] = arrays["key.2.0"][:, :, :-1]
+    save_file(arrays, half, metadata)
+    with pytest.raises(BadInputError, match=r"damaged.*key\.2\.0"):
+        model.load_session(half)
+    with pytest.raises(BadInputError, match=r"cannot be written|is a folder"):
+        session.save(tmp_path)
+    with pytest.raises(BadInputError, match="cannot be written"):
+        session.save(tmp_path / "no" / "such" / "talk.safetensors")
+    assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".partial")] == []
+
+
+def test_rewinding_forgets_the_end(model: Model) -> None:
+    session = model.session()
+    session.generate(PROMPT, Sampling(max_tokens=10))
+    session.rewind(3)
+    assert session.ids == PROMPT[:3] and session.decoder.length == 3
+    assert (
+        session.generate(PROMPT, Sampling(max_tokens=10)).text == model.generate(PROMPT, Sampling(max_tokens=10)).text
+    )
+    with pytest.raises(BadInputError, match="length 99"):
+        session.rewind(99)
+
+
+@pytest.mark.parametrize("policy", ["full", "threshold=0.5", "lossless"])
+def test_a_full_context_shifts_and_the_reply_goes_on_from_the_newer_half(bundle: Path, policy: str) -> None:
+    """Each token is what a fresh conversation with the tokens held would say next."""
+    with Model.load(bundle, context=64) as model:
+        sampling = Sampling(max_tokens=150, logit_bias={1: -100.0})
+        session = model.session()
+        with pytest.raises(ContextFullError):
+            session.stream(list(range(20, 90)), sampling, policy)
+        assert len(session.generate(PROMPT, sampling, policy).tokens) == 64 - len(PROMPT)
+        stream = session.stream(PROMPT, sampling, policy, context_full="shift")
+        history = list(PROMPT)
+        for token in stream:
+            history.append(token.id)
+            assert session.decoder.length <= 64
+        assert len(stream.generation.tokens) == 150 and stream.generation.finish_reason == "length"
+        assert session.ids == history[-1 - len(session.ids) : -1]
+    if policy != "threshold=0.5":
+        # a context that has room for all sees what the shifted one still held
+        with Model.load(bundle) as large:
+            held = session.ids
+            said = large.generate(held, Sampling(max_tokens=1, logit_bias={1: -100.0}), "full").tokens[0].id
+        assert said == history[-1]
+
+
+def test_prompts_are_cut_from_the_left_on_request(bundle: Path) -> None:
+    with Model.load(bundle, context=64) as model:
+        prompt = list(range(20, 120))
+        cut = list(model.stream(prompt, Sampling(max_tokens=20), context_full="truncate-left"))
+        expected = list(model.stream(prompt[-(64 - 20) :], Sampling(max_tokens=20)))
+        assert [token.id for token in cut] == [token.id for token in expected]
+        messages = [{"role": "system", "content": "sys"}]
+        for at in range(20):
+            messages += [{"role": "user", "content": f"The cat {at}"}, {"role": "assistant", "content": "eats"}]
+        messages.append({"role": "user", "content": "The dog"})
+        ids = model.encode_chat(messages, 40)
+        text = model.tokenizer.decode(ids, skip_special_tokens=False)
+        assert len(ids) <= 40 and "sys" in text and "dog" in text and "cat 0" not in text and "cat 19" in text
+        with pytest.raises(BadInputError, match="context-full 'drop'"):
+            model.stream(prompt, context_full="drop")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [1.3, 2.0, 2.6])
+def test_a_budget_of_depth_is_met(model: Model, target: float) -> None:
+    sampling = Sampling(max_tokens=200, temperature=1.0, seed=1, logit_bias={1: -100.0})
+    stats = model.generate(PROMPT, sampling, f"mean-depth={target}").stats
+    assert stats.mean_depth == pytest.approx(target, abs=0.15)
+
+
+def test_a_budget_of_time_steers_by_the_clock() -> None:
+    """A machine on which a loop takes 4 ms: 6 ms a token are met between 1 and 2 loops, 1 ms as nearly as can be."""
+    gates = np.random.default_rng(0).uniform(size=2000)
+    for budget, wanted in ((6.0, 6.0), (1.0, 4.0), (100.0, 8.0)):
+        steering = Steering(ExitPolicy(threshold=0.5, ms_per_token=budget))
+        steering.observe(2, None)  # the first token's prompt is no budget's
+        spent = []
+        for index, gate in enumerate(gates):
+            depth = 1 if gate >= steering.policy(index).threshold else 2
+            spent.append(0.004 * depth)
+            steering.observe(depth, spent[-1])
+        assert 1000 * np.mean(spent[100:]) == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_budget_bounds_what_leaves() -> None:
+    assert Steering(ExitPolicy(threshold=0.5, mean_depth=1.0)).policy(0).threshold == 0.5
+    steering = Steering(ExitPolicy(threshold=0.5, mean_depth=3.0))
+    for _ in range(50):
+        steering.observe(1, None)
+    assert steering.policy(50).threshold == NEVER  # not even a gate that is 1 in float32 leaves
+
+
+def test_policies_of_budgets_are_checked(model: Model) -> None:
+    for text in ("mean-depth=0.5", "mean-depth=4", "ms-per-token=0", "mean-depth=x"):
+        with pytest.raises(BadInputError, match="exit policy"):
+            model.stream(PROMPT, None, text)
+
+
+def test_log_probabilities_are_torchs(model: Model, recursive: Path) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(recursive)
+    sampling = Sampling(max_tokens=12, temperature=0.8, seed=3, logprobs=4, top_k=3, repetition_penalty=1.3)
+    for policy in ("full", "threshold=0.5", "lossless"):
+        generation = model.generate(PROMPT, sampling, policy)
+        ids = torch.tensor([PROMPT + [token.id for token in generation.tokens]])
+        depths = [one.detach() for one in theirs(ids, output_depths=True).depth_logits]
+        for at, token in enumerate(generation.tokens):
+            depth = token.depth if policy != "lossless" else 3
+            expected = torch.log_softmax(depths[depth - 1][0, len(PROMPT) + at - 1], -1)
+            assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+            values, indices = expected.topk(4)
+            assert [one for one, _ in token.top_logprobs] == indices.tolist()
+            np.testing.assert_allclose([value for _, value in token.top_logprobs], values, atol=1e-4)
+    assert model.generate(PROMPT, Sampling(max_tokens=1)).tokens[0].logprob is None
+
+
+def test_choices_are_what_their_seeds_give_and_run_the_prompt_once(model: Model, calls: list[int]) -> None:
+    sampling = Sampling(max_tokens=8, temperature=1.0, seed=5, n=3)
+    found = [one.text for one in model.choices(LONG, sampling)]
+    assert sum(rows for rows in calls if rows > 1) == len(LONG) - 1
+    expected = [model.generate(LONG, Sampling(max_tokens=8, temperature=1.0, seed=5 + at)).text for at in range(3)]
+    assert found == expected and len(set(found)) == 3
+
+
+def test_ends_that_a_request_names(model: Model) -> None:
+    free = ids_of(model, PROMPT, max_tokens=30)
+    end = free[5]
+    stopped = model.generate(PROMPT, Sampling(max_tokens=30, stop_ids=(end,)), "threshold=0.5")
+    assert stopped.finish_reason == "stop" and stopped.tokens[-1].id == end
+    assert len(stopped.tokens) == free.index(end) + 1
+    longer = model.generate(PROMPT, Sampling(max_tokens=30, min_tokens=20, stop_ids=(end,)), "threshold=0.5")
+    assert len(longer.tokens) >= 20 and end not in [token.id for token in longer.tokens[:19]]
+    with pytest.raises(BadInputError, match="stop-ids: token id 300"):
+        model.stream(PROMPT, Sampling(stop_ids=(300,)))
+    with pytest.raises(BadInputError, match="logit-bias: token id 999"):
+        model.stream(PROMPT, Sampling(logit_bias={999: 1.0}))
+
+
+def test_what_happens_is_logged(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "rrt_edge"), Model.load(bundle, context=64) as model:
+        list(model.stream(PROMPT, Sampling(max_tokens=80, logit_bias={1: -100.0}), context_full="shift"))
+    text = caplog.text
+    assert "loaded in" in text and "prompt of 5 tokens, 0 of them held" in text and "oldest 32 are dropped" in text
+
+
+def test_a_stream_tells_what_it_has_so_far(model: Model) -> None:
+    stream = model.stream(PROMPT, Sampling(max_tokens=10))
+    with pytest.raises(BadInputError, match="no token"):
+        _ = stream.generation
+    next(stream), next(stream)
+    assert stream.generation.stats.generated_tokens == 2 and stream.generation.finish_reason == ""
+    assert isinstance(model.session(), Session)

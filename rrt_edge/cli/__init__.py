@@ -6,6 +6,8 @@ import click
 
 from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
+from rrt_edge.cli.completion import completion
+from rrt_edge.cli.library import list_bundles, pull, remove
 from rrt_edge.cli.making import convert, export, train
 from rrt_edge.cli.measuring import bench
 from rrt_edge.cli.scoring import calibrate, evaluate
@@ -20,4 +22,6 @@ def main(debug: bool) -> None:
 
 
 for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, bench):
+    main.add_command(command)
+for command in (pull, list_bundles, remove, completion):
     main.add_command(command)

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import complain, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
 
 @click.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option("--source", help="The checkpoint the bundle came from: compares the logits at every depth.")
 @click.option(
     "--text",
@@ -56,7 +56,7 @@ def verify(
 
 
 @click.command(epilog="Example: rrt-edge inspect bundle")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @json_option
 @guarded
 def inspect(bundle: Path, as_json: bool) -> None:

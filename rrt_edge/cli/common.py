@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, exit statuses, JSON."""
+"""What the commands share: one-line errors, exit statuses, JSON, bundles by path or short name."""
 
 from __future__ import annotations
 
@@ -6,14 +6,61 @@ import dataclasses
 import json
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+
+EXTRAS = {  # what `pip install 'rrt-edge[EXTRA]'` brings, but for what other extras bring already
+    "export": ("torch", "transformers", "onnx", "optimum", "requests"),
+    "train": ("accelerate", "datasets", "matplotlib", "tensorboardX", "pyyaml"),
+    "serve": ("starlette", "uvicorn", "prometheus_client"),
+    "schema": ("llguidance",),
+    "llm": ("llm",),
+}
+_MODULES = {"pyyaml": "yaml"}  # imported by another name
+_EXTRA_OF = {_MODULES.get(name, name): extra for extra, names in EXTRAS.items() for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotFound:
+    """Stands in the place of a bundle's path until `guarded` can raise the error as all others are."""
+
+    error: BundleError
+
+
+class BundlePath(click.ParamType):  # type: ignore[type-arg]
+    """A bundle: a folder, or the short name of an installed one. For commands that are `guarded`."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | _NotFound:
+        from rrt_edge.runtime.store import find_bundle
+
+        try:
+            return find_bundle(value)
+        except BundleError as error:
+            return _NotFound(error)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Installed names with the folders here, or folders alone where no name fits."""
+        from rrt_edge.runtime.store import installed_names
+
+        try:
+            names = [name for name in installed_names() if name.startswith(incomplete)]
+            here = sorted(path.name for path in Path().iterdir() if path.is_dir() and not path.name.startswith("."))
+        except OSError:
+            names, here = [], []
+        if not names:  # the shell itself goes down folders best
+            return [CompletionItem(incomplete, type="dir")]
+        folders = [name for name in here if name.startswith(incomplete) and name not in names]
+        return [CompletionItem(name, help="installed") for name in names] + [CompletionItem(name) for name in folders]
 
 
 def guarded(command: Command) -> Command:
@@ -22,23 +69,31 @@ def guarded(command: Command) -> Command:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         context = click.get_current_context()
+        as_json = bool(kwargs.get("as_json"))
         try:
+            for value in kwargs.values():
+                if isinstance(value, _NotFound):
+                    raise value.error
             return command(*args, **kwargs)
         except RRTEdgeError as error:
             if context.find_root().params.get("debug"):
                 raise
-            complain(error, str(error), bool(kwargs.get("as_json")))
+            complain(error, str(error), as_json)
             context.exit(2 if isinstance(error, BadInputError) else 1)
         except ModuleNotFoundError as error:
-            extra = "train" if error.name in ("accelerate", "datasets") else "export"
-            hint = f"needs {error.name}, which is not installed: pip install 'rrt-edge[{extra}]'"
-            complain(error, f"rrt-edge {context.info_name} {hint}", bool(kwargs.get("as_json")))
+            complain(error, f"rrt-edge {context.info_name} needs {_missing(str(error.name))}", as_json)
             context.exit(2)
         except KeyboardInterrupt:
-            complain(RRTEdgeError(), "interrupted; nothing half written was left behind", bool(kwargs.get("as_json")))
+            complain(RRTEdgeError(), "interrupted; nothing half written was left behind", as_json)
             context.exit(130)
 
     return run  # type: ignore[return-value]
+
+
+def _missing(module: str) -> str:
+    package = module.partition(".")[0]
+    wanted = f"'rrt-edge[{_EXTRA_OF[package]}]'" if package in _EXTRA_OF else package
+    return f"{module}, which is not installed: pip install {wanted}"
 
 
 def complain(error: Exception, message: str, as_json: bool) -> None:

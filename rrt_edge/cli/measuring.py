@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.manifest import KV_BITS, RULES
@@ -23,7 +23,7 @@ from rrt_edge.runtime.manifest import KV_BITS, RULES
     epilog="Example: rrt-edge bench --shape tinyllama --random --loops 2 --rank 64 "
     "--tests decode:full,decode:depth=1,decode:trace=0.6:skip:x8"
 )
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("bundle", required=False, type=BundlePath())
 @click.option("--shape", help="Measure a model of this shape instead of a bundle: tinyllama, smollm.")
 @click.option("--random", "random_weights", is_flag=True, help="With random weights; needed with --shape.")
 @click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")

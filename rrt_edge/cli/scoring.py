@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.policy import POINTS
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=BundlePath())
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")
 @click.option("--max-length", default=1024, show_default=True, help="Tokens a text is cut to.")
@@ -80,7 +80,7 @@ def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, l
 
 
 @click.command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option(
     "--data", type=click.Path(path_type=Path), required=True, help="Chats or text the model was not trained on."
 )

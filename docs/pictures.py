@@ -40,16 +40,16 @@ def block() -> str:
 
 def linear() -> str:
     """A linear layer of the block: the shared weight, and the adapter of the depth that runs."""
-    parts = [label(60, 104, "x", 16), arrow("M 74 99 H 176"), arrow("M 110 99 V 199 H 176")]
-    parts += [box(180, 64, 240, 70, SHARED, "W, shared by all loops"), arrow("M 422 99 H 496")]
-    parts += [box(180, 180, 96, 38, LORA[0], "A of loop 1"), box(324, 180, 96, 38, LORA[0], "B of loop 1")]
-    parts += [arrow("M 278 199 H 320"), label(299, 172, "r numbers", 11), arrow("M 422 199 H 514 V 118")]
-    parts += [box(180, 240, 96, 38, WHITE, "A of loop 2", True), box(324, 240, 96, 38, WHITE, "B of loop 2", True)]
-    parts += [dashes("M 110 199 V 259 H 176"), dashes("M 278 259 H 322")]
-    parts += [circle(514, 99, 16, "+"), arrow("M 532 99 H 604"), label(616, 104, "y", 16)]
-    parts += [label(530, 204, "while loop 1 runs", 12, "start", LEAVE)]
-    parts += [label(530, 264, "rests until loop 2", 12, "start", FAINT)]
-    return document(680, 300, parts)
+    parts = [label(60, 60, "x", 16), arrow("M 74 55 H 176"), arrow("M 110 55 V 155 H 176")]
+    parts += [box(180, 20, 240, 70, SHARED, "W, shared by all loops"), arrow("M 422 55 H 496")]
+    parts += [box(180, 136, 96, 38, LORA[0], "A of loop 1"), box(324, 136, 96, 38, LORA[0], "B of loop 1")]
+    parts += [arrow("M 278 155 H 320"), label(299, 128, "r numbers", 11), arrow("M 422 155 H 514 V 74")]
+    parts += [box(180, 196, 96, 38, WHITE, "A of loop 2", True), box(324, 196, 96, 38, WHITE, "B of loop 2", True)]
+    parts += [dashes("M 110 155 V 215 H 176"), dashes("M 278 215 H 322")]
+    parts += [circle(514, 55, 16, "+"), arrow("M 532 55 H 604"), label(616, 60, "y", 16)]
+    parts += [label(530, 160, "while loop 1 runs", 12, "start", LEAVE)]
+    parts += [label(530, 220, "rests until loop 2", 12, "start", FAINT)]
+    return document(700, 254, parts)
 
 
 def exit_gate() -> str:

@@ -1,4 +1,4 @@
-"""What the command line shows people: progress, tables, and the chat."""
+"""What the command line shows people: progress, tables, and depths as colours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rrt_edge.conversion import Kept
     from rrt_edge.exporters import ExportReport
-    from rrt_edge.runtime import Manifest, Model, Session, Token
+    from rrt_edge.runtime import Manifest, Token
     from rrt_edge.runtime.calibration import Calibrated, Point
     from rrt_edge.runtime.check import VerifyReport
     from rrt_edge.runtime.manifest import Windows
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 BAR = 30  # characters of the fastest test's bar
-HELP = """\
-/help          this list
-/reset         forget the conversation
-/stats         speed and depth of the last reply
-/threshold T   let tokens leave where the gate is at least T (0 to 1)
-/depth N       give every token N loops
-/full          give every token all loops
-/exit          leave (also Ctrl-D)
-Ctrl-C stops a reply."""
 
 
 @contextmanager
@@ -236,86 +227,3 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
 
 def _speeds(rows: list[dict[str, Any]], kind: str) -> list[float]:
     return [row["tokens_per_second"] for row in rows if row["test"].startswith(kind)]
-
-
-class Chat:
-    """The terminal chat: one session, slash commands, tokens shaded by depth on request."""
-
-    def __init__(
-        self,
-        model: Model,
-        new_session: Callable[[], Session],
-        console: Console,
-        sampling: Any,
-        exit_policy: str,
-        show_depth: bool,
-    ) -> None:
-        self.new_session = new_session
-        self.model, self.console, self.sampling = model, console, sampling
-        self.exit_policy, self.show_depth = exit_policy, show_depth
-        model.policy(exit_policy)
-        self.session = new_session()
-        self.messages: list[dict[str, str]] = []
-
-    def run(self, interactive: bool) -> None:
-        """Read lines until the end; with a pipe for input, answer each line and stop."""
-        if interactive:
-            shape = self.model.manifest.architecture
-            self.console.print(f"{shape.family}, {shape.loops} loops, exit policy {self.exit_policy}. /help for help.")
-            if self.show_depth:
-                self.console.print(legend(self.model.loops, self.console))
-        while True:
-            try:
-                line = self.console.input("[bold]> [/bold]" if interactive else "")
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                self.console.print("\n/exit or Ctrl-D to leave")
-                continue
-            if line.strip() in ("/exit", "/quit"):
-                return
-            if line.strip():
-                self._answer(line.strip())
-
-    def _answer(self, line: str) -> None:
-        from rrt_edge.runtime import RRTEdgeError
-
-        try:
-            if line.startswith("/"):
-                self._command(line)
-            else:
-                self._reply(line)
-        except RRTEdgeError as error:
-            self.console.print(f"error: {error}", style="red", markup=False, highlight=False)
-
-    def _reply(self, line: str) -> None:
-        asked = [*self.messages, {"role": "user", "content": line}]
-        reply = ""
-        stream = self.session.chat(asked, self.sampling, self.exit_policy)
-        try:
-            for token in stream:
-                shown = depth_text(token, self.console) if self.show_depth else Text(token.text)
-                self.console.print(shown, end="", soft_wrap=True)
-                reply += token.text
-        except KeyboardInterrupt:
-            self.console.print(" [dim](stopped)[/dim]", end="")
-        self.console.print()
-        self.messages = [*asked, {"role": "assistant", "content": reply}]
-
-    def _command(self, line: str) -> None:
-        name, _, argument = line.partition(" ")
-        if name == "/help":
-            self.console.print(HELP, markup=False, highlight=False)
-        elif name == "/reset":
-            self.session, self.messages = self.new_session(), []
-            self.console.print("conversation forgotten")
-        elif name == "/stats":
-            stats = vars(self.session.stats)
-            self.console.print(two_columns("last reply", [(key.replace("_", " "), str(stats[key])) for key in stats]))
-        elif name in ("/threshold", "/depth", "/full"):
-            policy = "full" if name == "/full" else f"{name[1:]}={argument.strip()}"
-            self.model.policy(policy)
-            self.exit_policy = policy
-            self.console.print(f"exit policy {policy}")
-        else:
-            self.console.print(f"{name} is not a command; /help lists them", markup=False)

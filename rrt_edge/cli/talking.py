@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def sampling_options(command: Command) -> Command:
 def _sampling(given: dict[str, Any]) -> Any:
     from rrt_edge.runtime import Sampling
 
-    return Sampling(**{field.name: given[field.name] for field in dataclasses.fields(Sampling)})
+    return Sampling(**{field.name: given[field.name] for field in dataclasses.fields(Sampling) if field.name in given})
 
 
 @click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
@@ -147,21 +148,32 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 
 @click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--system", default="", help="A system message: tells the model how to behave.")
+@click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
 @sampling_options
 @guarded
 def chat(
     bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
-    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, **given: Any,
+    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
+    from rrt_edge.chat import Chat
     from rrt_edge.runtime import Model
-    from rrt_edge.terminal import Chat
 
     sampling = _sampling(given)
-    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
-        console = Console(highlight=False)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    console = Console(highlight=False)
+    with console.status("loading the bundle") if interactive else nullcontext():
+        loaded = Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache)
+    with loaded as model:
+        if model.template is None:
+            raise BadInputError(f"{bundle}: has no chat template; try: rrt-edge generate {bundle} --raw PROMPT")
 
         def new_session() -> Session:
             return model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
 
-        Chat(model, new_session, console, sampling, exit_policy, show_depth).run(interactive=sys.stdin.isatty())
+        status = Chat(
+            model, new_session, console, sampling, exit_policy,
+            interactive=interactive, show_depth=show_depth, plain=plain, system=system,
+        ).run()  # fmt: skip
+    click.get_current_context().exit(status)

@@ -81,7 +81,7 @@ def look_at(folder: Path) -> Installed:
         manifest = Manifest.read(folder)
         manifest.check_sizes(folder)
     except BundleError as error:
-        return Installed(folder.name, folder, held, manifest, str(error))
+        return Installed(folder.name, folder, held, manifest, str(error).partition("; ")[0])  # without its remedy
     return Installed(folder.name, folder, held, manifest)
 
 

@@ -133,7 +133,7 @@ def remove(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
             raise BadInputError("nobody to ask here; say --yes to delete")
         told = ", ".join(f"{one.name} ({size(one.bytes)})" for one in found)
         if not click.confirm(f"Delete {told}?", err=True):
-            return click.get_current_context().exit(1)
+            click.get_current_context().exit(1)
     freed = {one.name: run(one.name) for one in found}
     if as_json:
         return print_json({"removed": list(freed), "bytes": sum(freed.values())})

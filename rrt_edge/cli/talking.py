@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import Command, guarded, json_option, print_json
+from rrt_edge.cli.common import BundlePath, Command, guarded, json_option, print_json
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import RULES
 
@@ -63,7 +63,7 @@ def _sampling(given: dict[str, Any]) -> Any:
 
 
 @click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")

@@ -1,0 +1,248 @@
+"""`doctor`: whether everything here is as it should be, and what to do where it is not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from rrt_edge import __version__
+from rrt_edge.cli.common import EXTRAS, BundlePath, guarded, json_option, print_json
+from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+
+NEEDED = ("onnxruntime", "numpy", "tokenizers", "jinja2", "huggingface_hub", "click", "rich")
+BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
+LITTLE_SPACE = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and what helps."""
+
+    what: str
+    remedy: str
+
+
+@dataclass
+class Report:
+    """What was found, by section; `notes` are worth knowing, `problems` are to be mended."""
+
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def wrong(self, what: str, remedy: str) -> None:
+        self.problems.append(Problem(" ".join(what.split()), remedy))
+
+
+@click.command(epilog="Example: rrt-edge doctor demo")
+@click.argument("bundle", required=False, type=BundlePath())
+@json_option
+@guarded
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Look at versions, the machine, onnxruntime, the installed bundles and, with BUNDLE, at a token of it.
+
+    Ends with status 1 where something is wrong; each problem comes with its remedy.
+    """
+    report = Report()
+    _versions(report)
+    _machine(report)
+    _onnxruntime(report)
+    _bundles(report, bundle)
+    if bundle is not None:
+        _bundle(report, bundle)
+    if as_json:
+        problems = [asdict(problem) for problem in report.problems]
+        print_json({"ok": not problems, **report.sections, "notes": report.notes, "problems": problems})
+    else:
+        Console().print(_shown(report))
+    click.get_current_context().exit(1 if report.problems else 0)
+
+
+def _versions(report: Report) -> None:
+    found = {name: _version(name) for name in NEEDED}
+    report.sections["versions"] = {"rrt-edge": __version__, "python": platform.python_version(), **found}
+    extras = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
+    report.sections["extras"] = extras
+    builds = [name for name in BUILDS if _version(name)]
+    if len(builds) > 1:
+        every = " ".join(builds)
+        remedy = f"pip uninstall {every}, then pip install {builds[-1]}"
+        report.wrong(f"{' and '.join(builds)} are both installed and overwrite each other", remedy)
+    for needed, version, extra in _unmet():
+        if needed.name == "onnxruntime" and version is None and builds:
+            continue  # another build of it
+        is_there = "is not installed" if version is None else f"{version} is too old"
+        target = f"rrt-edge[{extra}]" if extra else f"{needed.name}{needed.specifier}"
+        report.wrong(f"{needed.name} {is_there}", f"pip install --upgrade '{target}'")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _unmet() -> list[tuple[Any, str | None, str | None]]:
+    """Requirements that are not met, the version there, and the extra that asks for it; of extras the old ones only."""
+    from packaging.requirements import Requirement
+
+    unmet = []
+    for line in importlib.metadata.requires("rrt-edge") or []:
+        needed = Requirement(line)
+        extras = [extra for extra in EXTRAS if needed.marker and needed.marker.evaluate({"extra": extra})]
+        always = needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if needed.name == "rrt-edge" or not (always or extras):
+            continue
+        version = _version(needed.name)
+        missing = version is None and always
+        if missing or (version is not None and not needed.specifier.contains(version, prereleases=True)):
+            unmet.append((needed, version, None if always else extras[0]))
+    return unmet
+
+
+def _machine(report: Report) -> None:
+    from rrt_edge.runtime.machine import this_machine
+
+    machine = this_machine()
+    report.sections["machine"] = asdict(machine)
+    features = machine.features or {}
+    for basic in ("AVX2", "NEON dotprod"):
+        if features.get(basic) is False:
+            report.notes.append(f"the processor has no {basic}: 4-bit bundles run several times slower than they could")
+    quota, cores = machine.core_quota, machine.usable_cores
+    if quota is not None and cores is not None and quota < cores:
+        told = f"a quota of {quota:g} of {cores} cores holds here, and onnxruntime starts a thread for each core"
+        report.notes.append(f"{told}; give --threads {max(1, int(quota))}")
+
+
+def _onnxruntime(report: Report) -> None:
+    found: dict[str, Any] = {"providers": None, "telemetry_off": None}
+    report.sections["onnxruntime"] = found
+    try:
+        importlib.import_module("rrt_edge.runtime.graph")  # sets ORT_DISABLE_TELEMETRY before onnxruntime reads it
+        onnxruntime = importlib.import_module("onnxruntime")
+    except Exception as error:  # a library that does not load raises ImportError or OSError, and others by build
+        remedy = "pip install --force-reinstall onnxruntime"
+        if sys.platform == "win32":
+            remedy = "install Microsoft's Visual C++ Redistributable, or " + remedy
+        return report.wrong(f"onnxruntime cannot be imported ({error})", remedy)
+    found["providers"] = onnxruntime.get_available_providers()
+    setting = os.environ.get("ORT_DISABLE_TELEMETRY")
+    found["telemetry_off"] = setting == "1"
+    if setting != "1":
+        what = f"ORT_DISABLE_TELEMETRY is {setting!r} in this environment, so onnxruntime may send telemetry"
+        return report.wrong(what, "unset it; rrt-edge then sets it to 1")
+    return None
+
+
+def _bundles(report: Report, asked: Path | None) -> None:
+    """The installed bundles; what is wrong with the one asked for is told elsewhere."""
+    from rrt_edge.runtime.store import HOME, bundles_folder, downloads_folder, installed
+
+    folder = bundles_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    downloads = [path.stat().st_size for path in downloads_folder().rglob("*") if path.is_file()]
+    facts: dict[str, Any] = {"folder": str(folder), "free_bytes": free, "unfinished_download_bytes": sum(downloads)}
+    report.sections["bundles"] = facts
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        report.wrong(f"{there} cannot be written, so no bundle can be installed", f"set {HOME} to another folder")
+    if free < LITTLE_SPACE:
+        report.notes.append(f"{there}: {free / 1e6:.0f} MB are free; {HOME} may name a folder on another disk")
+    if downloads:
+        report.notes.append(f"{downloads_folder()} keeps unfinished downloads; pull again to go on, or delete it")
+    facts["installed"] = []
+    for one in installed():
+        facts["installed"].append(one.name)
+        if one.problem and one.folder != asked:
+            remedy = f"pull it again with --force, or rrt-edge rm {one.name}"
+            report.wrong(f"the installed bundle {one.name} is damaged: {one.problem}", remedy)
+
+
+def _bundle(report: Report, bundle: Path) -> None:
+    from rrt_edge.runtime.manifest import Manifest
+    from rrt_edge.terminal import size
+
+    found: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
+    report.sections["bundle"] = found
+    again = "export or pull the bundle again"
+    try:
+        manifest = Manifest.read(bundle)
+        manifest.check_hashes(bundle)
+    except BundleError as error:
+        return report.wrong(str(error).partition("; ")[0], again)
+    found["hashes_ok"] = True
+    weights = sum(manifest.weight_bytes.values())
+    available = report.sections["machine"]["available_bytes"]
+    if available is not None and available < weights:
+        told = f"{size(weights)} of weights, and {size(available)} of memory are available"
+        return report.wrong(f"{bundle}: has {told}", "end other programs, or take a smaller bundle")
+    try:
+        found |= _run(bundle)
+    except RRTEdgeError as error:
+        report.wrong(f"{bundle} does not run: {error}", "rrt-edge verify says more; " + again)
+    except ImportError as error:
+        report.wrong(f"{bundle} does not run: {error}", "see the problems above")
+    return None
+
+
+def _run(bundle: Path) -> dict[str, Any]:
+    """Seconds to load it, and for one token."""
+    from rrt_edge.runtime import Model, Sampling
+
+    start = time.perf_counter()
+    with Model.load(bundle) as model:
+        loaded = time.perf_counter()
+        list(model.stream([0], Sampling(max_tokens=1)))
+        return {"load_seconds": round(loaded - start, 3), "token_seconds": round(time.perf_counter() - loaded, 3)}
+
+
+def _shown(report: Report) -> Group:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, rows in report.sections.items():
+        table.add_row(Text(title, style="bold"))
+        for name, value in rows.items():
+            label = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+            table.add_row(f"  {label}", Text(_words(value, name)))
+    lines = [Text(f"note: {note}", style="yellow") for note in report.notes]
+    lines += [Text(f"problem: {one.what}; {one.remedy}", style="red") for one in report.problems]
+    return Group(table, *lines, *([] if report.problems else [Text("all is well", style="green")]))
+
+
+def _words(value: Any, name: str) -> str:
+    """A value as people read it."""
+    from rrt_edge.terminal import size
+
+    if isinstance(value, dict):  # what is there, and what is not
+        there = [key if held is True else f"{key} {held}" for key, held in value.items() if held]
+        lacking = [key for key, held in value.items() if not held]
+        hint = f" (pip install 'rrt-edge[{name}]')" if name in EXTRAS else ""
+        gone = [f"{'missing' if hint else 'without'} {', '.join(lacking)}{hint}"] if lacking else []
+        return "; ".join([", ".join(there), *gone] if there else gone)
+    if value is None:
+        return "not installed" if name in NEEDED else "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("_seconds"):
+        return f"{value} s"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,157 @@
+"""What this machine has that decides how fast a bundle runs: processor features, cores, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+X86 = {  # what the int4 kernels look for, by the flags of /proc/cpuinfo
+    "AVX2": {"avx2"},
+    "AVX512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "AVX512 VNNI": {"avx512_vnni"},
+    "AVX-VNNI": {"avx_vnni"},
+}
+ARM = {"NEON dotprod": {"asimddp"}, "NEON i8mm": {"i8mm"}}
+APPLE = {  # the same by sysctl's names
+    "x86": {
+        "AVX2": {"hw.optional.avx2_0"},
+        "AVX512": {"hw.optional.avx512f", "hw.optional.avx512bw", "hw.optional.avx512dq", "hw.optional.avx512vl"},
+        "AVX512 VNNI": {"hw.optional.avx512vnni"},
+        "AVX-VNNI": {"hw.optional.avxvnni"},
+    },
+    "arm": {"NEON dotprod": {"hw.optional.arm.FEAT_DotProd"}, "NEON i8mm": {"hw.optional.arm.FEAT_I8MM"}},
+}
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the system does not say is None.
+
+    `features` says of each that matters for int4 whether the processor has it. `usable_cores`: those this process is
+    bound to; `core_quota`: the processor time a container may use, in cores. Memory is within a container's limit.
+    """
+
+    platform: str
+    processor: str | None
+    features: dict[str, bool] | None
+    cores: int | None
+    usable_cores: int | None
+    core_quota: float | None
+    memory_bytes: int | None
+    available_bytes: int | None
+
+
+def this_machine() -> Machine:
+    """Ask the system."""
+    cores = os.cpu_count()
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else cores
+    return Machine(platform.platform(), _processor(), _features(), cores, usable, cpu_quota(CGROUP), *_memory())
+
+
+def cpuinfo_features(text: str) -> dict[str, bool] | None:
+    """The features by what /proc/cpuinfo says; None where it is of another kind of processor."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return _found(X86 if name.strip() == "flags" else ARM, set(value.split()))
+    return None
+
+
+def sysctl_features(text: str) -> dict[str, bool]:
+    """The features by what macOS' `sysctl hw.optional` says."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    have = {name.strip() for name, _, value in pairs if value.strip() == "1"}
+    return _found(APPLE["arm" if any(name.startswith("hw.optional.arm") for name in have) else "x86"], have)
+
+
+def _found(wanted: Mapping[str, set[str]], have: set[str]) -> dict[str, bool]:
+    return {feature: flags <= have for feature, flags in wanted.items()}
+
+
+def _features() -> dict[str, bool] | None:
+    if sys.platform == "linux":
+        return cpuinfo_features(_read(Path("/proc/cpuinfo")))
+    if sys.platform == "darwin":
+        return sysctl_features(_output("sysctl", "hw.optional"))
+    return None
+
+
+def _processor() -> str | None:
+    if sys.platform == "linux":
+        named = [line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
+        if named:
+            return named[0].partition(":")[2].strip()
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip() or None
+    return platform.processor() or platform.machine() or None
+
+
+def cpu_quota(group: Path) -> float | None:
+    """Cores that the quota of a control group comes to."""
+    quota, _, period = _read(group / "cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Memory in all and available."""
+    if sys.platform == "linux":
+        total, available = meminfo(_read(Path("/proc/meminfo")))
+        limit, used = _read(CGROUP / "memory.max").strip(), _read(CGROUP / "memory.current").strip()
+        if limit.isdigit() and used.isdigit() and total is not None and available is not None:
+            return min(total, int(limit)), max(0, min(available, int(limit) - int(used)))
+        return total, available
+    if sys.platform == "darwin":
+        size = _output("sysctl", "-n", "hw.memsize").strip()
+        return int(size) if size.isdigit() else None, vm_stat(_output("vm_stat"))
+    return _windows_memory() if sys.platform == "win32" else (None, None)
+
+
+def meminfo(text: str) -> tuple[int | None, int | None]:
+    """Bytes in all and available by /proc/meminfo."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    kilobytes = {name: int(value.split()[0]) * 1024 for name, _, value in pairs if value.strip()}
+    return kilobytes.get("MemTotal"), kilobytes.get("MemAvailable")
+
+
+def vm_stat(text: str) -> int | None:
+    """Bytes available by macOS' `vm_stat`: pages that are free or can be dropped."""
+    head, _, body = text.partition("\n")
+    size = "".join(filter(str.isdigit, head))
+    pairs = (line.partition(":") for line in body.splitlines())
+    pages = {name.strip(): value.strip(" .") for name, _, value in pairs}
+    counts = [pages.get(f"Pages {kind}", "") for kind in ("free", "inactive", "speculative", "purgeable")]
+    return sum(map(int, counts)) * int(size) if size and all(map(str.isdigit, counts)) else None
+
+
+def _windows_memory() -> tuple[int | None, int | None]:
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
+            (name, ctypes.c_uint64) for name in ("total", "available", "b", "c", "d", "e", "f")
+        ]
+
+    status = Status()
+    status.length = ctypes.sizeof(status)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        return None, None
+    return status.total, status.available
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

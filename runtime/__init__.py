@@ -17,8 +17,8 @@ from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.engine import Engine, Request
-    from rrt_edge.runtime.manifest import Manifest
     from rrt_edge.runtime.grammar import Grammar
+    from rrt_edge.runtime.manifest import Manifest
     from rrt_edge.runtime.model import Model
     from rrt_edge.runtime.policy import ExitPolicy
     from rrt_edge.runtime.reply import Generation, Stats, Token

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoder import MOST_WAITING
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.graph import Part, PartDone
 from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model, Prompt
@@ -31,12 +31,15 @@ PART_ROWS = 64  # rows that wait are caught up in parts of so many
 
 
 class Request:
-    """One prompt and its reply. `finish_reason` is empty until it ends: `stop`, `length` or `cancelled`."""
+    """One prompt and its reply. `finish_reason` is empty until it ends: `stop`, `length`, `cancelled`, or `error` where
+    its own tokens could not be chosen (`error` says why).
+    """
 
     def __init__(self, number: int, reply: Reply, state: SequenceState, policy: ExitPolicy, kv_bytes: int) -> None:
         self.number = number
         self.tokens: list[Token] = []
         self.finish_reason = ""
+        self.error: RRTEdgeError | None = None
         self.kv_bytes = kv_bytes
         self._reply, self._state, self._policy = reply, state, policy
         self._prompt = list(reply.history)
@@ -209,6 +212,18 @@ class Engine:
         Raises:
             ContextFullError, BadInputError: as `Model.stream`; or the request alone is over the KV budget.
         """
+        request = self.prepare(prompt, sampling, exit_policy)
+        self.enqueue(request)
+        return request
+
+    def enqueue(self, request: Request) -> None:
+        """Queue what `prepare` made."""
+        self.waiting.append(request)
+
+    def prepare(
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+    ) -> Request:
+        """`submit` in two parts: check a request, which any thread may do, and `enqueue` it."""
         model, sampling, policy = self.model, sampling or Sampling(), self.model.policy(exit_policy)
         ids = model.checked_prompt(prompt)
         room = model.context - len(ids)
@@ -220,9 +235,7 @@ class Engine:
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
         reply = model.reply(ids, sampling, policy)
-        request = Request(next(self._numbers), reply, SequenceState(architecture, self.kv_rule), policy, kv_bytes)
-        self.waiting.append(request)
-        return request
+        return Request(next(self._numbers), reply, SequenceState(architecture, self.kv_rule), policy, kv_bytes)
 
     def cancel(self, request: Request) -> None:
         """End a request; it gets no further token."""
@@ -262,12 +275,16 @@ class Engine:
         self.running = [request for request in self.running if request not in served] + served
         tokens = []
         for request, part in zip(served, done, strict=True):
-            token = request.take(part)
+            try:
+                token = request.take(part)
+            except RRTEdgeError as error:  # of this request alone: its logits, its grammar
+                token, request.error, request.finish_reason = None, error, "error"
             if token is not None:
                 tokens.append((request, token))
             if request.finish_reason:
                 self.running.remove(request)
-                self._ended.append(request)
+                if request.error is None:
+                    self._ended.append(request)
         return tokens
 
     def _admit(self) -> None:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.grammar import Grammars
+from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import ExitPolicy
@@ -22,6 +22,7 @@ from rrt_edge.runtime.reply import Generation, Reply
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.session import ContextFull, Session
 from rrt_edge.runtime.session_file import load_session
+from rrt_edge.runtime.store import find_bundle
 from rrt_edge.runtime.stream import Stream
 from rrt_edge.runtime.weight_cache import GRAPH_FILES, packed_graph
 
@@ -56,7 +57,7 @@ class Model:
         """Load a bundle folder, checking sizes and hashes of its files.
 
         Args:
-            bundle: the folder `rrt-edge export` wrote.
+            bundle: the folder `rrt-edge export` wrote, or the name of an installed one (`rrt-edge list`).
             context: tokens a conversation may hold; 4096 or the model's own limit by default, whichever is less.
             threads: onnxruntime's threads; one for each core by default.
             weight_cache: a folder that keeps the weights as this machine's kernels want them, filled at the first load:
@@ -68,7 +69,7 @@ class Model:
             BadInputError: the context is longer than the model's, threads is not positive, or the weight cache cannot
                 be written.
         """
-        folder, started = Path(bundle), time.perf_counter()
+        folder, started = find_bundle(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length
         if context is not None and not 1 <= context <= limit:

@@ -28,7 +28,7 @@ from rrt_edge.exporters import export
 from rrt_edge.runtime.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters")
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters", "samples/web_chat")
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
 TEXT = [
     f"The {noun} {verb} the {other}."

@@ -7,10 +7,12 @@ import click
 from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
 from rrt_edge.cli.completion import completion
+from rrt_edge.cli.doctor import doctor
 from rrt_edge.cli.library import list_bundles, pull, remove
 from rrt_edge.cli.making import convert, export, train
 from rrt_edge.cli.measuring import bench
 from rrt_edge.cli.scoring import calibrate, evaluate
+from rrt_edge.cli.serving import serve
 from rrt_edge.cli.talking import chat, generate
 
 
@@ -21,7 +23,7 @@ def main(debug: bool) -> None:
     """Relaxed Recursive Transformers for the edge: convert, train, export and run with early exit."""
 
 
-for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, bench):
+for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, serve, bench):
     main.add_command(command)
-for command in (pull, list_bundles, remove, completion):
+for command in (pull, list_bundles, remove, doctor, completion):
     main.add_command(command)

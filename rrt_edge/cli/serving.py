@@ -1,0 +1,92 @@
+"""`serve`: a bundle behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rrt_edge.cli.common import BundlePath, guarded
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.manifest import RULES
+
+KEY_VARIABLE = "RRT_EDGE_API_KEY"
+
+
+@click.command(epilog="Example: rrt-edge serve bundle --ui, then open http://127.0.0.1:8080")
+@click.argument("bundle", type=BundlePath())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every one.")
+@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0: a free one.")
+@click.option("--ui", is_flag=True, help="Serve a chat for the browser at /.")
+@click.option("--name", help="What clients call the model.  [default: the bundle's name]")
+@click.option(
+    "--exit-policy", help="Of requests that name none.  [default: threshold where the bundle has one, else full]"
+)
+@click.option("--api-key", help=f"What clients must send as a bearer token; better in {KEY_VARIABLE}.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
+@click.option("--max-queue", default=64, show_default=True, help="Requests that may wait; a further one gets 429.")
+@click.option("--max-tokens", default=4096, show_default=True, help="Tokens of a reply at most.")
+@click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
+@click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
+@click.option("--kv-rule", type=click.Choice(RULES), help="Another KV rule than the bundle was trained for.")
+@click.option("--context", type=int, help="Tokens a conversation may hold.")
+@click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
+@click.option("--weight-cache", type=click.Path(path_type=Path), help="As for generate.")
+@click.option("--verbose", is_flag=True, help="Log each request.")
+@guarded
+def serve(
+    bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
+    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any,
+    context: int | None, threads: int | None, weight_cache: Path | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+
+    Requests share one engine, each token at a depth of its own. Ctrl-C ends the server when the running replies have
+    ended; a second Ctrl-C at once.
+    """
+    from rrt_edge.runtime import Model
+    from rrt_edge.runtime.generation_config import default_sampling
+    from rrt_edge.runtime.server.app import ServerOptions, hosts_for
+    from rrt_edge.runtime.server.serving import listen, run
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    socket = listen(host, port)
+    with socket, Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
+        calibrated = model.manifest.gate.threshold is not None
+        options = ServerOptions(
+            name=name or bundle.resolve().name,
+            exit_policy=exit_policy or ("threshold" if calibrated else "full"),
+            api_key=key,
+            origins=cors,
+            hosts=tuple(hosts_for(host)),
+            most_waiting=max_queue,
+            most_tokens=max_tokens,
+            most_bytes=max_body,
+            kv_budget_bytes=kv_budget << 20,
+            kv_rule=kv_rule,
+            page=_page() if ui else None,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        where = f"http://{shown}:{socket.getsockname()[1]}"
+
+        def ready() -> None:
+            page = f"; chat at {where}/" if ui else ""
+            click.echo(f"{options.name}: serving at {where}/v1{page} (Ctrl-C ends)")
+            if key is None and host not in ("127.0.0.1", "localhost", "::1"):
+                click.echo(f"warning: anybody who reaches {host} may use it; set {KEY_VARIABLE}", err=True)
+
+        run(model, options, default_sampling(bundle), socket, ready)
+
+
+def _page() -> Path:
+    """The browser chat's page, as installed."""
+    from importlib.resources import files
+
+    page = Path(str(files("rrt_edge.web_chat") / "index.html"))
+    if not page.is_file():
+        raise BadInputError(f"{page}: missing from the installation; install rrt-edge again")
+    return page

@@ -1,0 +1,108 @@
+"""Replies as OpenAI's API tells them, whole or in chunks, and what of ours stands beside it under `rrt_edge`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.reply import Generation, Token
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Makes the objects of one request."""
+
+    model: Model
+    name: str
+    chat: bool
+    return_depths: bool
+    logprobs: bool
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def chunk(self, index: int, token: Token, first: bool, finish_reason: str) -> dict[str, Any]:
+        """What a token adds to choice `index`."""
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason or None, "logprobs": None}
+        if self.chat:
+            choice["delta"] = {"role": "assistant", "content": token.text} if first else {"content": token.text}
+        else:
+            choice["text"] = token.text
+        return {**self._head(chunk=True), "choices": [self._with_extras(choice, [token])]}
+
+    def usage_chunk(self, usage: dict[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:
+        return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": statistics(generations)}
+
+    def whole(self, generations: Sequence[Generation], usage: dict[str, Any]) -> dict[str, Any]:
+        """All choices at once."""
+        choices = []
+        for index, one in enumerate(generations):
+            choice: dict[str, Any] = {"index": index, "finish_reason": one.finish_reason, "logprobs": None}
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": one.text, "refusal": None}
+            else:
+                choice["text"] = one.text
+            choices.append(self._with_extras(choice, one.tokens))
+        head = self._head(chunk=False)
+        return {**head, "choices": choices, "usage": usage, "rrt_edge": statistics(generations)}
+
+    def _head(self, chunk: bool) -> dict[str, Any]:
+        kind = f"chat.completion{'.chunk' if chunk else ''}" if self.chat else "text_completion"
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.name}
+
+    def _with_extras(self, choice: dict[str, Any], tokens: Sequence[Token]) -> dict[str, Any]:
+        if self.logprobs:
+            choice["logprobs"] = self._chat_logprobs(tokens) if self.chat else self._text_logprobs(tokens)
+        if self.return_depths:
+            told = [{"id": one.id, "text": one.text, "depth": one.depth, "gate": one.gate} for one in tokens]
+            choice["rrt_edge"] = {"tokens": told}
+        return choice
+
+    def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        def told(token: int, logprob: float | None) -> dict[str, Any]:
+            text = self._text(token)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        content = [
+            {**told(one.id, one.logprob), "top_logprobs": [told(*other) for other in one.top_logprobs]}
+            for one in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _text_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        texts = [self._text(one.id) for one in tokens]
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in tokens],
+            "top_logprobs": [{self._text(other): value for other, value in one.top_logprobs} for one in tokens],
+            "text_offset": [sum(map(len, texts[:at])) for at in range(len(texts))],
+        }
+
+    def _text(self, token: int) -> str:
+        text: str = self.model.tokenizer.decode([token], skip_special_tokens=False)
+        return text
+
+
+def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -> dict[str, Any]:
+    """Tokens of the prompts, counted once each, and of the replies."""
+    asked = sum(map(len, prompts))
+    said = sum(len(one.tokens) for one in generations)
+    return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+
+
+def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
+    """What the replies cost together."""
+    tokens = sum(one.stats.generated_tokens for one in generations)
+    depths = sum(one.stats.mean_depth * one.stats.generated_tokens for one in generations)
+    rows = sum(one.stats.block_rows_per_token * one.stats.generated_tokens for one in generations)
+    speeds = [one.stats.decode_tokens_per_second for one in generations]
+    return {
+        "mean_depth": round(depths / tokens, 4),
+        "block_rows_per_token": round(rows / tokens, 4),
+        "tokens_per_second": round(sum(speeds) / len(speeds), 2),
+        "time_to_first_token_s": max(one.stats.time_to_first_token_s for one in generations),
+    }

@@ -1,0 +1,279 @@
+"""The HTTP application: OpenAI's endpoints, health, metrics, and the page of the browser chat."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from rrt_edge.runtime.engine import KV_BUDGET, Engine
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.manifest import KVRule
+from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.server.answers import Answers
+from rrt_edge.runtime.server.completing import Completing
+from rrt_edge.runtime.server.metrics import Metrics
+from rrt_edge.runtime.server.protocol import ApiError, Ask, api_error, read_chat, read_completion
+from rrt_edge.runtime.server.worker import Busy, Worker
+
+log = logging.getLogger(__name__)
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+OPEN_PATHS = ("/health", "/")  # without the API key
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a bundle is served.
+
+    Attributes:
+        name: what clients call the model.
+        exit_policy: of requests that name none.
+        api_key: what clients must send as a bearer token, if anything.
+        origins: web pages of other origins that may call.
+        hosts: names in the Host header that are answered; empty: any. Protects a server on this machine from web pages
+            that rebind their name to it.
+        most_waiting: requests that may wait; a further one gets status 429.
+        most_tokens: of one reply.
+        most_bytes: of one request's body.
+        kv_budget_bytes: keys and values that running requests may hold.
+        kv_rule: where it is to be another than the bundle's own.
+        page: the file served at `/`, if any.
+    """
+
+    name: str
+    exit_policy: str = "full"
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = LOCAL
+    most_waiting: int = 64
+    most_tokens: int = 4096
+    most_bytes: int = 1 << 20
+    kv_budget_bytes: int = KV_BUDGET
+    kv_rule: KVRule | None = None
+    page: Path | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("most_waiting", "most_tokens", "most_bytes", "kv_budget_bytes"):
+            if getattr(self, field) < 1:
+                raise BadInputError(f"{field.replace('_', '-')} {getattr(self, field)}: must be 1 or more")
+
+
+def create_app(model: Model, options: ServerOptions, defaults: Sampling | None = None) -> Starlette:
+    """The application, for any ASGI server; its engine starts and ends with it.
+
+    Args:
+        defaults: sampling of requests that do not say otherwise.
+
+    Raises:
+        BadInputError: an option does not go with the bundle.
+    """
+    model.policy(options.exit_policy)
+    return _Server(model, options, defaults or Sampling()).app
+
+
+class _Server:
+    def __init__(self, model: Model, options: ServerOptions, defaults: Sampling) -> None:
+        self.model, self.options = model, options
+        self.defaults = replace(defaults, max_tokens=min(options.most_tokens, model.context))
+        engine = Engine(model, kv_rule=options.kv_rule, kv_budget_bytes=options.kv_budget_bytes)
+        self.engine = engine
+        self.worker: Worker | None = None
+        self.metrics = Metrics(lambda: len(engine.waiting), lambda: len(engine.running))
+        self.created = int(time.time())
+        routes = [
+            Route("/health", self._guarded(self.health)),
+            Route("/metrics", self._guarded(self.show_metrics)),
+            Route("/v1/models", self._guarded(self.models)),
+            Route("/v1/models/{name:path}", self._guarded(self.one_model)),
+            Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
+            Route("/v1/completions", self._guarded(self.completion), methods=["POST"]),
+        ]
+        if options.page is not None:
+            routes.append(Route("/", self._guarded(self.page)))
+        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts))] if options.hosts else []
+        if options.origins:
+            allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+            middleware.append(Middleware(CORSMiddleware, allow_origins=list(options.origins), **allowed))
+        self.app = Starlette(routes=routes, middleware=middleware, lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.worker = Worker(self.engine, self.options.most_waiting)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.worker.stop)
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """With the API key checked, errors as the API tells them, and all of it counted."""
+
+        async def guarded(request: Request) -> Response:
+            path = request.scope["route"].path
+            try:
+                self._check_key(request)
+                response = await handler(request)
+            except ApiError as error:
+                response = JSONResponse(error.body, error.status, error.headers)
+            except RRTEdgeError as error:
+                told = api_error(error)
+                response = JSONResponse(told.body, told.status)
+            except Busy:
+                busy = self._busy()
+                response = JSONResponse(busy.body, busy.status, busy.headers)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            self.metrics.answered(path, response.status_code)
+            return response
+
+        return guarded
+
+    def _check_key(self, request: Request) -> None:
+        key = self.options.api_key
+        if key is None or request.url.path in OPEN_PATHS:
+            return
+        scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent.strip().encode(), key.encode()):
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key", headers=headers)
+
+    def _busy(self) -> ApiError:
+        """Says when to come again: a second for each round of the engine's slots that waits."""
+        slots = self.model.manifest.architecture.pasts
+        seconds = 1 + len(self.engine.waiting) // slots
+        told = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
+        return ApiError(429, told, code="queue_full", headers={"Retry-After": str(seconds)})
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def page(self, request: Request) -> Response:
+        assert self.options.page is not None
+        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(self.options.page.read_text("utf-8"), headers=headers)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def one_model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._about())
+
+    def _about(self) -> dict[str, Any]:
+        manifest = self.model.manifest
+        ours = {
+            "loops": self.model.loops,
+            "context": self.model.context,
+            "chat": self.model.template is not None,
+            "gate_trained": manifest.gate.trained,
+            "threshold": manifest.gate.threshold,
+            "points": manifest.gate.points,
+            "exit_policy": self.options.exit_policy,
+        }
+        told = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
+        return {**told, "rrt_edge": ours}
+
+    def _check_model(self, name: Any) -> None:
+        if name is not None and name != self.options.name:
+            told = f"model {name!r}: not served here; this server has {self.options.name!r}"
+            raise ApiError(404, told, "model", "model_not_found")
+
+    async def chat(self, request: Request) -> Response:
+        return await self._complete(request, read_chat)
+
+    async def completion(self, request: Request) -> Response:
+        return await self._complete(request, read_completion)
+
+    async def _complete(self, request: Request, read: Callable[..., Ask]) -> Response:
+        started = time.perf_counter()
+        body = await self._body(request)
+        if isinstance(body, dict):
+            self._check_model(body.get("model"))
+        ask = read(body, self.model, self.defaults, self.options.exit_policy, self.options.most_tokens)
+        assert self.worker is not None
+        logprobs = ask.sampling.logprobs is not None
+        answers = Answers(self.model, self.options.name, read is read_chat, ask.return_depths, logprobs)
+        completing = await Completing.begin(ask, answers, self.worker, self.metrics, started)
+        if ask.stream:
+            return _EventStream(completing)
+        whole = asyncio.create_task(completing.whole())
+        gone = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not whole.done():
+                raise ClientDisconnect
+            return JSONResponse(whole.result())
+        finally:
+            await _ended(whole, gone)
+            completing.cancel()
+
+    async def _body(self, request: Request) -> Any:
+        """The JSON of a body, which must say that it is: pages of other origins cannot without being asked."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be application/json")
+        taken, most = bytearray(), self.options.most_bytes
+        async for piece in request.stream():
+            taken += piece
+            if len(taken) > most:
+                raise ApiError(413, f"the body is larger than {most} bytes")
+        try:
+            return json.loads(taken)
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is not valid JSON ({error})") from error
+
+
+class _EventStream(StreamingResponse):
+    """A reply as it comes; a client that goes away ends it, wherever it was."""
+
+    def __init__(self, completing: Completing) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(completing.events(), media_type="text/event-stream", headers=headers)
+        self._completing = completing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completing.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Ends when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel what still runs, and wait until it has ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def hosts_for(host: str) -> Sequence[str]:
+    """Names in the Host header that a server bound to an address answers: on this machine alone, this machine's."""
+    return LOCAL if host in LOCAL else ()

@@ -1,0 +1,125 @@
+"""One request under way: its choices run together in the engine, and are told as a stream of events or as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.reply import Generation, Token
+from rrt_edge.runtime.server.answers import Answers, usage
+from rrt_edge.runtime.server.metrics import Metrics
+from rrt_edge.runtime.server.protocol import Ask, api_error
+from rrt_edge.runtime.server.worker import Ticket, Worker
+
+
+@dataclass(frozen=True)
+class Completing:
+    """The choices of a request, `Sampling.n` for each prompt. Whoever stops asking for its tokens ends it."""
+
+    ask: Ask
+    answers: Answers
+    worker: Worker
+    metrics: Metrics
+    started: float
+    tickets: tuple[Ticket, ...]
+
+    @classmethod
+    async def begin(cls, ask: Ask, answers: Answers, worker: Worker, metrics: Metrics, started: float) -> Completing:
+        """Queue all choices, or none.
+
+        Raises:
+            Busy, BadInputError: as `Worker.submit`.
+        """
+        tickets: list[Ticket] = []
+        try:
+            for prompt in ask.prompts:
+                for index in range(ask.sampling.n):
+                    seed = None if ask.sampling.seed is None else ask.sampling.seed + index
+                    tickets.append(await worker.submit(prompt, replace(ask.sampling, seed=seed), ask.policy))
+        except BaseException:
+            for ticket in tickets:
+                worker.cancel(ticket)
+            raise
+        return cls(ask, answers, worker, metrics, started, tuple(tickets))
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        for ticket in self.tickets:
+            self.worker.cancel(ticket)
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        """Server-sent events: a chunk for each token that has something to tell, the usage if asked for, `[DONE]`."""
+        begun: set[int] = set()
+        try:
+            async with aclosing(self._tokens()) as tokens:
+                async for index, token in tokens:
+                    request, first = self.tickets[index].request, index not in begun
+                    ended = request.finish_reason if token is request.tokens[-1] else ""
+                    if token.text or ended or first or self.answers.return_depths or self.answers.logprobs:
+                        begun.add(index)
+                        yield _event(self.answers.chunk(index, token, first, ended))
+            if self.ask.include_usage:
+                generations = self._generations()
+                yield _event(self.answers.usage_chunk(usage(self.ask.prompts, generations), generations))
+        except RRTEdgeError as error:
+            yield _event(api_error(error).body)
+        yield "data: [DONE]\n\n"
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer at once.
+
+        Raises:
+            RRTEdgeError: the model failed.
+        """
+        async with aclosing(self._tokens()) as tokens:
+            async for _ in tokens:
+                pass
+        generations = self._generations()
+        return self.answers.whole(generations, usage(self.ask.prompts, generations))
+
+    def _generations(self) -> list[Generation]:
+        return [ticket.request.generation for ticket in self.tickets]
+
+    async def _tokens(self) -> AsyncGenerator[tuple[int, Token], None]:
+        """The tokens of all choices as they come, with the number of their choice."""
+        found: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._forward(index, found)) for index in range(len(self.tickets))]
+        try:
+            left = len(tasks)
+            while left:
+                item = await found.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _forward(self, index: int, found: asyncio.Queue[tuple[int, Token] | BaseException | None]) -> None:
+        ticket, before, first = self.tickets[index], self.started, True
+        try:
+            async with aclosing(self.worker.tokens(ticket)) as tokens:
+                async for token in tokens:
+                    now = time.perf_counter()
+                    self.metrics.token(token, now - before, first)
+                    before, first = now, False
+                    found.put_nowait((index, token))
+            if not first:
+                self.metrics.ended(ticket.request.generation.stats, time.perf_counter() - self.started)
+            found.put_nowait(None)
+        except RRTEdgeError as error:
+            found.put_nowait(error)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

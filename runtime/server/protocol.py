@@ -1,0 +1,245 @@
+"""What clients of OpenAI's API send, as what the engine takes; every complaint names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError
+from rrt_edge.runtime.grammar import Grammar
+from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.sampling import MOST_LOGPROBS, Sampling
+
+MOST_CHOICES = 16  # n, or the prompts of one completion
+MOST_STOPS = 16
+NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
+RENAMED = {  # field of a request: field of Sampling
+    "temperature": "temperature", "top_p": "top_p", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty", "seed": "seed", "n": "n",
+    "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_tokens",
+}  # fmt: skip
+
+
+class ApiError(Exception):
+    """An answer with an error status, in the form of OpenAI's API."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def api_error(error: RRTEdgeError) -> ApiError:
+    """Our own errors as the API tells them."""
+    if isinstance(error, ContextFullError):
+        return ApiError(400, str(error), "messages", "context_length_exceeded")
+    return ApiError(400 if isinstance(error, BadInputError) else 500, str(error))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: prompts as token ids, how to reply to each, and what of the reply is to be told."""
+
+    prompts: tuple[list[int], ...]
+    sampling: Sampling
+    policy: ExitPolicy
+    stream: bool
+    include_usage: bool
+    return_depths: bool
+
+
+def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str, most_tokens: int) -> Ask:
+    """The body of /v1/chat/completions.
+
+    Raises:
+        ApiError: a field is missing or wrong.
+        BadInputError: an option of our own is out of range.
+    """
+    fields = _checked(body)
+    prompt = model.encode_chat(_messages(fields.get("messages")))
+    logprobs = None
+    if _flag(fields, "logprobs"):
+        logprobs = _whole(fields, "top_logprobs", 0, MOST_LOGPROBS) or 0
+    elif fields.get("top_logprobs") is not None:
+        raise ApiError(400, "top_logprobs: needs logprobs to be true", "top_logprobs")
+    most = fields.get("max_completion_tokens", fields.get("max_tokens"))
+    return _ask(fields, model, (prompt,), most, logprobs, defaults, exit_policy, most_tokens)
+
+
+def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str, most_tokens: int) -> Ask:
+    """The body of /v1/completions; errors as `read_chat`."""
+    fields = _checked(body)
+    prompts = tuple(model.encode(one) if isinstance(one, str) else one for one in _prompts(fields.get("prompt")))
+    logprobs = _whole(fields, "logprobs", 0, MOST_LOGPROBS)
+    most = fields.get("max_tokens", 16)  # as OpenAI's API has it
+    return _ask(fields, model, prompts, most, logprobs, defaults, exit_policy, most_tokens)
+
+
+def _ask(
+    fields: dict[str, Any],
+    model: Model,
+    prompts: tuple[list[int], ...],
+    most: Any,
+    logprobs: int | None,
+    defaults: Sampling,
+    exit_policy: str,
+    most_tokens: int,
+) -> Ask:
+    given = {ours: fields[theirs] for theirs, ours in RENAMED.items() if fields.get(theirs) is not None}
+    if given.get("n", 1) not in range(1, MOST_CHOICES + 1):
+        raise ApiError(400, f"n {given['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ApiError(400, f"max_tokens {most!r}: must be a whole number, 1 or more", "max_tokens")
+    kept = {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    try:
+        sampling = Sampling(
+            **{
+                **kept,
+                **given,
+                "max_tokens": min(most_tokens, most_tokens if most is None else most),
+                "stop": _stops(fields.get("stop")),
+                "stop_ids": tuple(fields.get("stop_token_ids") or ()),
+                "logit_bias": _bias(fields.get("logit_bias")),
+                "logprobs": logprobs,
+                "grammar": _grammar(fields),
+            }
+        )
+        policy = model.policy(_text(fields, "exit_policy") or exit_policy)
+    except TypeError as error:
+        raise ApiError(400, f"stop_token_ids: must be a list of token ids ({error})", "stop_token_ids") from error
+    options = fields.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ApiError(400, "stream_options: must be an object", "stream_options")
+    return Ask(
+        prompts,
+        sampling,
+        policy,
+        stream=_flag(fields, "stream"),
+        include_usage=_flag(options, "include_usage"),
+        return_depths=_flag(fields, "return_depths"),
+    )
+
+
+def _checked(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    for name in NOT_HERE:
+        if body.get(name):
+            raise ApiError(400, f"{name}: not supported by this server", name)
+    return body
+
+
+def _messages(messages: Any) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "messages: must be a list of messages, one at least", "messages")
+    found = []
+    for at, message in enumerate(messages):
+        where = f"messages[{at}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ApiError(400, f"{where}: must be an object with a role and a content", where)
+        role = "system" if message["role"] == "developer" else message["role"]
+        found.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
+    return found
+
+
+def _content(content: Any, where: str) -> str:
+    """A message's text, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ApiError(400, f"{where}: must be a text, or a list of text parts", where)
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError(400, f"{where}: only text parts are supported", where)
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _prompts(prompt: Any) -> Sequence[str | list[int]]:
+    def is_ids(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+
+    if isinstance(prompt, str) or (prompt and is_ids(prompt)):
+        return [prompt]
+    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or is_ids(one) for one in prompt):
+        if len(prompt) > MOST_CHOICES:
+            raise ApiError(400, f"prompt: {len(prompt)} prompts; {MOST_CHOICES} at most", "prompt")
+        return prompt
+    raise ApiError(400, "prompt: must be a text, a list of token ids, or a list of such", "prompt")
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(one, str) and one for one in stops):
+        raise ApiError(400, f"stop: must be a text that is not empty, or a list of up to {MOST_STOPS}", "stop")
+    return tuple(stops)
+
+
+def _bias(bias: Any) -> dict[int, float]:
+    if bias is None:
+        return {}
+    try:
+        return {int(token): value for token, value in bias.items()}
+    except (AttributeError, ValueError) as error:
+        raise ApiError(400, "logit_bias: must be an object of numbers by token id", "logit_bias") from error
+
+
+def _grammar(fields: dict[str, Any]) -> Grammar | None:
+    """What the reply must be: response_format, or `regex` and `grammar`, which are our own."""
+    asked = fields.get("response_format")
+    found = [Grammar.regex(fields["regex"])] if _text(fields, "regex") else []
+    found += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") else []
+    if asked is not None:
+        kind = asked.get("type") if isinstance(asked, dict) else None
+        if kind == "json_object":
+            found.append(Grammar.json_schema({"type": "object"}))
+        elif kind == "json_schema":
+            given = asked.get("json_schema")
+            if not isinstance(given, dict) or not isinstance(given.get("schema"), dict):
+                where = "response_format.json_schema.schema"
+                raise ApiError(400, f"{where}: must be a JSON schema", where)
+            found.append(Grammar.json_schema(given["schema"]))
+        elif kind != "text":
+            raise ApiError(400, "response_format.type: must be text, json_object or json_schema", "response_format")
+    if len(found) > 1:
+        raise ApiError(400, "response_format, regex and grammar: give one of them", "response_format")
+    return found[0] if found else None
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ApiError(400, f"{name} {value!r}: must be true or false", name)
+    return bool(value)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ApiError(400, f"{name}: must be a text", name)
+    return value
+
+
+def _whole(fields: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
+        raise ApiError(400, f"{name} {value!r}: must be a whole number from {least} to {most}", name)
+    return value

@@ -1,0 +1,140 @@
+"""A thread that steps the `Engine`; requests come from an event loop and their tokens go back to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from rrt_edge.runtime.engine import Engine, Request
+from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.reply import Token
+from rrt_edge.runtime.sampling import Sampling
+
+log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """So many requests wait that no further one is taken."""
+
+
+@dataclass
+class Ticket:
+    """A request under way and where its tokens go: a token, an error, or None at the end."""
+
+    request: Request
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Token | RRTEdgeError | None] = field(default_factory=asyncio.Queue)
+
+
+class Worker:
+    """Runs an engine until it is stopped. Its methods are for the event loop's thread."""
+
+    def __init__(self, engine: Engine, most_waiting: int) -> None:
+        self.engine, self.most_waiting = engine, most_waiting
+        self._tickets: dict[int, Ticket] = {}  # by the request's number
+        self._cancelled: list[Request] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="rrt-edge engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self.engine.waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self.engine.running)
+
+    async def submit(self, prompt: list[int], sampling: Sampling, policy: ExitPolicy) -> Ticket:
+        """Queue a request.
+
+        Raises:
+            Busy: too many wait.
+            BadInputError: as `Engine.submit`.
+        """
+        if self.waiting >= self.most_waiting:
+            raise Busy
+        # A grammar may take a while to compile: not in the loop's thread.
+        prepared = await asyncio.to_thread(self.engine.prepare, prompt, sampling, policy)
+        ticket = Ticket(prepared, asyncio.get_running_loop())
+        with self._wake:
+            self._tickets[prepared.number] = ticket
+            self.engine.enqueue(prepared)
+            self._wake.notify()
+        return ticket
+
+    async def tokens(self, ticket: Ticket) -> AsyncGenerator[Token, None]:
+        """The tokens of a request as they come; leaving the iterator early ends the request.
+
+        Raises:
+            RRTEdgeError: the model failed.
+        """
+        try:
+            while True:
+                found = await ticket.queue.get()
+                if isinstance(found, RRTEdgeError):
+                    raise found
+                if found is None:
+                    return
+                yield found
+        finally:
+            self.cancel(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request before the next block step; nothing where it has ended."""
+        with self._wake:
+            if self._tickets.pop(ticket.request.number, None) is not None:
+                self._cancelled.append(ticket.request)
+                self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread; requests under way get no further token."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or self._cancelled or self.waiting or self.running)
+                if self._stopping:
+                    return
+                for request in self._cancelled:
+                    self.engine.cancel(request)
+                self._cancelled.clear()
+            self._step()
+
+    def _step(self) -> None:
+        """One block step; hands its tokens to those who asked."""
+        failed: RRTEdgeError | None = None
+        tokens: list[tuple[Request, Token]] = []
+        before = list(self.engine.running)
+        try:
+            tokens = self.engine.step()
+        except RRTEdgeError as error:
+            log.exception("a step failed")
+            failed = error
+        except Exception as error:
+            log.exception("a step failed")
+            failed = RRTEdgeError(f"the engine failed ({type(error).__name__}: {error})")
+        for request, token in tokens:
+            self._deliver(request, token)
+        for request in {*before, *self.engine.running, *(request for request, _ in tokens)}:
+            if request.finish_reason:
+                self._end(request, request.error or (failed if request.finish_reason == "cancelled" else None))
+
+    def _deliver(self, request: Request, found: Token | RRTEdgeError | None) -> None:
+        ticket = self._tickets.get(request.number)
+        if ticket is not None:
+            ticket.loop.call_soon_threadsafe(ticket.queue.put_nowait, found)
+
+    def _end(self, request: Request, error: RRTEdgeError | None) -> None:
+        self._deliver(request, error)
+        with self._wake:
+            self._tickets.pop(request.number, None)

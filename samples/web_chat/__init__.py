@@ -1,0 +1,1 @@
+"""The page of the browser chat, served by `rrt-edge serve --ui`."""

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class RecursiveOutput(ModelOutput):  # type: ignore[misc]
         logits: [B, S, V] after the deepest loop run ([N, V] with `logits_mask`).
         depth_logits: the logits of every depth run, where `output_depths` was set; the last is `logits`.
         gate_logits: [B, S, n] ([N, n] with `logits_mask`), one column for each depth run but the model's last.
+        exit_depths: [B, S] ([N] with `logits_mask`), the depth each token left at, where some were to.
         past_key_values: the cache, slot `loop * layers_per_block + layer`.
     """
 
@@ -45,6 +47,7 @@ class RecursiveOutput(ModelOutput):  # type: ignore[misc]
     logits: Tensor | None = None
     depth_logits: tuple[Tensor, ...] | None = None
     gate_logits: Tensor | None = None
+    exit_depths: Tensor | None = None
     past_key_values: Cache | None = None
 
 
@@ -157,10 +160,13 @@ class RecursiveModel(RecursivePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,  # [B, S, H]
         depth: int | None = None,
-        exit_depths: Tensor | None = None,  # [B, S]
+        exit_depths: Tensor | None = None,  # [B, S]; 0: where the gate says so
+        leaves: Callable[[Tensor, int], Tensor] | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each.
+
+        `leaves(normed, loop)` is the gate's word, bool [B, S].
 
         Raises:
             BadInputError: `exit_depths` with a cache or with gradient checkpointing.
@@ -187,10 +193,12 @@ class RecursiveModel(RecursivePreTrainedModel):
         latest = LatestKeyValues() if rule == "latest" else None
         frozen: Tensor | None = None  # bool [B, S, 1]: rows whose state stays what it is
 
-        normed = []
+        normed: list[Tensor] = []
         for loop in range(depth or self.config.loops):
             if exit_depths is not None and loop:
-                left = exit_depths <= loop  # before this depth, which counts from 1
+                if leaves is not None:
+                    exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
+                left = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
                 if latest is not None:
                     latest.left = left
                 if rule == "propagate":
@@ -286,6 +294,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         output_depths: bool = False,
         logits_mask: Tensor | None = None,
         exit_depths: Tensor | None = None,
+        exit_threshold: float | None = None,
         **kwargs: Any,
     ) -> RecursiveOutput:
         """Run the model.
@@ -297,15 +306,26 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             output_depths: also return the logits of every depth run.
             exit_depths: [B, S], the depth each token of a whole text leaves at; the others see it by `config.kv_rule`.
                 What is returned of a token at depths behind its own means nothing.
+            exit_threshold: tokens with 0 in `exit_depths` leave at the first depth whose gate reaches it.
             logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        leaves = None if exit_threshold is None else partial(self._leaves, exit_threshold)
         normed = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, depth, exit_depths, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            depth,
+            exit_depths,
+            leaves,
+            **kwargs,
         )
         if logits_mask is not None:
             normed = [hidden[logits_mask] for hidden in normed]  # [N, H]
+            exit_depths = None if exit_depths is None else exit_depths[logits_mask]
         elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
             kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
             normed = [hidden[:, kept] for hidden in normed]
@@ -320,6 +340,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             logits=logits,
             depth_logits=depth_logits if output_depths else None,
             gate_logits=self._gate_logits(normed),
+            exit_depths=None if exit_depths is None else self._exits(normed, exit_depths, leaves),
             past_key_values=past_key_values,
         )
 
@@ -334,11 +355,26 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         cap = softcap(self.config.text_config, "final_logit_softcapping")
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    def _leaves(self, threshold: float, normed: Tensor, loop: int) -> Tensor:
+        """Whether each token's gate after a loop reaches the threshold."""
+        assert self.exit_gate is not None
+        reached: Tensor = torch.sigmoid(self.exit_gate(normed, loop)) >= threshold
+        return reached
+
+    def _exits(
+        self, normed: list[Tensor], exit_depths: Tensor, leaves: Callable[[Tensor, int], Tensor] | None
+    ) -> Tensor:
+        """The depth each token left at."""
+        if leaves is not None:
+            for loop, hidden in enumerate(normed[: self.config.loops - 1]):
+                exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(hidden, loop), loop + 1)
+        return exit_depths.where(exit_depths > 0, self.config.loops)
+
     def _gate_logits(self, normed: list[Tensor]) -> Tensor | None:
         gated = normed[: self.config.loops - 1]
         if self.exit_gate is None:
             return None
-        columns = [self.exit_gate(hidden, index) for index, hidden in enumerate(gated)]
+        columns = [self.exit_gate(hidden.detach(), index) for index, hidden in enumerate(gated)]  # it only reads
         return torch.stack(columns, dim=-1)
 
 

@@ -14,6 +14,7 @@ from rrt_edge.runtime.manifest import RULES, KVRule
 Stage = Literal["uptrain", "early-exit", "gate"]
 Divergence = Literal["forward-kl", "reverse-kl", "jsd", "tvd"]
 ExitLoss = Literal["aggressive", "weighted", "stochastic"]
+Exits = Literal["random", "gate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ABOVE_0 = (
     "epochs", "batch", "accumulate", "lr", "lora_lr", "exit_lr", "gate_lr", "temperature", "max_length", "save_steps",
@@ -58,6 +59,8 @@ class TrainOptions:
         exit_teacher: take that KL from the teacher instead.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than
             `exact` the early-exit and gate stages draw an exit depth for each token the model should say.
+        exits: how, in the early-exit stage: `random`, any depth alike; `gate`, half of them as the gate says, which
+            learns beside the rest, at a threshold drawn for each batch.
         max_length: tokens an example is cut to.
         save_steps: steps between the checkpoints a stopped run goes on from.
         eval_steps: steps between evaluations, where there is text for them; 0: at the end of each stage only.
@@ -93,6 +96,7 @@ class TrainOptions:
     exit_kd_weight: float = 1.0
     exit_teacher: bool = False
     kv_rule: KVRule = "exact"
+    exits: Exits = "random"
     max_length: int = 1024
     seed: int = 0
     save_steps: int = 200
@@ -109,10 +113,19 @@ class TrainOptions:
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise BadInputError(f"{_flag(name)} {getattr(self, name)} must not be negative")
-        choices = (("kv_rule", RULES), ("divergence", get_args(Divergence)), ("exit_loss", get_args(ExitLoss)))
+        choices = (
+            ("kv_rule", RULES),
+            ("divergence", get_args(Divergence)),
+            ("exit_loss", get_args(ExitLoss)),
+            ("exits", get_args(Exits)),
+        )
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise BadInputError(f"{_flag(name)} {getattr(self, name)!r}: choose from {', '.join(known)}")
+        if self.exits == "gate" and self.kv_rule == "exact":
+            raise BadInputError(
+                "exits gate goes with a kv-rule of latest, skip or propagate: under exact none is drawn"
+            )
         if self.stream and not self.max_steps:
             raise BadInputError("stream: the end of a stream is not known; say how far with max-steps")
         if self.teacher_top_k and (self.stream or self.divergence != "forward-kl"):

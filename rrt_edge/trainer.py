@@ -28,6 +28,9 @@ from rrt_edge.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.options import Stage, TrainOptions
 from rrt_edge.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
 
+BY_GATE = 0.5  # share of tokens that leave as the gate says, where it does
+THRESHOLDS = (0.5, 1.0)  # of the gate in training: one of these for each batch
+
 
 class StageTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with the loss of one stage, computed at the labelled positions only."""
@@ -46,36 +49,65 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         asked = predicting(inputs["labels"])  # [B, S]
-        config = self.accelerator.unwrap_model(model).config
-        exits = None
-        if self.stage != "uptrain" and config.kv_rule != "exact":
-            # What a token that left is at depths behind its own means nothing: the losses are those of the others.
-            exits = draw_exits(asked, config.loops)
-            asked = asked & (exits == config.loops)
         targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
-        text, depth = text_of(inputs), None
-        if self.stage == "early-exit" and self.options.exit_loss == "stochastic":
-            drawn = random.Random(f"{self.options.seed}/{self.state.global_step}")  # the same in every process
-            depth = drawn.randint(1, config.loops)
-        all_depths = self.stage != "uptrain" and depth is None
-        outputs = model(**text, logits_mask=asked, output_depths=all_depths, exit_depths=exits, depth=depth)
-        loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
+        loops, depth, options = self.accelerator.unwrap_model(model).config.loops, None, self.options
+        if self.stage == "early-exit" and options.exit_loss == "stochastic":
+            depth = self._drawn.randint(1, loops)
+        outputs = model(
+            **text_of(inputs),
+            logits_mask=asked,
+            output_depths=self.stage != "uptrain" and depth is None,
+            depth=depth,
+            **self._exits(model, asked, loops),
+        )
+        whole = torch.ones_like(targets, dtype=torch.bool)
+        if outputs.exit_depths is not None and self.accelerator.unwrap_model(model).config.kv_rule == "propagate":
+            # The state of a token that left stays as it is: the losses behind its depth are those of the others. Under
+            # the other rules it is what the token would be had it alone gone on.
+            whole = outputs.exit_depths >= (depth or loops)
+        loss = share_of_mean(self._loss(outputs, targets, inputs, asked, whole), int(whole.sum()))
         return (loss, outputs) if return_outputs else loss
 
-    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
+    @property
+    def _drawn(self) -> random.Random:
+        """Of this step; the same in every process."""
+        return random.Random(f"{self.options.seed}/{self.state.global_step}")
+
+    def _exits(self, model: Any, asked: Tensor, loops: int) -> dict[str, Any]:
+        """Where the tokens of a batch leave, under a rule by which that matters."""
+        if self.stage == "uptrain" or self.accelerator.unwrap_model(model).config.kv_rule == "exact":
+            return {}
+        if not self._by_gate:
+            return {"exit_depths": draw_exits(asked, loops)}
+        return {"exit_depths": draw_exits(asked, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
+
+    @property
+    def _by_gate(self) -> bool:
+        return self.stage == "early-exit" and self.options.exits == "gate"
+
+    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, whole: Tensor) -> Tensor:
+        """`whole` [N]: which of the positions asked for ran all the depths there are logits of."""
         options = self.options
+        all_depths = None if outputs.depth_logits is None else tuple(logits[whole] for logits in outputs.depth_logits)
         if self.stage == "gate":
-            return gate_loss(outputs.gate_logits, outputs.depth_logits)
-        if self.stage == "early-exit" and options.exit_loss == "weighted":
-            return weighted_exit_loss(outputs.depth_logits, targets)
-        loss = self._taught(outputs.logits, targets, inputs, asked, options.kd_weight)
-        if outputs.depth_logits is None:
+            assert all_depths is not None
+            return gate_loss(outputs.gate_logits[whole], all_depths)
+        learnt: Tensor | float = 0.0
+        if self._by_gate and all_depths is not None:
+            learnt = gate_loss(outputs.gate_logits[whole], all_depths)
+        if all_depths is not None and options.exit_loss == "weighted":
+            return learnt + weighted_exit_loss(all_depths, targets[whole])
+        asked = torch.zeros_like(asked).masked_scatter(asked, whole)
+        loss = learnt + self._taught(outputs.logits[whole], targets[whole], inputs, asked, options.kd_weight)
+        if all_depths is None:
             return loss
         if options.exit_teacher:
             weight = options.exit_kd_weight
-            earlier = [self._taught(one, targets, inputs, asked, weight) for one in outputs.depth_logits[:-1]]
+            earlier = [self._taught(one, targets[whole], inputs, asked, weight) for one in all_depths[:-1]]
             return loss + options.exit_weight * torch.stack(earlier).sum()
-        return loss + options.exit_weight * exit_loss(outputs.depth_logits, targets, options.exit_kd_weight)
+        exits = None if bool(whole.all()) else outputs.exit_depths
+        early = exit_loss(outputs.depth_logits, targets, options.exit_kd_weight, exits)
+        return loss + options.exit_weight * early
 
     def _taught(
         self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, weight: float

@@ -111,7 +111,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_penalty(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and -2 <= value <= 2
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= 2
 
 
 def _is_texts(value: object) -> bool:

@@ -57,4 +57,5 @@ class Metrics:
         self._whole.observe(seconds)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        text: bytes = generate_latest(self.registry)
+        return text

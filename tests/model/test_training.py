@@ -121,11 +121,54 @@ def test_drawn_exits_leave_prompts_whole_and_something_to_learn_from() -> None:
         assert (exits[~asked] == 3).all() and exits.min() >= 1 and (exits[asked] == 3).any()
     seen = torch.stack([draw_exits(asked, 3) for _ in range(50)])[:, 1]
     assert set(seen[:, 1].tolist()) == {1, 2, 3}
+    many = draw_exits(torch.ones(400, 100, dtype=torch.bool), 2)
+    shares = (many < 2).float().mean(dim=1)  # of a text: from hardly any token to nearly all
+    assert shares.quantile(0.1) < 0.2 and shares.quantile(0.9) > 0.8 and 0.4 < shares.mean() < 0.6
+    gated = draw_exits(torch.ones(400, 100, dtype=torch.bool), 2, by_gate=0.5)
+    assert 0.45 < (gated == 0).float().mean() < 0.55
 
 
+def test_tokens_leave_where_the_gate_reaches_the_threshold(recursive: Path) -> None:
+    """One forward in which the gate decides is one in which its decisions are given, under every rule."""
+    model = AutoModelForCausalLM.from_pretrained(recursive).eval()
+    ids = torch.randint(4, 300, (2, 40), generator=torch.Generator().manual_seed(0))
+    free = torch.zeros_like(ids)
+    free[:, :5] = 3  # as a prompt
+    for rule in ("latest", "skip", "propagate"):
+        model.config.kv_rule = rule
+        with torch.no_grad():
+            out = model(ids, exit_depths=free, exit_threshold=0.5, output_depths=True)
+            told = model(ids, exit_depths=out.exit_depths, output_depths=True)
+        assert (out.exit_depths[:, :5] == 3).all() and set(out.exit_depths.unique().tolist()) == {1, 2, 3}
+        for ours, theirs in zip(out.depth_logits, told.depth_logits, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        gates = torch.sigmoid(out.gate_logits)
+        first = torch.where(gates[..., 0] >= 0.5, 1, torch.where(gates[..., 1] >= 0.5, 2, 3))
+        assert torch.equal(out.exit_depths[:, 5:], first[:, 5:])
+
+
+def test_the_gate_only_reads_the_states_it_judges(recursive: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(recursive)
+    model(torch.tensor([[5, 6, 7]])).gate_logits.sum().backward()
+    with_gradient = {name for name, one in model.named_parameters() if one.grad is not None and one.grad.any()}
+    assert with_gradient and all(name.startswith("exit_gate") for name in with_gradient)
+
+
+def test_early_losses_count_what_reached_their_depth() -> None:
+    logits = torch.randn(3, 6, 9, generator=torch.Generator().manual_seed(0))
+    targets, exits = torch.arange(6), torch.tensor([1, 2, 3, 3, 1, 2])
+    cross = torch.nn.functional.cross_entropy
+    expected = cross(logits[0], targets) + cross(logits[1][exits >= 2], targets[exits >= 2])
+    torch.testing.assert_close(exit_loss(tuple(logits), targets, 0.0, exits), expected)
+    whole = exits == 3
+    expected += divergence(logits[0][whole], logits[2][whole]) + divergence(logits[1][whole], logits[2][whole])
+    torch.testing.assert_close(exit_loss(tuple(logits), targets, 1.0, exits), expected)
+
+
+@pytest.mark.parametrize("exits", ["random", "gate"])
 @pytest.mark.parametrize("rule", ["propagate", "latest", "skip"])
 def test_training_for_a_rule_lowers_its_loss(
-    source: Path, recursive: Path, data: Path, tmp_path: Path, rule: str
+    source: Path, recursive: Path, data: Path, tmp_path: Path, rule: str, exits: str
 ) -> None:
     """The loss of the tokens that run all depths while others have left, under the rule trained for."""
 
@@ -136,14 +179,14 @@ def test_training_for_a_rule_lowers_its_loss(
         batch = PadCollator(0)(read_examples(data, tokenizer, 64)[:32])
         asked = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
         torch.manual_seed(0)
-        exits = draw_exits(asked, 3)
-        whole = asked & (exits == 3)
+        drawn = draw_exits(asked, 3)
+        whole = asked & (drawn == 3)
         with torch.no_grad():
             texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            logits = model(**texts, logits_mask=whole, exit_depths=exits).logits
+            logits = model(**texts, logits_mask=whole, exit_depths=drawn).logits
         return float(torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:][whole[:, :-1]]))
 
-    options = quick(stages=("early-exit",), kv_rule=rule)
+    options = quick(stages=("early-exit",), kv_rule=rule, exits=exits)
     rrt_edge.train(recursive, tmp_path / "out", data=data, teacher=source, options=options)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.kv_rule == rule
     assert loss(tmp_path / "out") < 0.7 * loss(recursive)

@@ -23,7 +23,8 @@ PAGES = {  # file of the repository: page of the site
     "CONTRIBUTING.md": "project/contributing.md",
 }
 PACKAGES = ("rrt_edge", "rrt_edge.runtime", "rrt_edge.exporters")
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+EXAMPLE = re.compile(r"Example: (.+?)((?:, then .+)?)")  # of a command, and what to do behind it
+LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+\.(?:md|svg|png))")
 _installed: tempfile.TemporaryDirectory[str] | None = None
 
 
@@ -36,9 +37,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         spec = find_spec(package)
         assert spec is not None and spec.origin is not None, f"{package} is not installed"
         target = Path(_installed.name, *package.split("."))
-        target.mkdir(parents=True, exist_ok=True)
-        for module in Path(spec.origin).parent.glob("*.py"):
-            shutil.copyfile(module, target / module.name)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(spec.origin).parent, target, ignore=ignored, dirs_exist_ok=True)
     handlers = config.plugins["mkdocstrings"].config.handlers
     handlers.setdefault("python", {})["paths"] = [_installed.name]
     _show_examples()
@@ -48,9 +48,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def _show_examples() -> None:
     """Put the example of each command, which mkdocs-click leaves out, behind its description."""
     for command in main.commands.values():
-        text = (command.epilog or "").removeprefix("Example: ")
-        if text and text not in (command.help or ""):
-            command.help = f"{command.help}\n\nExample: `{text}`"
+        example = EXAMPLE.fullmatch(command.epilog or "")
+        if example and example[1] not in (command.help or ""):
+            command.help = f"{command.help}\n\nExample: `{example[1]}`{example[2]}"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -29,22 +29,26 @@ def download(address: str, partial: Path, sha256: str, progress: Progress | None
     """Make `partial` the whole file; a broken connection is taken up again where it broke.
 
     Args:
-        address: https, or http on this machine.
+        address: one that `check_address` lets pass.
         partial: holds what came so far, and keeps it where this fails or is interrupted.
         sha256: of the whole file, in lower-case hexadecimal.
         progress: called with bytes held, bytes in all (0 where the server does not say) and "downloading".
 
     Raises:
-        BadInputError: an address that is not to be used or has no such file, or another hash: `partial` is gone then.
+        BadInputError: there is no such file, it is elsewhere and not to be used, or has another hash: `partial` is gone
+            then.
         RRTEdgeError: the connection failed, or the disk has no room.
     """
-    check_address(address)
-    with partial.open("r+b" if partial.exists() else "w+b") as file:
-        transfer = _Transfer(address, file, partial, progress)
-        while not transfer.complete and transfer.digest.hexdigest() != sha256:
-            transfer.go_on()
+    try:
+        with partial.open("r+b" if partial.exists() else "w+b") as file:
+            transfer = _Transfer(address, file, partial, progress)
+            while not transfer.complete and transfer.digest.hexdigest() != sha256:
+                transfer.go_on()
+    finally:
+        if partial.exists() and not partial.stat().st_size:
+            partial.unlink()
     if (found := transfer.digest.hexdigest()) != sha256:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
         raise BadInputError(
             f"{shown(address)}: its SHA-256 is {found}, not the {sha256} asked for; nothing was installed"
         )

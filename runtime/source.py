@@ -37,9 +37,14 @@ def parse_source(text: str, sha256: str | None, revision: str | None) -> Source:
     """The source that a text stands for; a folder or file that exists wins over a repository.
 
     Raises:
-        BadInputError: it is none of the four kinds, or an option does not go with its kind or is missing.
+        BadInputError: it is none of the four kinds, or an address that is not to be used; or an option does not go with
+            its kind or is missing.
     """
     kind = _kind(text)
+    if kind == "address":
+        from rrt_edge.runtime.download import check_address
+
+        check_address(text)
     if revision is not None and kind != "repository":
         raise BadInputError(f"--revision is of a Hugging Face repository, owner/name; {text} is none")
     if sha256 is None and kind == "address":

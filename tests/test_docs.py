@@ -223,6 +223,13 @@ def test_a_command_in_the_text_exists(where: str, span: str) -> None:
     assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
 
 
+def test_scripts_that_pages_name_exist() -> None:
+    named = {
+        name for page in PAGES for name in re.findall(r"(?:python|sh) ((?:\w+/)+\w+\.\w+)", page.read_text("utf-8"))
+    }
+    assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
 # The errors
 
 

@@ -1,0 +1,144 @@
+"""The browser chat against a real server: replies, their depths, stop, regenerate, what is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser import ANSWER, QUESTION, Page
+from tests.serving import Served, serving
+
+
+def api(url: str, question: str, exit_policy: str) -> dict[str, Any]:
+    """The same question, asked without the page."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "exit_policy": exit_policy,
+        "return_depths": True,
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+def test_a_reply_is_the_apis_with_depth_and_gate_of_each_token(page: Page, url: str) -> None:
+    page.slide_to("0.99999")
+    assert page.ask(QUESTION) == ANSWER
+    expected = api(url, QUESTION, "threshold=0.99999")
+    assert expected["choices"][0]["message"]["content"] == ANSWER
+    told = [one for one in expected["choices"][0]["rrt_edge"]["tokens"] if one["text"]]
+    shown = page.js(
+        "return [...document.querySelectorAll('.token')]"
+        ".map((one) => [one.textContent, +one.dataset.depth, +one.dataset.gate, one.dataset.tip])"
+    )
+    assert [one[:2] for one in shown] == [[one["text"], one["depth"]] for one in told]
+    assert [one[2] for one in shown] == pytest.approx([one["gate"] for one in told], abs=1e-4)
+    assert {depth for _, depth, *_ in shown} == {1, 2}
+    statistics = expected["rrt_edge"]
+    assert page.find("#depth").text == f"{statistics['mean_depth']:.2f} of 2"
+    assert page.find("#saved").text == f"{100 * (1 - statistics['block_rows_per_token'] / 2):.0f} %"
+    assert float(page.find("#speed").text) > 0
+    ActionChains(page.driver).move_to_element(page.find(".token")).perform()
+    assert page.find("#tip").text == shown[0][3] and re.fullmatch(r"depth 2 of 2 · gate [0-9a-e. -]+", shown[0][3])
+    assert [one for one in page.driver.get_log("browser") if one["level"] == "SEVERE"] == []  # nor a breach of the CSP
+
+
+def test_the_figures_while_streaming_are_those_the_server_tells_in_the_end(page: Page) -> None:
+    for shown in ("first loop only", "0.999", "0.9999", "0.99999", "full depth"):
+        page.slide_to(shown)
+        page.ask(QUESTION)
+        own, told = page.js("const last = messages.at(-1); return [cost({...last, cost: null}), last.cost]")
+        assert own["depth"] == pytest.approx(told["depth"], abs=1e-4)
+        assert own["rows"] == pytest.approx(told["rows"], abs=1e-4)
+        page.click("New conversation")
+
+
+def test_the_slider_decides_at_which_depth_tokens_leave(page: Page) -> None:
+    assert page.find("#shown").text == "0.9 · calibrated"  # the server's default
+    found = {}
+    for shown in ("first loop only", "0.99999", "full depth"):
+        page.slide_to(shown)
+        page.ask(QUESTION)
+        found[shown] = set(page.depths)
+    assert found == {"first loop only": {1}, "0.99999": {1, 2}, "full depth": {2}}
+    page.click("First loop")
+    assert page.find("#slider").get_attribute("aria-valuetext") == "first loop only"
+    page.js("select.value = 'lossless'; select.dispatchEvent(new Event('change'))")
+    assert page.ask(QUESTION) and set(page.depths) == {2} and page.find("#shown").text == "lossless"
+
+
+def test_an_untrained_gates_slider_sets_the_depth(bundle: Path, open_page: Callable[[str], Page]) -> None:
+    with serving(bundle, "--ui", "--threads", "1", "--max-tokens", "5") as served:
+        page = open_page(served.url)
+        page.open()
+        for shown, depth in (("first loop only", 1), ("depth 2", 2), ("full depth", 3)):
+            page.slide_to(shown)
+            page.ask("The cat")
+            assert set(page.depths) == {depth}
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stop_keeps_what_came_and_frees_the_server(
+    how: str, serve_endless: Callable[..., Served], open_page: Callable[[str], Page]
+) -> None:
+    page = open_page(serve_endless().url)
+    page.open()
+    page.send("The cat")
+    page.wait(lambda: len(page.depths) > 20)
+    assert not page.idle and float(page.find("#speed").text) > 0
+    if how == "button":
+        page.click("Stop")
+    else:
+        page.press(Keys.ESCAPE)
+    page.wait(lambda: page.idle)
+    assert "stopped" in page.find(".below span").text and page.focused == "input"
+    kept = page.replies
+
+    page.wait(lambda: page.metric("running") == 0)
+    assert page.replies == kept and kept[0]
+
+
+def test_regenerate_asks_for_the_last_reply_again_at_the_threshold_of_now(page: Page) -> None:
+    page.slide_to("first loop only")
+    page.ask("What does heapq.heappush do?")
+    page.ask(QUESTION)
+    page.slide_to("full depth")
+    page.click("Regenerate")
+    page.wait(lambda: page.idle and set(page.depths) == {2})
+    assert len(page.questions) == len(page.replies) == 2 and page.replies[1] == ANSWER and page.focused == "input"
+
+
+def test_a_reload_keeps_the_conversation_the_draft_and_the_choices(page: Page) -> None:
+    page.slide_to("0.99999")
+    page.ask(QUESTION)
+    depths = page.depths
+    page.find("#input").send_keys("and then")
+    page.open()
+    assert (page.questions, page.replies, page.depths, page.typed) == ([QUESTION], [ANSWER], depths, "and then")
+    assert page.find("#shown").text == "0.99999"
+    page.click("New conversation")
+    assert page.questions == page.replies == []
+    page.click("Undo")
+    assert (page.questions, page.replies) == ([QUESTION], [ANSWER])
+    page.click("New conversation")
+    page.open()
+    assert page.questions == page.replies == []
+
+
+def test_copy_takes_the_reply_as_it_was_written(page: Page) -> None:
+    page.seed("One **two**\n\n- three")
+    page.find("#shade").click()
+    page.click("Copy")
+    page.wait(lambda: "Copied" in page.find(".below button").text)
+    page.find("#input").send_keys(Keys.CONTROL, "v")
+    page.wait(lambda: page.typed == "One **two**\n\n- three")

@@ -163,9 +163,10 @@ class Chat:
         try:
             with self._stoppable() as stop, self._view() as view:
                 for token in stream:
+                    last = stop is not None and stop.asked()
                     tokens.append(token)
                     view.add(token)
-                    if stop and stop.asked():
+                    if last:
                         break
                 else:
                     how = self.session.finish_reason

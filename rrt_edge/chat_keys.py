@@ -132,7 +132,7 @@ class Stop:
         self._started = False
 
     def asked(self) -> bool:
-        """To be called behind each token."""
+        """To be called for each token."""
         self._started = True
         return self._asked.is_set()
 

@@ -97,6 +97,8 @@ class MarkdownView:
 
     def __enter__(self) -> Self:
         self._console.show_cursor(False)
+        self._console.print("…", style="dim")  # a long prompt may take its time
+        self._rows = 1
         return self
 
     def __exit__(self, *error: object) -> None:

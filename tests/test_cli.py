@@ -100,21 +100,6 @@ def test_prompts_come_through_the_template_or_raw_or_from_a_pipe(bundle: Path) -
     assert text.stdout == chat["text"] + "\n" and "mean depth" in text.stderr
 
 
-def test_chat_answers_piped_lines_and_commands(bundle: Path) -> None:
-    lines = "The cat|/stats|/threshold 0.5|/depth 9|/depth 1|The dog|/full|/reset|/help|/nothing|/exit|never read|"
-    done = run("chat", bundle, "--max-tokens", 4, given=lines.replace("|", "\n"))
-    assert done.returncode == 0, done.stderr
-    for expected in (
-        "mean depth",
-        "exit policy threshold=0.5",
-        "must be from 1 to 3",
-        "exit policy depth=1",
-        "exit policy full",
-    ):
-        assert expected in done.stdout
-    assert "conversation forgotten" in done.stdout and "/nothing is not a command" in done.stdout
-
-
 def test_wrong_input_is_one_line(source: Path, recursive: Path, bundle: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

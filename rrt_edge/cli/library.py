@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +82,7 @@ def pull(source: str, name: str | None, sha256: str | None, revision: str | None
     from rrt_edge.runtime.store import pull as run
     from rrt_edge.terminal import size
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # our own lines say what its warnings would
     try:
         with _bytes_bar(Console(stderr=True), not as_json) as progress:
             one = run(source, name, sha256=sha256, revision=revision, force=force, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +22,15 @@ from prompt_toolkit.formatted_text import HTML
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from rrt_edge.runtime.store import HOME
+
 MENU = 10  # rows of the list of completions at most
 
 
 def history_path() -> Path:
     """Where what was typed is kept: in the folder that RRT_EDGE_HOME names, or the user's folder for such things."""
-    home = os.environ.get("RRT_EDGE_HOME")
-    return (Path(home) if home else user_state_path("rrt-edge")) / "chat_history"
+    home = os.environ.get(HOME)
+    return (Path(home).expanduser() if home else user_state_path("rrt-edge")) / "chat_history"
 
 
 def open_history(path: Path) -> History:
@@ -107,7 +110,6 @@ class Keyboard:
             history=open_history(history_path()),
             completer=Commands(commands, choices),
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
-            reserve_space_for_menu=MENU,
             enable_suspend=True,
         )
 
@@ -118,7 +120,8 @@ class Keyboard:
             EOFError: Ctrl-D.
             KeyboardInterrupt: Ctrl-C where there was nothing to clear.
         """
-        return self._session.prompt()
+        rows = shutil.get_terminal_size().lines - 2
+        return self._session.prompt(reserve_space_for_menu=max(0, min(MENU, rows)))
 
 
 class Stop:

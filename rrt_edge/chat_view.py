@@ -13,6 +13,7 @@ from rich.control import Control
 from rich.rule import Rule
 from rich.segment import ControlType, Segment, SegmentLines
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -193,6 +194,16 @@ class _Rule(rich.markdown.HorizontalRule):
         yield Rule(style="markdown.hr", characters="-")
 
 
+class _Table(rich.markdown.TableElement):
+    """Without the blank lines that rich puts above and below it."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            if isinstance(table, Table):
+                table.show_edge = False
+            yield table
+
+
 class Markdown(rich.markdown.Markdown):
     """Markdown that shows all of the text: lines end where they did, links with their address."""
 
@@ -204,6 +215,7 @@ class Markdown(rich.markdown.Markdown):
         "hr": _Rule,
         "list_item_open": _Item,
         "blockquote_open": _Quote,
+        "table_open": _Table,
     }
 
     def __init__(self, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,27 @@ def test_an_untrained_gates_slider_sets_the_depth(bundle: Path, open_page: Calla
             page.slide_to(shown)
             page.ask("The cat")
             assert set(page.depths) == {depth}
+
+
+def test_operating_points_are_named_and_the_servers_default_is_kept(
+    demo: Path, tmp_path: Path, open_page: Callable[[str], Page]
+) -> None:
+    bundle = Path(shutil.copytree(demo, tmp_path / "points"))
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["gate"] |= {"threshold": 0.93, "points": {"fast": 0.7, "balanced": 0.93}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    options = "return [...select.options].map((one) => one.textContent)"
+    policies = {"balanced": "0.93 · calibrated (balanced)", "fast": "0.7 · fast", "mean-depth=1.5": "mean-depth=1.5"}
+    for policy, shown in policies.items():
+        with serving(bundle, "--ui", "--threads", "1", "--exit-policy", policy) as served:
+            page = open_page(served.url)
+            page.open()
+            assert page.find("#shown").text == shown and shown in page.js(options)
+            told = page.ask(QUESTION)
+            assert told == ANSWER and shown in page.find(".below span").text
+            assert page.js("return messages.at(-1).cost.depth") == pytest.approx(
+                api(served.url, QUESTION, policy)["rrt_edge"]["mean_depth"], abs=0.1
+            )
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])

@@ -49,6 +49,10 @@ def test_a_server_that_goes_is_told_and_nothing_is_lost(
     served.process.kill()
     page.wait(lambda: page.idle)
     assert "No answer from" in page.notice and "cut off" in page.find(".below span").text and page.replies[0]
+    kept = page.replies
+    page.click("Try again")
+    page.wait(lambda: page.idle and "No answer from" in page.notice)
+    assert page.replies == kept and page.questions == ["The cat"]
     page.send("The dog")
     page.wait(lambda: page.idle and page.typed == "The dog")
     assert page.questions == ["The cat"] and "Start the server" in page.notice

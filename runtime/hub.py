@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import inspect
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,20 +53,31 @@ def _commit(repository: str, revision: str | None) -> str | Path:
 
 
 def _download(repository: str, commit: str, folder: Path, progress: Progress | None) -> None:
-    """The manifest first: it says which files are the bundle's."""
-    from huggingface_hub import snapshot_download
+    """The manifest first: it says which files are the bundle's. One after the other, so that Ctrl-C stops at once."""
+    from huggingface_hub import errors, hf_hub_download
 
-    options: dict[str, Any] = {"revision": commit, "local_dir": folder}
+    def get(name: str, bars: type) -> None:
+        options: dict[str, Any] = {"tqdm_class": bars} if tells else {}
+        try:
+            hf_hub_download(repository, name, revision=commit, local_dir=folder, **options)
+        except errors.EntryNotFoundError as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):  # the hub was not reached
+                raise
+            why = "so it is not a bundle" if name == FILE else f"which its {FILE} lists"
+            raise BadInputError(f"{repository}: holds no {name} at revision {commit[:12]}, {why}") from error
+
+    tells = "tqdm_class" in inspect.signature(hf_hub_download).parameters  # versions before 1.0 show bars of their own
     try:
-        snapshot_download(repository, allow_patterns=[FILE], tqdm_class=_bars(None, 0), **options)
-        if not (folder / FILE).is_file():
-            raise BadInputError(f"{repository}: holds no {FILE} at revision {commit[:12]}, so it is not a bundle")
-        manifest = Manifest.read(folder)
-        total = sum(file.bytes for file in manifest.files.values())
+        get(FILE, _bars(None, 0, 0))
+        files = Manifest.read(folder).files
+        total, done = sum(file.bytes for file in files.values()), 0
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         check_room(folder, total - held)
-        names = [glob.escape(name) for name in manifest.files]
-        snapshot_download(repository, allow_patterns=names, tqdm_class=_bars(progress, total), **options)
+        for name, file in files.items():
+            get(name, _bars(progress, done, total))
+            done += file.bytes
+            if progress is not None:
+                progress(done, total, "downloading")
     except RRTEdgeError:
         raise
     except Exception as error:
@@ -101,24 +112,23 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _bars(progress: Progress | None, total: int) -> type:
-    """A progress bar class for the hub's downloads that draws nothing and tells `progress`."""
+def _bars(progress: Progress | None, before: int, total: int) -> type:
+    """A progress bar class for a file that comes after `before` bytes, which draws nothing and tells `progress`."""
     from huggingface_hub.utils import tqdm
 
-    most = 0
+    most = before
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             self.told = 0.0
-            self.counts_bytes = options.get("unit") == "B"
             super().__init__(*args, **{**options, "disable": True})
             self.update(options.get("initial") or 0)
 
         def update(self, count: float | None = 1) -> None:
             nonlocal most
             self.told += count or 0
-            if progress is not None and self.counts_bytes:  # of two bars that count the same bytes, the one ahead
-                most = max(most, int(self.told))
+            most = max(most, before + int(self.told))  # of two bars that count the same bytes, the one ahead
+            if progress is not None:
                 progress(min(most, total), total, "downloading")
 
     return Bar

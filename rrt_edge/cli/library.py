@@ -16,6 +16,8 @@ from rrt_edge.cli.common import complain, guarded, json_option, print_json
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rrt_edge.runtime.store import Installed
 
 
@@ -44,14 +46,16 @@ def list_bundles(as_json: bool) -> None:
     return None
 
 
-def _table(found: list[Installed]) -> object:
+def _table(found: list[Installed]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from rrt_edge.terminal import size
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("name", "size", "family", "loops", "bits", "exit gate"):
-        table.add_column(column, justify="right" if column in ("size", "loops", "bits") else "left", overflow="fold")
+        number = column in ("size", "loops", "bits")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for one in found:
         if one.problem or one.manifest is None:
             table.add_row(one.name, size(one.bytes), "damaged", style="red")

@@ -18,6 +18,7 @@ from rrt_edge.runtime.source import Progress, fetched, parse_source
 HOME = "RRT_EDGE_HOME"
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
 _SHOWN = 5  # names an error lists
+_LONG = 1000  # characters; no path is as long
 
 
 def home() -> Path:
@@ -94,6 +95,8 @@ def find_bundle(text: str | Path) -> Path:
     if _is_folder(Path(text)):
         return Path(text)
     name = str(text)
+    if len(name) > _LONG:  # a prompt in the place of a bundle
+        raise BundleError(f"{name[:40]}...: no such bundle folder; the bundle comes first")
     if "/" in name or os.sep in name or name in ("", ".", ".."):
         raise BundleError(f"{name}: no such bundle folder; make one with rrt-edge export")
     if _NAME.fullmatch(name) and (bundles_folder() / name).is_dir():
@@ -104,7 +107,7 @@ def find_bundle(text: str | Path) -> Path:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # longer than a name can be: a prompt in the place of a bundle
+    except OSError:  # longer than a name can be
         return False
 
 

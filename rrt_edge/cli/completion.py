@@ -11,15 +11,20 @@ PROGRAM = "rrt-edge"
 VARIABLE = "_RRT_EDGE_COMPLETE"  # as click derives it from the program's name
 
 
-@click.command(epilog="Example: rrt-edge completion bash > ~/.local/share/bash-completion/completions/rrt-edge")
+@click.command(epilog="Example: rrt-edge completion bash > completion.bash")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @guarded
 def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
-    Put it where the shell looks for completions (bash: the example below; zsh: a file _rrt-edge in a folder of $fpath;
-    fish: ~/.config/fish/completions/rrt-edge.fish), or evaluate it in the shell's startup file:
-    eval "$(rrt-edge completion bash)".
+    Put it where the shell looks for completions:
+
+    \b
+    bash  ~/.local/share/bash-completion/completions/rrt-edge
+    zsh   a file _rrt-edge in a folder of $fpath
+    fish  ~/.config/fish/completions/rrt-edge.fish
+
+    Or have the shell's startup file evaluate it: eval "$(rrt-edge completion bash)"
     """
     kind = get_completion_class(shell)
     assert kind is not None  # click's own, for each of the choices

@@ -15,6 +15,7 @@ FORMS = (
     "mean-depth=M or ms-per-token=T"
 )
 LOGITS = (-12.0, 20.0)  # between which a threshold is steered
+GAIN = 3.0  # of a threshold's logit for a loop too few: gates of 1 - 1e-6 are met within a few tokens
 SUREST = 16.6  # from here on a float32 gate is 1: above it, nothing leaves
 
 
@@ -125,4 +126,4 @@ class Steering:
             left = min(max(1 - 1000 * seconds / policy.ms_per_token, -1.0), 1.0)
         else:
             return
-        self._logit = min(max(self._logit + left, LOGITS[0]), LOGITS[1])
+        self._logit = min(max(self._logit + GAIN * left, LOGITS[0]), LOGITS[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from rrt_edge.exporters import export
 from rrt_edge.runtime.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
+CONTEXT = 65536  # of `endless`
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters", "samples/web_chat")
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
 TEXT = [
@@ -133,6 +135,26 @@ def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export(recursive, folder, bits=32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the trained demo model."""
+    bundle = tmp_path_factory.mktemp("demo") / "pydoc"
+    rrt_edge.export(ROOT / "samples" / "pydoc" / "recursive", bundle)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def endless(make_source: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose replies nothing ends but a context of 65,536 tokens (`CONTEXT`)."""
+    folder = tmp_path_factory.mktemp("endless")
+    rrt_edge.convert(make_source(max_position_embeddings=CONTEXT), folder / "recursive", loops=3, rank=4)
+    export(folder / "recursive", folder / "endless", bits=32)
+    manifest = json.loads((folder / "endless" / "manifest.json").read_text("utf-8"))
+    manifest["eos_token_ids"] = []
+    (folder / "endless" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    return folder / "endless"
 
 
 @pytest.fixture

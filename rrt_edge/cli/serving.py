@@ -79,7 +79,10 @@ def serve(
             if key is None and host not in ("127.0.0.1", "localhost", "::1"):
                 click.echo(f"warning: anybody who reaches {host} may use it; set {KEY_VARIABLE}", err=True)
 
-        run(model, options, default_sampling(bundle), socket, ready)
+        def ending() -> None:
+            click.echo("ending when the running replies have ended; Ctrl-C again ends at once", err=True)
+
+        run(model, options, default_sampling(bundle), socket, ready, ending)
 
 
 def _page() -> Path:

@@ -147,7 +147,7 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 
 
 @click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
 @sampling_options

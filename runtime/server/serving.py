@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
@@ -35,12 +37,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(
-    model: Model, options: ServerOptions, defaults: Sampling, bound: socket.socket, ready: Callable[[], None]
+    model: Model,
+    options: ServerOptions,
+    defaults: Sampling,
+    bound: socket.socket,
+    ready: Callable[[], None],
+    ending: Callable[[], None],
 ) -> None:
-    """Serve until interrupted or terminated; running replies end first, at a second interrupt at once."""
+    """Serve until interrupted or terminated; running replies end first, at a second interrupt at once.
+
+    `ready` is called when the server answers, `ending` when it is told to end.
+    """
     app = create_app(model, options, defaults)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", server_header=False)
-    server = _Server(config, ready)
+    server = _Server(config, ready, ending)
     # uvicorn raises the signal again when it has shut down in order: by then it has been heeded.
     before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -51,10 +61,17 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._ending = ready, ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # replies that are broken off are no error
+        else:
+            self._ending()
+        super().handle_exit(sig, frame)

@@ -21,6 +21,7 @@ from rrt_edge.terminal import depth_text, legend
 if TYPE_CHECKING:
     from rrt_edge.chat_keys import Keyboard, Stop
     from rrt_edge.runtime import Model, Sampling, Session, Token
+    from rrt_edge.runtime.session import ContextFull
 
 
 class Chat:
@@ -33,6 +34,7 @@ class Chat:
         new_session: makes an empty session of the model.
         interactive: people type and read; otherwise each line of standard input is answered, and nothing but replies
             and what `/help` and `/stats` say is printed.
+        context_full: what to do where the conversation fills the context (`Session.stream`).
         show_depth: shade each token by the depth it left at.
         plain: do not render Markdown.
 
@@ -52,9 +54,10 @@ class Chat:
         show_depth: bool = False,
         plain: bool = False,
         system: str = "",
+        context_full: ContextFull = "error",
     ) -> None:
         self.model, self.console, self.sampling = model, console, sampling
-        self.show_depth, self.plain = show_depth, plain
+        self.show_depth, self.plain, self.context_full = show_depth, plain, context_full
         self.messages: list[dict[str, str]] = []
         self._new_session = new_session
         self.session = new_session()
@@ -155,7 +158,7 @@ class Chat:
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + retries)
         try:
-            stream = self.session.chat(asked, sampling, self.exit_policy)
+            stream = self.session.chat(asked, sampling, self.exit_policy, context_full=self.context_full)
         except ContextFullError as error:
             raise self._full(error) from error
         tokens: list[Token] = []

@@ -57,14 +57,14 @@ def depth_style(depth: int) -> str:
 
 def depth_text(token: Token, console: Console) -> Text:
     """The token's text in the colour of the depth it left at; without colours, with the depth behind it."""
-    if console.is_terminal:
+    if console.color_system is not None:
         return Text(token.text, style=depth_style(token.depth))
     return Text(token.text + str(token.depth).translate(SUPERSCRIPTS) if token.text else "")
 
 
 def legend(loops: int, console: Console) -> Text:
     """Which colour stands for which depth; without colours, what the small numbers are."""
-    if not console.is_terminal:
+    if console.color_system is None:
         return Text("the number behind a token is the depth it left at")
     text = Text("depth: ")
     for depth in range(1, loops + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ class Session:
         self.lazy_prompt = lazy_prompt
         self.ids: list[int] = []  # those fed to the decoder
         self.finish_reason = ""
+        self._current: weakref.ref[Generator[Token, None, None]] | None = None
         self._stats: Callable[[], Stats | None] = lambda: None  # of the last generation, or the one under way
 
     def fork(self) -> Session:
@@ -114,8 +116,11 @@ class Session:
             prompt = ids[-self._most_prompt(sampling) :]
         ids = self.model.checked_prompt(prompt)
         reply = self.model.reply(ids, sampling, policy, shifts=context_full == "shift")
+        self._end_other()
         self.decoder.cancelled = False
-        return Stream(self._stream(reply, policy), self._cancel, self.generation)
+        tokens = self._stream(reply, policy)
+        self._current = weakref.ref(tokens)
+        return Stream(tokens, self._cancel, self.generation)
 
     def generate(
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
@@ -172,6 +177,15 @@ class Session:
     def _most_prompt(self, sampling: Sampling) -> int:
         """Tokens of a prompt that leave room for a reply."""
         return max(1, self.model.context - min(sampling.max_tokens, self.model.context // 2))
+
+    def _end_other(self) -> None:
+        """A session has one reply under way: the one before it ends here."""
+        other = None if self._current is None else self._current()
+        if other is not None:
+            try:
+                other.close()
+            except ValueError as error:
+                raise BadInputError("this session is generating in another thread; fork it, or wait") from error
 
     def _cancel(self) -> None:
         self.decoder.cancelled = True

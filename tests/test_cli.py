@@ -217,3 +217,44 @@ def test_eval_and_calibrate(bundle: Path, recursive: Path, tmp_path: Path) -> No
         assert done.returncode == 2 and message in done.stderr
     done = run("calibrate", folder, "--data", tmp_path / "none.jsonl")
     assert done.returncode == 2 and "none.jsonl: no such data file" in done.stderr
+
+
+def test_generate_follows_schemas_patterns_and_grammars(bundle: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "animals.lark"
+    schema.write_text('{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}')  # noqa: E501  # fmt: skip
+    grammar.write_text('start: "cat" | "dog"\n')
+    asked = ("generate", bundle, "--prompt-ids", "20,30,40", "--json")
+    assert json.loads(json.loads(run(*asked, "--json-schema", schema).stdout)["text"])["n"] in (1, 2)
+    assert json.loads(json.loads(run(*asked, "--json-schema", schema.read_text()).stdout)["text"])["n"] in (1, 2)
+    assert json.loads(run(*asked, "--grammar", grammar).stdout)["text"] in ("cat", "dog")
+    assert len(json.loads(run(*asked, "--regex", "[ab]{3}").stdout)["text"]) == 3
+    for options, line in (
+        (("--regex", "a", "--grammar", grammar), "give one of them"),
+        (("--json-schema", tmp_path / "none.json"), "none.json: cannot be read"),
+        (("--regex", "("), "regex: "),
+        (("--logit-bias", "7"), "logit-bias '7'"),
+        (("--logit-bias", "7=200"), "logit-bias"),
+        (("--min-tokens", "300"), "min-tokens 300"),
+    ):
+        assert line in refused("generate", bundle, "x", *options)
+
+
+def test_generate_tells_log_probabilities_and_heeds_biases_and_stop_ids(bundle: Path) -> None:
+    asked = ("generate", bundle, "--prompt-ids", "20,30,40", "--json", "--max-tokens", "5")
+    tokens = json.loads(run(*asked, "--logprobs", "3").stdout)["tokens"]
+    assert all(len(token["top_logprobs"]) == 3 and token["logprob"] <= 0 for token in tokens)
+    assert all(token["top_logprobs"][0] == {"id": token["id"], "logprob": token["logprob"]} for token in tokens)
+    first = tokens[0]["id"]
+    banned = json.loads(run(*asked, "--logit-bias", f"{first}=-100").stdout)["tokens"]
+    assert first not in [token["id"] for token in banned]
+    ended = json.loads(run(*asked, "--stop-id", first).stdout)
+    assert ended["finish_reason"] == "stop" and len(ended["tokens"]) == 1
+
+
+def test_generate_goes_on_past_a_full_context_where_it_is_told_to(bundle: Path) -> None:
+    long = ",".join(str(20 + at) for at in range(60))
+    asked = ("generate", bundle, "--prompt-ids", long, "--json", "--context", "64", "--logit-bias", "1=-100")
+    assert len(json.loads(run(*asked).stdout)["tokens"]) == 4
+    shifted = json.loads(run(*asked, "--context-full", "shift", "--max-tokens", "100").stdout)
+    assert len(shifted["tokens"]) == 100
+    assert "the context holds 32" in refused("generate", bundle, "--prompt-ids", long, "--context", "32")

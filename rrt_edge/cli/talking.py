@@ -11,55 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import BundlePath, Command, guarded, json_option, print_json
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.sampling import grammar_options, read_sampling, sampling_options
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import RULES
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime import Session
-
-
-def sampling_options(command: Command) -> Command:
-    """The options of `generate` and `chat` that choose tokens."""
-    options = [
-        click.option("--max-tokens", default=256, show_default=True, help="Tokens generated at most."),
-        click.option("--temperature", default=0.0, show_default=True, help="0 always takes the likeliest token."),
-        click.option("--top-k", default=0, show_default=True, help="Only the k likeliest; 0: all."),
-        click.option("--top-p", default=1.0, show_default=True, help="Only the likeliest that make up this share."),
-        click.option("--min-p", default=0.0, show_default=True, help="Only those with this share of the likeliest's."),
-        click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: repeats less."),
-        click.option("--seed", type=int, help="Makes sampling repeatable."),
-        click.option("--stop", multiple=True, help="End where this text comes; may be given several times."),
-        click.option(
-            "--exit-policy", default="full", show_default=True,
-            help="full, depth=N, threshold=T, threshold for the bundle's calibrated one, or lossless.",
-        ),
-        click.option(
-            "--kv-rule", type=click.Choice(RULES),
-            help="Run under another KV rule than the bundle was trained for.",
-        ),
-        click.option(
-            "--lazy-prompt/--eager-prompt", default=None,
-            help="Run the prompt's deeper loops only when a token needs them.  [default: lazy where the bundle has a "
-            "calibrated threshold]",
-        ),
-        click.option("--context", type=int, help="Tokens a conversation may hold."),
-        click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default."),
-        click.option(
-            "--weight-cache", type=click.Path(path_type=Path),
-            help="Keep the weights packed for this machine in this folder, mapped from there.",
-        ),
-        click.option("--show-depth", is_flag=True, help="Colour each token by the depth it left at."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _sampling(given: dict[str, Any]) -> Any:
-    from rrt_edge.runtime import Sampling
-
-    return Sampling(**{field.name: given[field.name] for field in dataclasses.fields(Sampling) if field.name in given})
+    from rrt_edge.runtime import Session, Token
 
 
 @click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
@@ -67,19 +24,20 @@ def _sampling(given: dict[str, Any]) -> Any:
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
+@grammar_options
 @sampling_options
 @json_option
 @guarded
 def generate(
     bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
     threads: int | None, weight_cache: Path | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
-    as_json: bool, **given: Any,
+    context_full: Any, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     from rrt_edge.runtime import Model
     from rrt_edge.terminal import depth_text, legend
 
-    sampling = _sampling(given)
+    sampling = read_sampling(given)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
@@ -93,7 +51,7 @@ def generate(
         session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         tokens = []
-        for token in session.stream(asked, sampling, exit_policy):
+        for token in session.stream(asked, sampling, exit_policy, context_full=context_full):
             tokens.append(token)
             if as_json:
                 continue
@@ -140,10 +98,17 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     return {
         "text": generation.text,
         "prompt_tokens": stats["prompt_tokens"],
-        "tokens": [{"id": t.id, "text": t.text, "depth": t.depth, "gate": t.gate} for t in generation.tokens],
+        "tokens": [_token_json(token) for token in generation.tokens],
         "finish_reason": generation.finish_reason,
         "stats": {name: stats[name] for name in names},
     }
+
+
+def _token_json(token: Token) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+    if token.logprob is not None:
+        told |= {"logprob": token.logprob, "top_logprobs": [{"id": one, "logprob": p} for one, p in token.top_logprobs]}
+    return told
 
 
 @click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
@@ -154,13 +119,14 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 @guarded
 def chat(
     bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
-    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, system: str, plain: bool, **given: Any,
+    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
+    context_full: Any, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
     from rrt_edge.chat import Chat
     from rrt_edge.runtime import Model
 
-    sampling = _sampling(given)
+    sampling = read_sampling(given)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
@@ -174,6 +140,6 @@ def chat(
 
         status = Chat(
             model, new_session, console, sampling, exit_policy,
-            interactive=interactive, show_depth=show_depth, plain=plain, system=system,
+            interactive=interactive, show_depth=show_depth, plain=plain, system=system, context_full=context_full,
         ).run()  # fmt: skip
     click.get_current_context().exit(status)

@@ -1,6 +1,6 @@
 """Embed a bundle in an application: five lines, then what early exit tells.
 
-python samples/embed.py BUNDLE [QUESTION]
+python samples/embed/tokens.py BUNDLE [QUESTION]
 """
 
 import sys

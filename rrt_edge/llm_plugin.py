@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime import Model, Stats
 
 
-@llm.hookimpl  # type: ignore[misc]
+@llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[[llm.Model], None]) -> None:
     for name in installed_names():
         register(RecursiveModel(name))

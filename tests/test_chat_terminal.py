@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import rrt_edge
-from rrt_edge import chat_view
-from rrt_edge.chat_file import load_chat, save_chat
-from rrt_edge.chat_view import Markdown, MarkdownView, finished, footer, visible
+from rrt_edge.chat import view as chat_view
+from rrt_edge.chat.file import load_chat, save_chat
+from rrt_edge.chat.view import Markdown, MarkdownView, finished, footer, visible
 from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, Model, Sampling, Stats, Token
 
@@ -322,7 +322,7 @@ def test_the_footer_says_what_was_saved_or_added() -> None:
 
 
 def test_ctrl_c_stops_behind_a_token_and_at_once_the_second_time() -> None:
-    from rrt_edge.chat_keys import stoppable
+    from rrt_edge.chat.keys import stoppable
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stoppable():

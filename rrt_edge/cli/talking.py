@@ -123,7 +123,7 @@ def chat(
     context_full: Any, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
-    from rrt_edge.chat import Chat
+    from rrt_edge.chat.conversation import Chat
     from rrt_edge.runtime import Model
 
     sampling = read_sampling(given)

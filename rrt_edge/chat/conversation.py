@@ -13,13 +13,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from rrt_edge.chat_commands import COMMANDS, choices, execute
-from rrt_edge.chat_view import MarkdownView, View, bare, footer, styled, visible
+from rrt_edge.chat.commands import COMMANDS, choices, execute
+from rrt_edge.chat.view import MarkdownView, View, bare, footer, styled, visible
 from rrt_edge.runtime import BadInputError, ContextFullError, RRTEdgeError
 from rrt_edge.terminal import depth_text, legend
 
 if TYPE_CHECKING:
-    from rrt_edge.chat_keys import Keyboard, Stop
+    from rrt_edge.chat.keys import Keyboard, Stop
     from rrt_edge.runtime import Model, Sampling, Session, Token
     from rrt_edge.runtime.session import ContextFull
 
@@ -68,7 +68,7 @@ class Chat:
             self.set_system(system)
         self.keyboard: Keyboard | None = None
         if interactive:
-            from rrt_edge.chat_keys import Keyboard
+            from rrt_edge.chat.keys import Keyboard
 
             self.keyboard = Keyboard({name: command.does for name, command in COMMANDS.items()}, choices(model))
 
@@ -224,7 +224,7 @@ class Chat:
     def _stoppable(self) -> AbstractContextManager[Stop | None]:
         if not self.keyboard:
             return contextlib.nullcontext()
-        from rrt_edge.chat_keys import stoppable
+        from rrt_edge.chat.keys import stoppable
 
         return stoppable()
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from rrt_edge.chat_file import load_chat, save_chat
+from rrt_edge.chat.file import load_chat, save_chat
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.terminal import legend, size, two_columns
 
 if TYPE_CHECKING:
-    from rrt_edge.chat import Chat
+    from rrt_edge.chat.conversation import Chat
     from rrt_edge.runtime import Model
 
 Action = Callable[["Chat", str], None]

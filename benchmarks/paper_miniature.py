@@ -111,7 +111,8 @@ def main() -> None:
     if arguments.table:
         from miniature_table import write_table
 
-        write_table(json.loads(RESULTS.read_text("utf-8")), {one.name: one.what for one in CELLS})
+        rules = json.loads((RESULTS.parent / "miniature_rules.json").read_text("utf-8"))
+        write_table(json.loads(RESULTS.read_text("utf-8")), {one.name: one.what for one in CELLS}, rules)
         return
     torch.set_num_threads(arguments.threads)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 
-class LatestKeyValues:
-    """Stands where a cache would, for a whole text: tokens that have left keep the keys and values they left with."""
+class LeftKeyValues:
+    """Stands where a cache would, for a whole text: of tokens that have left, a run of the block uses the keys and
+    values of the run before, which under `latest` is that of the depth before and under `propagate` one of the states
+    they left with."""
 
     def __init__(self) -> None:
         self.left: Tensor | None = None  # bool [B, S]: have left before the depth that runs

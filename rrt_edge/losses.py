@@ -33,20 +33,12 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward-kl"
     return found * temperature**2
 
 
-def exit_loss(
-    depth_logits: tuple[Tensor, ...], targets: Tensor, kd_weight: float = 1.0, exits: Tensor | None = None
-) -> Tensor:
-    """The earlier loops' losses: cross entropy, and forward KL from the detached final logits (section 3.7).
-
-    `exits` [N]: the depths that rows of logits [N, V] left at, where some have; their deeper logits do not count.
-    """
-    final, losses = depth_logits[-1].detach(), []
-    whole = slice(None) if exits is None else exits == len(depth_logits)
-    for depth, early in enumerate(depth_logits[:-1], 1):
-        reached = slice(None) if exits is None else exits >= depth
-        losses.append(F.cross_entropy(early[reached].float(), targets[reached]))
-        if kd_weight:
-            losses.append(kd_weight * divergence(early[whole], final[whole]))
+def exit_loss(depth_logits: tuple[Tensor, ...], targets: Tensor, kd_weight: float = 1.0) -> Tensor:
+    """The earlier loops' losses: cross entropy, and forward KL from the detached final logits (section 3.7)."""
+    final = depth_logits[-1].detach()
+    losses = [F.cross_entropy(early.float(), targets) for early in depth_logits[:-1]]
+    if kd_weight:
+        losses += [kd_weight * divergence(early, final) for early in depth_logits[:-1]]
     return torch.stack(losses).sum()
 
 
@@ -66,10 +58,9 @@ def draw_exits(asked: Tensor, loops: int, by_gate: float = 0.0) -> Tensor:
     gets 0: they leave where the gate says so.
     """
     leaves = torch.rand(asked.shape, device=asked.device) < torch.rand(len(asked), 1, device=asked.device)
-    drawn = torch.randint(1, loops, asked.shape, device=asked.device).where(leaves, loops)
+    drawn = torch.randint(1, max(loops, 2), asked.shape, device=asked.device).where(leaves, loops)
     if by_gate:
         drawn = drawn.where(torch.rand(asked.shape, device=asked.device) >= by_gate, 0)
-    drawn.view(-1)[asked.flatten().nonzero()[:1, 0]] = loops  # at least one to learn from
     return torch.where(asked, drawn, loops)
 
 

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 from rrt_edge.card import write_card
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
-from rrt_edge.kv_rules import LatestKeyValues, sees_those_inside
+from rrt_edge.kv_rules import LeftKeyValues, sees_those_inside
 from rrt_edge.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
 
@@ -190,8 +190,8 @@ class RecursiveModel(RecursivePreTrainedModel):
         masks = self._masks(masking)
         rotary = self._rotary(hidden, position_ids)
         rule = self.config.kv_rule if exit_depths is not None else "exact"
-        latest = LatestKeyValues() if rule == "latest" else None
-        frozen: Tensor | None = None  # bool [B, S, 1]: rows whose state stays what it is
+        of_left = LeftKeyValues() if rule == "latest" else None
+        states = hidden  # that tokens left with
 
         normed: list[Tensor] = []
         for loop in range(depth or self.config.loops):
@@ -199,14 +199,16 @@ class RecursiveModel(RecursivePreTrainedModel):
                 if leaves is not None:
                     exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
                 left = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
-                if latest is not None:
-                    latest.left = left
                 if rule == "propagate":
-                    frozen = left[..., None]
+                    of_left, states = LeftKeyValues(), torch.where((exit_depths == loop)[..., None], hidden, states)
+                    entering = torch.where(left[..., None], states, hidden)
+                    self._run_block(loop, entering, masks, position_ids, rotary, of_left, left[..., None])
+                if of_left is not None:
+                    of_left.left = left
                 if rule == "skip":
                     masks = self._masks({**masking, "and_mask_function": sees_those_inside(left)})
-            cache = past_key_values if latest is None else latest
-            arguments = (loop, hidden, masks, position_ids, rotary, cache, frozen)
+            cache = past_key_values if of_left is None else of_left
+            arguments = (loop, hidden, masks, position_ids, rotary, cache)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
             else:
@@ -241,13 +243,14 @@ class RecursiveModel(RecursivePreTrainedModel):
         masks: dict[str, Tensor],
         position_ids: Tensor,
         rotary: dict[str, Any],
-        cache: Cache | LatestKeyValues | None,
-        frozen: Tensor | None,
+        cache: Cache | LeftKeyValues | None,
+        frozen: Tensor | None = None,
     ) -> Tensor:
+        """One run of the block; `frozen`, bool [B, S, 1]: tokens whose state stays what it is."""
         self.depth.index = loop
         first = loop * self.config.layers_per_block
-        slots: SlotCache | LatestKeyValues | None = None
-        if isinstance(cache, LatestKeyValues):
+        slots: SlotCache | LeftKeyValues | None = None
+        if isinstance(cache, LeftKeyValues):
             slots = cache
         elif cache is not None:
             slots = SlotCache(cache, first)
@@ -305,7 +308,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             depth: loops to run, 1 to `config.loops`; all by default.
             output_depths: also return the logits of every depth run.
             exit_depths: [B, S], the depth each token of a whole text leaves at; the others see it by `config.kv_rule`.
-                What is returned of a token at depths behind its own means nothing.
+                At depths behind its own, what is returned of a token is what it would be had it alone gone on.
             exit_threshold: tokens with 0 in `exit_depths` leave at the first depth whose gate reaches it.
             logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
         """

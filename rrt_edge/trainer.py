@@ -60,12 +60,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             depth=depth,
             **self._exits(model, asked, loops),
         )
-        whole = torch.ones_like(targets, dtype=torch.bool)
-        if outputs.exit_depths is not None and self.accelerator.unwrap_model(model).config.kv_rule == "propagate":
-            # The state of a token that left stays as it is: the losses behind its depth are those of the others. Under
-            # the other rules it is what the token would be had it alone gone on.
-            whole = outputs.exit_depths >= (depth or loops)
-        loss = share_of_mean(self._loss(outputs, targets, inputs, asked, whole), int(whole.sum()))
+        loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
         return (loss, outputs) if return_outputs else loss
 
     @property
@@ -85,29 +80,28 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _by_gate(self) -> bool:
         return self.stage == "early-exit" and self.options.exits == "gate"
 
-    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, whole: Tensor) -> Tensor:
-        """`whole` [N]: which of the positions asked for ran all the depths there are logits of."""
+    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
         options = self.options
-        all_depths = None if outputs.depth_logits is None else tuple(logits[whole] for logits in outputs.depth_logits)
         if self.stage == "gate":
-            assert all_depths is not None
-            return gate_loss(outputs.gate_logits[whole], all_depths)
-        learnt: Tensor | float = 0.0
-        if self._by_gate and all_depths is not None:
-            learnt = gate_loss(outputs.gate_logits[whole], all_depths)
-        if all_depths is not None and options.exit_loss == "weighted":
-            return learnt + weighted_exit_loss(all_depths, targets[whole])
-        asked = torch.zeros_like(asked).masked_scatter(asked, whole)
-        loss = learnt + self._taught(outputs.logits[whole], targets[whole], inputs, asked, options.kd_weight)
-        if all_depths is None:
-            return loss
-        if options.exit_teacher:
-            weight = options.exit_kd_weight
-            earlier = [self._taught(one, targets[whole], inputs, asked, weight) for one in all_depths[:-1]]
-            return loss + options.exit_weight * torch.stack(earlier).sum()
-        exits = None if bool(whole.all()) else outputs.exit_depths
-        early = exit_loss(outputs.depth_logits, targets, options.exit_kd_weight, exits)
-        return loss + options.exit_weight * early
+            return gate_loss(outputs.gate_logits, outputs.depth_logits)
+        if self.stage == "early-exit" and options.exit_loss == "weighted":
+            loss = weighted_exit_loss(outputs.depth_logits, targets)
+        else:
+            loss = self._taught(outputs.logits, targets, inputs, asked, options.kd_weight)
+            if outputs.depth_logits is not None:
+                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, inputs, asked)
+        if self._by_gate and outputs.depth_logits is not None:
+            loss = loss + gate_loss(outputs.gate_logits, outputs.depth_logits)
+        return loss
+
+    def _early(
+        self, depth_logits: tuple[Tensor, ...], targets: Tensor, inputs: dict[str, Tensor], asked: Tensor
+    ) -> Tensor:
+        """The earlier loops' losses, distilled from the last loop or from the teacher."""
+        weight = self.options.exit_kd_weight
+        if not self.options.exit_teacher:
+            return exit_loss(depth_logits, targets, weight)
+        return torch.stack([self._taught(one, targets, inputs, asked, weight) for one in depth_logits[:-1]]).sum()
 
     def _taught(
         self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, weight: float

@@ -40,16 +40,29 @@ class Session:
         self.model = model
         self.decoder = Decoder(model.graph, kv_rule)
         self.lazy_prompt = lazy_prompt
-        self.ids: list[int] = []  # those fed to the decoder
         self.finish_reason = ""
+        self._ids: list[int] = []  # those fed to the decoder, but for what a reply under way adds
+        self._reply: Reply | None = None  # under way
         self._current: weakref.ref[Generator[Token, None, None]] | None = None
         self._stats: Callable[[], Stats | None] = lambda: None  # of the last generation, or the one under way
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens it holds, in order."""
+        if self._reply is None:
+            return list(self._ids)
+        return self._reply.history[self._reply.dropped :][: self.decoder.length]
+
+    def hold(self, decoder: Decoder, ids: list[int]) -> None:
+        """Hold what a decoder was fed in the place of what it held."""
+        self.decoder, self._ids = decoder, ids
 
     def fork(self) -> Session:
         """Another conversation that begins with this one's tokens and shares their keys and values."""
         other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
-        other.decoder = self.decoder.fork()
-        other.ids = list(self.ids)
+        other.hold(self.decoder.fork(), self.ids)
+        if other.decoder.length > len(other.ids):  # drafts of lossless mode
+            other.decoder.rewind(len(other.ids))
         return other
 
     def rewind(self, length: int) -> None:
@@ -58,10 +71,11 @@ class Session:
         Raises:
             BadInputError: `length` is not from 0 to the tokens held.
         """
-        if not 0 <= length <= len(self.ids):
-            raise BadInputError(f"length {length}: must be from 0 to the {len(self.ids)} tokens the session holds")
+        self._end_other()
+        if not 0 <= length <= len(self._ids):
+            raise BadInputError(f"length {length}: must be from 0 to the {len(self._ids)} tokens the session holds")
         self.decoder.rewind(length)
-        del self.ids[self.decoder.length :]
+        del self._ids[self.decoder.length :]
 
     def save(self, path: Path | str) -> None:
         """Keep the conversation in a safetensors file that names its bundle; `Model.load_session` goes on with it.
@@ -151,12 +165,14 @@ class Session:
         text = self.model.checked_prompt(ids)
         if not 1 <= count <= len(text):
             raise BadInputError(f"count {count}: must be from 1 to the text's {len(text)} tokens")
+        self._end_other()
+        self.decoder.cancelled = False
         decoder, first = self.decoder, len(text) - count
         self._reuse(text[: first + 1])
-        self.ids = []  # until all is fed
+        self._ids = []  # until all is fed
         decoder.prefill(text[decoder.length : first], policy)
         yield from decoder.forced(text[first:], policy)
-        self.ids = text
+        self._ids = text
 
     @property
     def stats(self) -> Stats:
@@ -196,6 +212,7 @@ class Session:
         self.finish_reason, self._stats = "", lambda: reply.stats(decoder.block_rows - rows_before)
         try:
             self._reuse(ids)
+            self._reply = reply
             log.debug("prompt of %d tokens, %d of them held", len(ids), decoder.length)
             decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
             rows_before = decoder.block_rows
@@ -210,7 +227,7 @@ class Session:
             log.debug("cancelled after %d tokens", reply.length)
         finally:
             decoder.rewind(len(reply.history) - 1 - reply.dropped)  # lossless mode may have gone on
-            self.ids = reply.history[reply.dropped :][: decoder.length]
+            self._ids, self._reply = reply.history[reply.dropped :][: decoder.length], None
             stats = reply.stats(decoder.block_rows - rows_before)
             self._stats = lambda: stats
             if not reply.finish_reason:  # the reader stopped asking
@@ -244,8 +261,8 @@ class Session:
 
     def _reuse(self, ids: list[int]) -> None:
         """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
-        pairs = zip(self.ids, ids[:-1], strict=False)
+        pairs = zip(self._ids, ids[:-1], strict=False)
         common = next((index for index, (held, asked) in enumerate(pairs) if held != asked), None)
         if common is None:
-            common = min(len(self.ids), len(ids) - 1)
+            common = min(len(self._ids), len(ids) - 1)
         self.decoder.rewind(common)

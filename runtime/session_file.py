@@ -24,7 +24,7 @@ FORMAT, VERSION = "rrt-edge session", "1"
 
 def save_session(session: Session, path: Path) -> None:
     """`Session.save`."""
-    state, model = session.decoder.state, session.model
+    model, state = session.model, session.fork().decoder.state  # whole tokens, where a reply is under way
     architecture = model.manifest.architecture
     arrays: dict[str, NDArray[Any]] = {"ids": np.array(session.ids, np.int64)}
     for depth in range(1, architecture.loops + 1):
@@ -95,7 +95,7 @@ def _restored(model: Model, about: dict[str, Any], arrays: dict[str, NDArray[Any
                 raise ValueError(f"waiting.{depth}")
             decoder.state.waiting[depth - 1].add(waiting)
     decoder.prompt_end = int(about["prompt_end"])
-    session.ids = ids
+    session.hold(decoder, ids)
     return session
 
 

@@ -70,8 +70,9 @@ class _Server(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        again = self.should_exit
+        super().handle_exit(sig, frame)  # first: a second signal may come while the rest runs
+        if again:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # replies that are broken off are no error
         else:
             self._ending()
-        super().handle_exit(sig, frame)

@@ -114,7 +114,6 @@ class Worker:
         """One block step; hands its tokens to those who asked."""
         failed: RRTEdgeError | None = None
         tokens: list[tuple[Request, Token]] = []
-        before = list(self.engine.running)
         try:
             tokens = self.engine.step()
         except RRTEdgeError as error:
@@ -125,9 +124,12 @@ class Worker:
             failed = RRTEdgeError(f"the engine failed ({type(error).__name__}: {error})")
         for request, token in tokens:
             self._deliver(request, token)
-        for request in {*before, *self.engine.running, *(request for request, _ in tokens)}:
-            if request.finish_reason:
-                self._end(request, request.error or (failed if request.finish_reason == "cancelled" else None))
+        with self._wake:
+            asked = [ticket.request for ticket in self._tickets.values()]
+        for request in asked:
+            lost = failed is not None and request not in self.engine.waiting and request not in self.engine.running
+            if request.finish_reason or lost:
+                self._end(request, request.error or (failed if lost else None))
 
     def _deliver(self, request: Request, found: Token | RRTEdgeError | None) -> None:
         ticket = self._tickets.get(request.number)

@@ -117,7 +117,7 @@ def test_another_thread_cancels_between_chunks_of_a_prompt_and_of_waiting_rows(m
     """The prompt's deeper loops wait for the first token to go deeper: they too end within a block step."""
     session = model.session(lazy_prompt=True)
     session.decoder.prefill(LONG, ExitPolicy(), lazy=True)
-    session.ids = list(LONG)
+    session.hold(session.decoder, list(LONG))
     stream = session.stream([*LONG, 7], Sampling(max_tokens=50), "threshold=1")
     run, count = session.decoder._run, 0
 
@@ -242,6 +242,34 @@ def test_a_conversation_of_another_bundle_or_a_damaged_one_is_refused(
     with pytest.raises(BadInputError, match="cannot be written"):
         session.save(tmp_path / "no" / "such" / "talk.safetensors")
     assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".partial")] == []
+
+
+@pytest.mark.parametrize("policy", ["threshold=0.5", "lossless"])
+def test_a_fork_in_the_middle_of_a_reply_goes_its_own_way(model: Model, policy: str, tmp_path: Path) -> None:
+    session = model.session()
+    stream = session.stream(PROMPT, Sampling(max_tokens=30), policy)
+    begun = PROMPT + [next(stream).id for _ in range(10)]
+    assert session.ids == begun[:-1]
+    other = session.fork()
+    session.save(tmp_path / "talk.safetensors")
+    rest = [token.id for token in stream]
+    for copy in (other, model.load_session(tmp_path / "talk.safetensors")):
+        assert copy.ids == begun[:-1]
+        assert [token.id for token in copy.stream(begun, Sampling(max_tokens=20), "full")] == [
+            token.id for token in model.stream(begun, Sampling(max_tokens=20))
+        ]
+    assert len(rest) == 20 and session.ids == (begun + rest)[:-1]
+
+
+def test_a_session_has_one_reply_under_way(model: Model) -> None:
+    session = model.session()
+    first = session.stream(PROMPT, Sampling(max_tokens=30))
+    next(first), next(first)
+    second = [token.id for token in session.stream([*PROMPT, 9], Sampling(max_tokens=10))]
+    assert next(first, None) is None
+    assert second == [token.id for token in model.stream([*PROMPT, 9], Sampling(max_tokens=10))]
+    del first
+    assert session.ids == [*PROMPT, 9, *second][:-1]
 
 
 def test_rewinding_forgets_the_end(model: Model) -> None:

@@ -88,7 +88,7 @@ def test_the_demo_answers(demo: Path, policy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "script, given", [("quickstart.py", ""), ("embed.py", ""), ("chat.py", "What is collections.Counter?\n")]
+    "script, given", [("quickstart.py", ""), ("embed/tokens.py", ""), ("chat.py", "What is collections.Counter?\n")]
 )
 def test_the_samples_run(demo: Path, script: str, given: str) -> None:
     arguments = [] if script == "quickstart.py" else [str(demo)]
@@ -97,7 +97,7 @@ def test_the_samples_run(demo: Path, script: str, given: str) -> None:
     assert done.returncode == 0, done.stderr
     expected = {
         "quickstart.py": "verified against the checkpoint: True",
-        "embed.py": "pathname",
+        "embed/tokens.py": "pathname",
         "chat.py": "Dict subclass",
     }
     assert expected[script] in done.stdout

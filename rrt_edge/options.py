@@ -59,8 +59,8 @@ class TrainOptions:
         exit_teacher: take that KL from the teacher instead.
         kv_rule: what tokens that leave early are to the depths they skip (`rrt_edge.kv_rules`). Under another rule than
             `exact` the early-exit and gate stages draw an exit depth for each token the model should say.
-        exits: how, in the early-exit stage: `random`, any depth alike; `gate`, half of them as the gate says, which
-            learns beside the rest, at a threshold drawn for each batch.
+        exits: how, in the early-exit stage: `gate`, half of them as the gate says, which learns beside the rest, at a
+            threshold drawn for each batch; `random`, all of them at random (docs/miniature.md compares them).
         max_length: tokens an example is cut to.
         save_steps: steps between the checkpoints a stopped run goes on from.
         eval_steps: steps between evaluations, where there is text for them; 0: at the end of each stage only.
@@ -96,7 +96,7 @@ class TrainOptions:
     exit_kd_weight: float = 1.0
     exit_teacher: bool = False
     kv_rule: KVRule = "exact"
-    exits: Exits = "random"
+    exits: Exits = "gate"
     max_length: int = 1024
     seed: int = 0
     save_steps: int = 200
@@ -122,10 +122,6 @@ class TrainOptions:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise BadInputError(f"{_flag(name)} {getattr(self, name)!r}: choose from {', '.join(known)}")
-        if self.exits == "gate" and self.kv_rule == "exact":
-            raise BadInputError(
-                "exits gate goes with a kv-rule of latest, skip or propagate: under exact none is drawn"
-            )
         if self.stream and not self.max_steps:
             raise BadInputError("stream: the end of a stream is not known; say how far with max-steps")
         if self.teacher_top_k and (self.stream or self.divergence != "forward-kl"):
@@ -134,6 +130,11 @@ class TrainOptions:
     def lr_of(self, stage: Stage) -> float:
         """The learning rate of the block in a stage."""
         return {"uptrain": self.lr, "early-exit": self.exit_lr or self.lr, "gate": self.gate_lr}[stage]
+
+    @property
+    def gate_learns_early(self) -> bool:
+        """Whether the early-exit stage takes exits from the gate, which then learns in it too."""
+        return self.exits == "gate" and self.kv_rule != "exact"
 
     def epochs_of(self, stage: Stage) -> float:
         own = {"uptrain": None, "early-exit": self.exit_epochs, "gate": self.gate_epochs}[stage]

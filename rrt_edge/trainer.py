@@ -78,7 +78,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def _by_gate(self) -> bool:
-        return self.stage == "early-exit" and self.options.exits == "gate"
+        return self.stage == "early-exit" and self.options.gate_learns_early
 
     def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
         options = self.options

@@ -158,7 +158,7 @@ def _run_stage(
 ) -> float:
     if model.exit_gate is not None:  # learns in a stage of its own, in which the rest does not
         model.requires_grad_(stage != "gate")
-        model.exit_gate.requires_grad_(stage == "gate" or (stage == "early-exit" and options.exits == "gate"))
+        model.exit_gate.requires_grad_(stage == "gate" or (stage == "early-exit" and options.gate_learns_early))
     if stage != "uptrain":
         model.config.kv_rule = options.kv_rule
     arguments = _arguments(stage, work, evaluated is not None, options)

@@ -129,7 +129,8 @@ TRAINING = {  # option: help
     "exit-kd-weight": "Weight of the last loop's KL within them.",
     "exit-teacher": "Take that KL from the teacher instead.",
     "kv-rule": "What a token that leaves early is to the loops it skips: exact, propagate, latest or skip.",
-    "exits": "How tokens leave while the early-exit stage trains for another rule than exact: random, or gate.",
+    "exits": "How tokens leave while the early-exit stage trains for another rule than exact: gate (half of them as it "
+    "says) or random.",
     "max-length": "Tokens an example is cut to.",
     "seed": "Of the order of the data and of all that is drawn.",
     "save-steps": "Steps between checkpoints to go on from.",

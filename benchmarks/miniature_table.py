@@ -149,9 +149,9 @@ block rows a token as the runtime counts them; the difference from `exact` at me
 """
 
 
-RULES_FOUND = """Exits by the gate are at least as good as random ones under every rule; trained so, `latest` and `propagate` are not distinguished from `exact` in quality, and save what it
-defers. They are the default where another rule than `exact` is trained for. `latest` and `skip` need the training; `propagate` hardly does, but each token that left early still costs keys and values of the loops
-it skipped. `skip` stays behind: a deep loop that does not see most tokens has less to go on."""
+RULES_FOUND = """Exits by the gate are at least as good as random ones under every rule, so they are the default where another rule than `exact` is trained for. `latest` trained so is not distinguished from
+`exact` in quality, and saves what that defers: it is what to train for when leaving early is to pay. `propagate` hardly needs training here (untrained it loses least), but each token that left early still costs keys
+and values of the loops it skipped. `skip` stays behind: a deep loop that does not see most tokens has less to go on. Trained models lose up to half a point at full depth, where nothing leaves."""
 
 
 def rule_table(results: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def test_a_reply_is_the_apis_with_depth_and_gate_of_each_token(page: Page, url: 
     assert page.find("#saved").text == f"{100 * (1 - statistics['block_rows_per_token'] / 2):.0f} %"
     assert float(page.find("#speed").text) > 0
     ActionChains(page.driver).move_to_element(page.find(".token")).perform()
-    assert page.find("#tip").text == shown[0][3] and re.fullmatch(r"depth 2 of 2 · gate [0-9a-e. -]+", shown[0][3])
+    assert page.find("#tip").text == shown[0][3]
+    assert re.fullmatch(rf"depth {shown[0][1]} of 2 · gate [0-9a-e. -]+", shown[0][3])
     assert [one for one in page.driver.get_log("browser") if one["level"] == "SEVERE"] == []  # nor a breach of the CSP
 
 

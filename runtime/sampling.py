@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,10 @@ class Sampling:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)!r}: must be {wanted}")
         if self.min_tokens > self.max_tokens:
             raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
+
+    def choice(self, index: int) -> Sampling:
+        """Of the reply `index` of several to one prompt: its seed is `seed + index`."""
+        return self if self.seed is None else replace(self, seed=self.seed + index)
 
 
 def _is_number(value: object) -> bool:
@@ -224,16 +228,17 @@ class Sampler:
             raise RRTEdgeError(
                 "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
             )
-        sampling, reply = self.sampling, history[self._prompt_tokens :]
+        sampling, first = self.sampling, self._prompt_tokens
         logits = penalised(logits, history, sampling.repetition_penalty)
-        logits = less_repetition(logits, reply, sampling.presence_penalty, sampling.frequency_penalty)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            logits = less_repetition(logits, history[first:], sampling.presence_penalty, sampling.frequency_penalty)
         if len(self._bias[0]):
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
-        early = self._ends if len(reply) < sampling.min_tokens else []
+        early = self._ends if len(history) - first < sampling.min_tokens else []
         if self._constraint is None:
             return _without(logits, early)
-        logits = np.where(self._constraint.allowed(reply), logits, np.float32(-np.inf))
+        logits = np.where(self._constraint.allowed(history[first:]), logits, np.float32(-np.inf))
         longer = _without(logits, early)
         return longer if np.isfinite(longer.max()) else logits  # where the grammar lets it only end, it ends
 

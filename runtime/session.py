@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -147,8 +146,7 @@ class Session:
     ) -> list[Generation]:
         """`Sampling.n` replies to one prompt, whose tokens run once; the seed of the i-th is `seed + i`."""
         sampling = sampling or Sampling()
-        seeds = [None if sampling.seed is None else sampling.seed + index for index in range(sampling.n)]
-        return [self.generate(prompt, replace(sampling, seed=seed), exit_policy) for seed in seeds]
+        return [self.generate(prompt, sampling.choice(index), exit_policy) for index in range(sampling.n)]
 
     def logits(
         self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy = "full"

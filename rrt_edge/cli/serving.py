@@ -76,7 +76,7 @@ def serve(
         def ready() -> None:
             page = f"; chat at {where}/" if ui else ""
             click.echo(f"{options.name}: serving at {where}/v1{page} (Ctrl-C ends)")
-            if key is None and host not in ("127.0.0.1", "localhost", "::1"):
+            if key is None and not options.hosts:
                 click.echo(f"warning: anybody who reaches {host} may use it; set {KEY_VARIABLE}", err=True)
 
         def ending() -> None:

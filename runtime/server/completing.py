@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rrt_edge.runtime.errors import RRTEdgeError
@@ -40,8 +40,7 @@ class Completing:
         try:
             for prompt in ask.prompts:
                 for index in range(ask.sampling.n):
-                    seed = None if ask.sampling.seed is None else ask.sampling.seed + index
-                    tickets.append(await worker.submit(prompt, replace(ask.sampling, seed=seed), ask.policy))
+                    tickets.append(await worker.submit(prompt, ask.sampling.choice(index), ask.policy))
         except BaseException:
             for ticket in tickets:
                 worker.cancel(ticket)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rrt_edge
 from rrt_edge.data import PadCollator, read_examples
 from rrt_edge.losses import draw_exits
-from rrt_edge.options import TrainOptions
-
-CHATS = [
-    [{"role": "user", "content": f"What does {name} eat?"}, {"role": "assistant", "content": f"The {name} eats hay."}]
-    for name in ("cow", "ox", "hen", "cat")
-]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS * 4), "utf-8")
-    return path
-
-
-def quick(**changes: object) -> TrainOptions:
-    return TrainOptions(**{"epochs": 6, "batch": 8, "lr": 3e-3, "warmup": 1, "save_steps": 4, **changes})  # type: ignore[arg-type]
+from tests.model.chats import quick
 
 
 def test_drawn_exits_leave_prompts_whole() -> None:

@@ -18,22 +18,7 @@ from rrt_edge.losses import divergence, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.options import TrainOptions, options_from, read_yaml
 from rrt_edge.teacher import CachedTeacher, OnlineTeacher, cache_teacher, predicting, text_of
 from rrt_edge.trainer import StageTrainer
-
-CHATS = [
-    [{"role": "user", "content": f"What does {name} eat?"}, {"role": "assistant", "content": f"The {name} eats hay."}]
-    for name in ("cow", "ox", "hen", "cat")
-]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS * 4), "utf-8")
-    return path
-
-
-def quick(**changes: object) -> TrainOptions:
-    return TrainOptions(**{"epochs": 6, "batch": 8, "lr": 3e-3, "warmup": 1, "save_steps": 4, **changes})  # type: ignore[arg-type]
+from tests.model.chats import CHATS, quick
 
 
 def test_forward_kl_is_torchs_divergence_of_the_two_distributions() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from rrt_edge.runtime import download as downloading
 from rrt_edge.runtime.graph import Graph
 
 
@@ -20,3 +23,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Graph, "run", counted)
     return seen
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without bundles, who waits for no connection."""
+    monkeypatch.setenv("RRT_EDGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(downloading, "PAUSE", 0.0)
+    return tmp_path / "home"

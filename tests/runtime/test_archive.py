@@ -11,31 +11,14 @@ from pathlib import Path
 import pytest
 
 from rrt_edge.runtime import BadInputError
-from rrt_edge.runtime import download as downloading
 from rrt_edge.runtime.store import (
-    bundles_folder,
     home,
     installed,
-    installed_names,
     pull,
 )  # fmt: skip
+from tests.runtime.homes import left_behind
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RRT_EDGE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(downloading, "PAUSE", 0.0)
-    return tmp_path / "home"
-
-
-def left_behind() -> list[str]:
-    """Everything under the home folder but whole bundles."""
-    whole = [bundles_folder() / name for name in installed_names()]
-    paths = [
-        path for path in home().rglob("*") if path.is_file() and not any(path.is_relative_to(one) for one in whole)
-    ]
-    folders = [path for path in bundles_folder().iterdir() if path not in whole] if bundles_folder().is_dir() else []
-    return sorted(str(path.relative_to(home())) for path in [*paths, *folders])
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def evil_zip(name: str, link: bool = False, body: bytes = b"evil") -> bytes:

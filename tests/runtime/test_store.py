@@ -30,13 +30,9 @@ from rrt_edge.runtime.store import (
     pull,
     remove,
 )  # fmt: skip
+from tests.runtime.homes import left_behind
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RRT_EDGE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(downloading, "PAUSE", 0.0)
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 class Server(ThreadingHTTPServer):
@@ -113,16 +109,6 @@ def tarred(folder: Path, inside: str = "bundle") -> bytes:
 
 def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
-
-
-def left_behind() -> list[str]:
-    """Everything under the home folder but whole bundles."""
-    whole = [bundles_folder() / name for name in installed_names()]
-    paths = [
-        path for path in home().rglob("*") if path.is_file() and not any(path.is_relative_to(one) for one in whole)
-    ]
-    folders = [path for path in bundles_folder().iterdir() if path not in whole] if bundles_folder().is_dir() else []
-    return sorted(str(path.relative_to(home())) for path in [*paths, *folders])
 
 
 def changed(bundle: Path, target: Path) -> Path:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import BlockEmitter, LayerWeights, Norm, Propagated, Stream, Surroundings
+from rrt_edge.exporters.attention import LoopBlock, LoopSurroundings, Propagated
+from rrt_edge.exporters.block import LayerWeights, Norm, Stream
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.masks import Masks, Rows, past_length
@@ -67,7 +68,7 @@ class _Emitter:
         self.spec, self.bits, self.weights = spec, bits, weights
         self.top = Builder()
         self.linears = Linears(weights, self.top)
-        self.block = BlockEmitter(spec, bits, self.linears)
+        self.block = LoopBlock(spec, bits, self.linears)
 
     def model(self, outer: OuterWeights, layers: Iterable[LayerWeights]) -> ModelProto:
         spec, top = self.spec, self.top
@@ -227,7 +228,7 @@ class _Emitter:
             propagated = Propagated("left_hidden", every_depth, RowDepths(body, left_depth, spec.loops))
         seen, slots = masks.past(body, choices, depth, depths), masks.slots(body, stepping, depths)
         turns = rotations.turns(body, every_depth)
-        around = Surroundings(choices, depths, rotations.cos, rotations.sin, seen, slots, propagated, turns)
+        around = LoopSurroundings(choices, depths, rotations.cos, rotations.sin, seen, slots, propagated, turns)
 
         stream = Stream(carried[0])
         planes: list[list[str]] = [[] for _ in spec.kv_planes]

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.exporters.graph import MICROSOFT, Builder
-from rrt_edge.exporters.linears import Adapted, Bits, Linears, RowDepths, fused, has_adapters, lora_columns, wide_a
+from rrt_edge.exporters.linears import (
+    Adapted,
+    Bits,
+    Linears,
+    RowDepths,
+    fused,
+    fused_shape,
+    has_adapters,
+    lora_columns,
+    wide_a,
+)
 from rrt_edge.exporters.spec import BlockSpec
 
 Float = NDArray[np.float32]
@@ -78,10 +88,12 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         """
         epsilon, tied = self.spec.norm_epsilon, norm.weight.ndim == 1
         size = norm.weight.shape[-1]
-        first = self._stored(name, norm.weight) if tied else graph.constant(np.ones(size), np.float32)
+        first = self._stored(name, norm.weight) if tied else graph.constant(np.ones(size), self.linears.dtype)
         if self.spec.layer_norm:
             assert norm.bias is not None
-            second = self._stored(f"{name}.bias", norm.bias) if tied else graph.constant(np.zeros(size), np.float32)
+            second = (
+                self._stored(f"{name}.bias", norm.bias) if tied else graph.constant(np.zeros(size), self.linears.dtype)
+            )
             normed = graph.op("LayerNormalization", x, first, second, epsilon=epsilon, axis=-1)
         else:
             normed = graph.op(self.rms_norm, x, first, epsilon=epsilon, axis=-1)
@@ -149,8 +161,8 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         """(what attention adds [B, S, hidden], each plane of the cache as `layer` returns it)."""
 
     def _stored(self, name: str, array: Float) -> str:
-        """A norm's weight or bias in the weight file, whoever asks for it first."""
-        return self.linears.weights.once(name, array.astype(np.float32), "norms")
+        """A norm's weight or bias."""
+        return self.linears.tensor(self.linears.weights.add(name, array.astype(np.float32), "norms"))
 
     def _mlp(self, graph: Builder, name: str, weights: LayerWeights, x: str, depths: RowDepths) -> str:
         if weights.gate is None:
@@ -220,15 +232,16 @@ class BlockEmitter(ABC, Generic[Surroundings]):
 
     def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
-        matrix = wide_a(linears)
-        self.linears.write(f"{name}.lora_a", matrix, self.bits.lora, "lora")
-        product = Linears.matmul(graph, x, f"{name}.lora_a", matrix.shape[1], matrix.shape[0], self.bits.lora)
+        columns = sum(lora_columns(one.a.shape[1], self.spec.loops) for one in linears if one.a is not None)
+        self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), self.bits.lora, "lora")
+        inputs = linears[0].weight.shape[1]
+        product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, self.bits.lora)
         return graph.op("Mul", product, depths.mask(linears))
 
     def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
-        matrix = fused(linears)
-        self.linears.write(name, matrix, self.bits.block, "block")
-        y = Linears.matmul(graph, x, name, matrix.shape[1], matrix.shape[0], self.bits.block)
+        outputs, inputs = fused_shape(linears, self.spec.loops)
+        self.linears.write(name, lambda: fused(linears), self.bits.block, "block")
+        y = self.linears.matmul(graph, x, name, inputs, outputs, self.bits.block)
         if all(linear.bias is None for linear in linears):
             return y
         loops = max(len(linear.bias) if linear.bias is not None and linear.bias.ndim == 2 else 0 for linear in linears)
@@ -236,4 +249,5 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         none = [np.zeros((*shape, len(linear.weight)), np.float32) for linear in linears]
         biases = [zeros if linear.bias is None else linear.bias for linear, zeros in zip(linears, none, strict=True)]
         bias = self.linears.weights.add(f"{name}.bias", np.concatenate(biases, axis=-1).astype(np.float32), "block")
+        bias = self.linears.tensor(bias)
         return graph.op("Add", y, depths.pick(bias) if loops else bias)

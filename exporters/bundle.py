@@ -19,8 +19,9 @@ from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Init, Progress, convert
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.emit import emit, packs_embedding
+from rrt_edge.exporters.emit import emit
 from rrt_edge.exporters.linears import Bits
+from rrt_edge.exporters.outer import packs_embedding
 from rrt_edge.exporters.quantize import BLOCK, pad_to_block
 from rrt_edge.exporters.reading import layer_weights, outer_weights
 from rrt_edge.exporters.spec import BlockSpec, spec_of

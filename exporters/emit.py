@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +10,17 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.attention import LoopBlock, LoopSurroundings, Propagated
-from rrt_edge.exporters.block import LayerWeights, Norm, Stream
+from rrt_edge.exporters.block import LayerWeights, Stream
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.masks import Masks, Rows, past_length
+from rrt_edge.exporters.outer import OuterWeights, embed, exit_gate, head
 from rrt_edge.exporters.positions import Rotations
-from rrt_edge.exporters.quantize import BLOCK, quantize
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
 
 Float = NDArray[np.float32]
 OPSET, IR_VERSION = 23, 11
-ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
-
-
-@dataclass(frozen=True)
-class GateWeights:
-    """`inner` [loops - 1, width, H], `inner_bias` and `outer` [loops - 1, width], `bias` [loops - 1]."""
-
-    inner: Float
-    inner_bias: Float
-    outer: Float
-    bias: Float
-
-
-@dataclass(frozen=True)
-class OuterWeights:
-    """The weights around the block. `head` is None where it is the embedding."""
-
-    embedding: Float
-    norm: Norm
-    head: Float | None
-    gate: GateWeights
 
 
 def emit(
@@ -58,11 +36,6 @@ def emit(
         return weights.bytes_by_part
 
 
-def packs_embedding(spec: BlockSpec, bits: int) -> bool:
-    """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
-    return bits in (4, 8) and spec.hidden % BLOCK == 0
-
-
 class _Emitter:
     def __init__(self, spec: BlockSpec, bits: Bits, weights: WeightFile) -> None:
         self.spec, self.bits, self.weights = spec, bits, weights
@@ -72,7 +45,7 @@ class _Emitter:
 
     def model(self, outer: OuterWeights, layers: Iterable[LayerWeights]) -> ModelProto:
         spec, top = self.spec, self.top
-        embedded = top.op("Concat", self._embed(outer.embedding), "hidden", axis=1)  # one of the two is empty
+        embedded = top.op("Concat", self._embedded(outer), "hidden", axis=1)  # one of the two is empty
         rows = Rows(spec, top)
         rotations, masks = Rotations(spec, rows), Masks(spec, rows)
         last_row = rows.last()
@@ -100,10 +73,11 @@ class _Emitter:
         top.add("Identity", [gate], ["gate"])
         for name, stacked in zip(spec.kv_planes, planes, strict=True):
             self._split_layers(stacked, f"new_{name}", spec.kv_planes[name][1])
-        self._head(outer, self._leaving(stepping, leaving, hidden, gate))
+        asked = self.block.norm(top, self._leaving(stepping, leaving, hidden, gate), "norm", outer.norm)
+        top.add("Identity", [head(top, self.linears, spec, self.bits, outer, asked)], ["logits"])
 
         graph = helper.make_graph(
-            top.nodes, "rrt", self._inputs(), self._outputs(), [*self.weights.initializers, *top.constants]
+            top.nodes, "rrt", self._inputs(), self._outputs(), [*self.weights.initializers(top.nodes), *top.constants]
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
@@ -148,29 +122,8 @@ class _Emitter:
             *(value(f"new_{name}", kind, *new_rows, width) for name, (kind, width) in spec.kv_planes.items()),
         ]
 
-    def _embed(self, embedding: Float) -> str:
-        """What enters the first layer for `input_ids`, [B, S, H]."""
-        rows = self._rows_of(embedding)
-        if self.spec.embedding_scale == 1:
-            return rows
-        return self.top.op("Mul", rows, self.top.constant(self.spec.embedding_scale, np.float32))
-
-    def _rows_of(self, embedding: Float) -> str:
-        """Rows of the embedding for `input_ids`, [B, S, H]; in 4 or 8 bits it stays packed in memory."""
-        bits, top = self.bits.embedding, self.top
-        if packs_embedding(self.spec, bits):
-            packed = quantize(embedding, bits)
-            self.weights.add("embedding.packed", packed.packed, "embedding")
-            self.weights.add("embedding.scales", packed.scales, "embedding")
-            rows = (self.spec.vocabulary, self.spec.hidden * bits // 8)
-            self.weights.alias("embedding.rows", "embedding.packed", rows)
-            tensors = ("embedding.rows", "input_ids", "embedding.scales")
-            sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-            return top.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
-        stored = np.float16 if bits == 16 else np.float32
-        self.weights.add("embedding", embedding.astype(stored), "embedding")
-        rows_name = top.op("Gather", "embedding", "input_ids", axis=0)
-        return top.op("Cast", rows_name, to=FLOAT) if bits == 16 else rows_name
+    def _embedded(self, outer: OuterWeights) -> str:
+        return embed(self.top, self.linears, self.spec, self.bits.embedding, outer.embedding, "input_ids")
 
     def _leaving(self, stepping: str, leaving: str, hidden: str, gate: str) -> str:
         """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""
@@ -182,23 +135,6 @@ class _Emitter:
             "else_branch": asked.branch([asked.op("Identity", leaving)], "rows_asked_for"),
         }
         return self.top.op("If", stepping, **branches)
-
-    def _head(self, outer: OuterWeights, leaving: str) -> None:
-        """Logits of hidden states [R, H]; a tied head of the embedding's precision shares its bytes in the file."""
-        spec, bits = self.spec, self.bits.head
-        normed = self.block.norm(self.top, leaving, "norm", outer.norm)
-        if spec.logits_scale != 1:
-            normed = self.top.op("Mul", normed, self.top.constant(spec.logits_scale, np.float32))
-        if outer.head is None and bits == self.bits.embedding and packs_embedding(spec, bits):
-            name = "embedding"
-        else:
-            name = "head"
-            self.linears.write(name, outer.embedding if outer.head is None else outer.head, bits, "head")
-        logits = Linears.matmul(self.top, normed, name, spec.hidden, spec.vocabulary, bits)
-        if spec.logits_softcap is not None:
-            cap = self.top.constant(spec.logits_softcap, np.float32)
-            logits = self.top.op("Mul", self.top.op("Tanh", self.top.op("Div", logits, cap)), cap)
-        self.top.add("Identity", [logits], ["logits"])
 
     def _body(
         self,
@@ -238,7 +174,7 @@ class _Emitter:
                 plane.append(new)
         normed, hidden = self.block.norm_of(body, stream, "norm", outer.norm, depths)
 
-        gate = self._gate(body, outer, normed, own_depth)
+        gate = exit_gate(body, self.linears, spec, outer.gate, normed, depths)
         ends = gate
         if spec.propagates:  # there may be no row but those that have left: then -1 picks this one
             shape = body.op("Concat", body.op("Shape", gate, start=0, end=1), body.constant([1]), axis=0)
@@ -266,29 +202,6 @@ class _Emitter:
             value(carried[2], INT64, "batch", 1),
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
-
-    def _gate(self, body: Builder, outer: OuterWeights, normed: str, row_depth: str) -> str:
-        """Probability that the token of a row's depth is full depth's, [B, S]; 1 at the last depth."""
-        loops = self.spec.loops
-        scores = self._gate_scores(body, outer.gate, normed) if loops > 1 else body.constant([[[ALWAYS]]], np.float32)
-        own = body.op("Equal", body.constant([[[*range(1, loops + 1)]]]), row_depth)
-        score = body.op("Mul", scores, body.op("Cast", own, to=FLOAT))
-        return body.op("Sigmoid", body.op("ReduceSum", score, body.constant([2]), keepdims=0))
-
-    def _gate_scores(self, body: Builder, gate: GateWeights, normed: str) -> str:
-        """What the gate of each depth says to every row, before the sigmoid: [B, S, loops]."""
-        depths, width, hidden = gate.inner.shape
-        outer = np.zeros((depths * width, self.spec.loops), np.float32)
-        for depth, column in enumerate(gate.outer):
-            outer[depth * width : (depth + 1) * width, depth] = column
-        inner = body.op("MatMul", normed, self._kept("inner", gate.inner.reshape(-1, hidden).T))
-        inner = body.op("Add", inner, self._kept("inner_bias", gate.inner_bias.ravel()))
-        inner = body.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)  # SiLU
-        bias = self._kept("bias", np.append(gate.bias, ALWAYS))
-        return body.op("Add", body.op("MatMul", inner, self._kept("outer", outer)), bias)
-
-    def _kept(self, name: str, array: Float) -> str:
-        return self.weights.add(f"exit_gate.{name}", array.astype(np.float32), "gate")
 
     def _split_layers(self, stacked: str, name: str, width: int) -> None:
         """[n, B, layers * KV, N, width] -> [n, B, layers, KV, N, width]."""

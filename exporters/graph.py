@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
-FLOAT, INT64, INT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL
+FLOAT, FLOAT16, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
+INT64, INT32, INT8 = TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
 
 
 class Builder:

@@ -6,13 +6,13 @@ matrices follow the shared weight along its input: `y = [W | B_1 .. B_K] [x ; ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.exporters.graph import FLOAT, MICROSOFT, Builder
+from rrt_edge.exporters.graph import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.quantize import BLOCK, balance, pad_to_block, quantize
 from rrt_edge.exporters.weights import WeightFile
 
@@ -49,31 +49,47 @@ def lora_columns(rank: int, loops: int) -> int:
 
 
 class Linears:
-    """Writes the matrices of linears and emits the nodes that multiply by them."""
+    """Writes the matrices of linears and emits the nodes of one graph that multiply by them, in its float type."""
 
-    def __init__(self, weights: WeightFile, top: Builder) -> None:
-        self.weights = weights
-        self.top = top  # the graph around the loop, where float16 weights are widened once
+    def __init__(self, weights: WeightFile, top: Builder, kind: int = FLOAT, accuracy: int = FAST_INT8) -> None:
+        """
+        Args:
+            top: the outermost graph, where weights stored in another float type are converted, which onnxruntime does
+                once, at loading.
+            accuracy: what products of 4 or 8 bits compute with (accuracy_level of MatMulNBits).
+        """
+        self.weights, self.top, self.kind, self.accuracy = weights, top, kind, accuracy
+        self._converted: dict[str, str] = {}
 
-    def write(self, name: str, matrix: Float, bits: int, part: str) -> None:
-        """Write a matrix [out, in] so that `matmul` can use it."""
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The float type as numpy has it."""
+        return np.float16 if self.kind == FLOAT16 else np.float32
+
+    def write(self, name: str, matrix: Callable[[], Float], bits: int, part: str) -> None:
+        """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then."""
         if bits in (4, 8):
-            packed = quantize(matrix, bits)
-            self.weights.add(f"{name}.packed", packed.packed, part)
-            self.weights.add(f"{name}.scales", packed.scales, part)
-        elif bits == 16:
-            self.weights.add(f"{name}.half", matrix.T.astype(np.float16), part)
-            self.top.add("Cast", [f"{name}.half"], [name], to=FLOAT)
-        else:
-            self.weights.add(name, matrix.T.astype(np.float32), part)
+            if f"{name}.packed" not in self.weights:
+                packed = quantize(matrix(), bits)
+                self.weights.add(f"{name}.packed", packed.packed, part)
+                self.weights.add(f"{name}.scales", packed.scales, part)
+        elif name not in self.weights:
+            self.weights.add(name, matrix().T.astype(np.float16 if bits == 16 else np.float32), part)
 
-    @staticmethod
-    def matmul(graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
+    def tensor(self, name: str, bits: int = 32) -> str:
+        """What was written in 16 or 32 bits, in this graph's float type."""
+        if (bits == 16) == (self.kind == FLOAT16):
+            return name
+        if name not in self._converted:
+            self._converted[name] = self.top.op("Cast", name, to=self.kind)
+        return self._converted[name]
+
+    def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
         """`x` [..., inputs] times the transpose of the matrix written as `name`."""
         if bits not in (4, 8):
-            return graph.op("MatMul", x, name)
-        tensors = [f"{name}.packed", f"{name}.scales"]
-        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": FAST_INT8}
+            return graph.op("MatMul", x, self.tensor(name, bits))
+        tensors = [f"{name}.packed", self.tensor(f"{name}.scales")]
+        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": self.accuracy}
         return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
 
 
@@ -117,6 +133,12 @@ def fused(linears: Sequence[Adapted]) -> Float:
     return np.concatenate([weight, diagonal], axis=1)
 
 
+def fused_shape(linears: Sequence[Adapted], loops: int) -> tuple[int, int]:
+    """Of what `fused` makes: outputs, inputs."""
+    adapters = [lora_columns(linear.a.shape[1], loops) for linear in linears if linear.a is not None]
+    return sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1] + sum(adapters)
+
+
 def has_adapters(linears: Sequence[Adapted]) -> bool:
     return any(linear.a is not None for linear in linears)
 
@@ -126,27 +148,36 @@ class RowDepths:
 
     def __init__(self, graph: Builder, row_depth: str, loops: int) -> None:
         self.graph, self.row_depth, self.loops = graph, row_depth, loops  # row_depth: int64 [B, S, 1]
-        self._names: dict[tuple[int, ...], str] = {}
+        self.kind = FLOAT  # of masks
+        self._masks: dict[tuple[int, ...], str] = {}
         self._index = ""  # int64 [B, S]: the row's depth counted from 0
         self._picked: dict[str, str] = {}
 
-    def pick(self, table: str) -> str:
-        """Of a table [K, ..] the entry of each row's depth: [B, S, ..]."""
-        if not self._index:  # -1 of a row of depth 0, which is padding: the last entry, which nobody reads
+    def index(self) -> str:
+        """int64 [B, S]: each row's depth, counted from 0; -1 of a row of depth 0, which is padding."""
+        if not self._index:
             index = self.graph.op("Sub", self.row_depth, self.graph.constant(1))
             self._index = self.graph.op("Squeeze", index, self.graph.constant([2]))
+        return self._index
+
+    def pick(self, table: str) -> str:
+        """Of a table [K, ..] the entry of each row's depth: [B, S, ..]; of padding some entry, which nobody reads."""
         if table not in self._picked:
-            self._picked[table] = self.graph.op("Gather", table, self._index, axis=0)
+            self._picked[table] = self.graph.op("Gather", table, self.index(), axis=0)
         return self._picked[table]
 
     def mask(self, linears: Sequence[Adapted]) -> str:
-        """1 in the wide columns of the adapters of a row's depth, 0 elsewhere: float [B, S, sum of lora_columns]."""
+        """1 in the wide columns of the adapters of a row's depth, 0 elsewhere: [B, S, sum of lora_columns]."""
         ranks = tuple(linear.a.shape[1] for linear in linears if linear.a is not None)
-        if ranks not in self._names:
+        if ranks not in self._masks:
             columns: list[int] = []
             for rank in ranks:
                 used = [loop for loop in range(1, self.loops + 1) for _ in range(rank)]
                 columns += used + [0] * (lora_columns(rank, self.loops) - len(used))
-            ours = self.graph.op("Equal", self.graph.constant([[columns]]), self.row_depth)
-            self._names[ranks] = self.graph.op("Cast", ours, to=FLOAT)
-        return self._names[ranks]
+            self._masks[ranks] = self.equal(columns, self.kind)
+        return self._masks[ranks]
+
+    def equal(self, depths: Sequence[int], kind: int) -> str:
+        """1 where a row's depth is the one given, 0 elsewhere: [B, S, len(depths)] of a float type."""
+        ours = self.graph.op("Equal", self.graph.constant([[[*depths]]]), self.row_depth)
+        return self.graph.op("Cast", ours, to=kind)

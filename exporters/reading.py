@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.exporters.block import LayerWeights, Norm
-from rrt_edge.exporters.emit import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
+from rrt_edge.exporters.outer import GateWeights, OuterWeights
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.families import Family, Linear, family_of, head_shape, part_sizes
 from rrt_edge.lora import adapter_names, split_rows

@@ -16,8 +16,9 @@ from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.conversion import Progress
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
-from rrt_edge.exporters.emit import GateWeights, OuterWeights, emit
+from rrt_edge.exporters.emit import emit
 from rrt_edge.exporters.linears import Adapted
+from rrt_edge.exporters.outer import GateWeights, OuterWeights
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.modeling import GATE_WIDTH
 from rrt_edge.runtime.errors import BadInputError

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25)
     arguments = parser.parse_args()
     with Model.load(arguments.bundle, threads=arguments.threads) as model:
-        decoder = Decoder(model.graph)
+        decoder = Decoder(model.runner)
         ids = np.random.default_rng(0).integers(3, model.manifest.architecture.vocabulary, KV).tolist()
         decoder.prefill(ids, ExitPolicy())
         times: dict[int, list[float]] = {rows: [] for rows in range(1, LONGEST + 1)}

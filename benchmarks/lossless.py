@@ -28,7 +28,7 @@ def row_error(model: Model, texts: list[list[int]]) -> float:
     """The largest difference of a full-depth logit between rows run one by one and all at once."""
     worst = 0.0
     for ids in texts:
-        alone, together = Decoder(model.graph), Decoder(model.graph)
+        alone, together = Decoder(model.runner), Decoder(model.runner)
         single = np.stack([alone.step(token, ExitPolicy()).logits for token in ids])
         for token in ids[:-1]:
             together.step(token, ExitPolicy(depth=1))
@@ -38,7 +38,7 @@ def row_error(model: Model, texts: list[list[int]]) -> float:
 
 def gap_at(model: Model, ids: list[int]) -> float:
     """The distance of full depth's two best logits behind a text."""
-    decoder = Decoder(model.graph)
+    decoder = Decoder(model.runner)
     decoder.prefill(ids[:-1], ExitPolicy())
     best = np.partition(decoder.step(ids[-1], ExitPolicy()).logits, -2)[-2:]
     return float(best[1] - best[0])

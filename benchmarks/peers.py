@@ -206,7 +206,7 @@ def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, 
     from rrt_edge.runtime.sampling import Sampler, Sampling
 
     with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
-        decoder, sampler = Decoder(model.graph), Sampler(Sampling())
+        decoder, sampler = Decoder(model.runner), Sampler(Sampling())
         policy = ExitPolicy(depth=int(depth)) if int(depth) else ExitPolicy()
 
         def feed(ids: list[int]) -> int:

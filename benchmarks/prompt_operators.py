@@ -39,7 +39,7 @@ def main() -> None:
             for chunk in CHUNKS:
                 decoder.CHUNK = chunk
                 started = time.perf_counter()
-                Decoder(model.graph).prefill(ids, ExitPolicy())
+                Decoder(model.runner).prefill(ids, ExitPolicy())
                 if repeat:  # the first is to warm up
                     seconds.setdefault((bundle, chunk), []).append(time.perf_counter() - started)
     for (bundle, chunk), times in seconds.items():
@@ -62,8 +62,8 @@ def profile(bundle: str, ids: list[int], threads: int) -> list[dict[str, Any]]:
         onnxruntime.InferenceSession = profiled
         with Model.load(bundle, threads=threads) as model:
             onnxruntime.InferenceSession = plain
-            Decoder(model.graph).prefill(ids, ExitPolicy())
-            events: list[dict[str, Any]] = json.loads(Path(model.graph.session.end_profiling()).read_text())
+            Decoder(model.runner).prefill(ids, ExitPolicy())
+            events: list[dict[str, Any]] = json.loads(Path(model.runner.session.end_profiling()).read_text())
     return events
 
 

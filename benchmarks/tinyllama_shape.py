@@ -67,7 +67,7 @@ def time_steps(bundle: Path, depths: tuple[int, ...]) -> dict[int, float]:
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 32000, FIRST_KV).tolist()
     with Model.load(bundle) as model:
-        decoders = {depth: Decoder(model.graph) for depth in depths}
+        decoders = {depth: Decoder(model.runner) for depth in depths}
         times: dict[int, list[float]] = {depth: [] for depth in depths}
         for decoder in decoders.values():
             decoder.prefill(prompt, ExitPolicy())

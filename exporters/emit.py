@@ -11,6 +11,7 @@ from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.attention import LoopBlock, LoopSurroundings, Propagated
 from rrt_edge.exporters.block import LayerWeights, Stream
+from rrt_edge.exporters.device_graphs import DeviceGraphs, has_device_graphs
 from rrt_edge.exporters.graph import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.masks import Masks, Rows, past_length
@@ -26,13 +27,17 @@ OPSET, IR_VERSION = 23, 11
 def emit(
     spec: BlockSpec, bits: Bits, outer: OuterWeights, layers: Iterable[LayerWeights], folder: Path
 ) -> dict[str, int]:
-    """Write model.onnx and model.onnx.data into `folder`; returns the bytes of weights by part.
+    """Write the graphs and model.onnx.data, their weights, into `folder`; returns the bytes of weights by part.
 
     `layers` is read one by one, so that no more than one layer is held in memory.
     """
     with WeightFile(folder) as weights:
+        devices = DeviceGraphs(spec, bits, outer, weights) if has_device_graphs(spec) else None
+        layers = layers if devices is None else devices.also(layers)
         model = _Emitter(spec, bits, weights).model(outer, layers)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
+        if devices is not None:
+            devices.write(folder)
         return weights.bytes_by_part
 
 

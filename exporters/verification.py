@@ -18,14 +18,13 @@ from transformers import AutoModelForCausalLM
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import convert
 from rrt_edge.modeling import RecursiveForCausalLM
-from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked, strict_tolerance
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.runner import Runner
 from rrt_edge.runtime.scores import log_softmax
 
 POSITIONS = 2000  # the fewest compared
@@ -56,8 +55,8 @@ def verify(
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
-    alone, graph = load_checked(folder, manifest)
-    if source is None or graph is None:
+    alone, runner = load_checked(folder, manifest)
+    if source is None or runner is None:
         return alone
     strict = strict_tolerance(manifest)
     tolerance = strict if loosened is None else _merged(strict, loosened)
@@ -65,7 +64,7 @@ def verify(
     shape = manifest.architecture
     size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate by other frequencies
     windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
-    depths, positions, largest = _compare(model, graph, windows)
+    depths, positions, largest = _compare(model, runner, windows)
     problem = _problem(depths, tolerance, largest)
     if problem is None and tolerance != strict:
         record = {"loosened": dataclasses.asdict(tolerance), "depths": [dataclasses.asdict(depth) for depth in depths]}
@@ -200,17 +199,17 @@ def _sampled_windows(model: RecursiveForCausalLM, folder: Path, size: int) -> li
 
 
 def _compare(
-    model: RecursiveForCausalLM, graph: Graph, windows: list[Window]
+    model: RecursiveForCausalLM, runner: Runner, windows: list[Window]
 ) -> tuple[tuple[DepthReport, ...], int, list[float]]:
     """Reports by depth, positions compared, and the largest absolute source logit by depth."""
-    loops = graph.architecture.loops
+    loops = runner.architecture.loops
     positions = 0
     worst, largest = [0.0] * loops, [0.0] * loops
     kl, agreed = [0.0] * loops, [0] * loops
     for window, source in _source_logits(model, windows):
         positions += len(window.rows)
         for index in range(loops):
-            ours = bundle_logits(graph, window, depth=index + 1)
+            ours = bundle_logits(runner, window, depth=index + 1)
             worst[index] = max(worst[index], float(np.abs(ours - source[index]).max()))
             largest[index] = max(largest[index], float(np.abs(source[index]).max()))
             kl[index] += _kl_sum(source[index], ours)
@@ -229,11 +228,11 @@ def _source_logits(model: RecursiveForCausalLM, windows: list[Window]) -> Iterat
         yield window, [logits[0, window.rows].numpy() for logits in output.depth_logits]
 
 
-def bundle_logits(graph: Graph, window: Window, depth: int) -> Float:
+def bundle_logits(runner: Runner, window: Window, depth: int) -> Float:
     """Logits [R, V] of a window's compared rows after `depth` loops, in one call from an empty cache."""
-    ids, cache = np.array(window.ids, np.int64), KVCache(graph.architecture)
-    return graph.run(
-        graph.bind(), cache, ids, position=0, first=1, last=depth, threshold=NEVER, logit_rows=window.rows
+    ids, cache = np.array(window.ids, np.int64), runner.new_cache()
+    return runner.run(
+        runner.bind(), cache, ids, position=0, first=1, last=depth, threshold=NEVER, logit_rows=window.rows
     ).logits
 
 

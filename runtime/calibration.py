@@ -12,8 +12,8 @@ import numpy as np
 
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.runner import Runner
 from rrt_edge.runtime.scores import Scores
 
 GRID = 400  # thresholds tried
@@ -88,10 +88,10 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     return min(1.0, math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms))
 
 
-def depth_seconds(graph: Graph, prompt: Sequence[int], tokens: int = 24) -> list[float]:
+def depth_seconds(runner: Runner, prompt: Sequence[int], tokens: int = 24) -> list[float]:
     """Seconds of a token that leaves at each depth, measured here: medians behind a prompt, the depths in turn."""
-    depths = range(1, graph.architecture.loops + 1)
-    decoders = [Decoder(graph) for _ in depths]
+    depths = range(1, runner.architecture.loops + 1)
+    decoders = [Decoder(runner) for _ in depths]
     for decoder in decoders:
         decoder.prefill(prompt, ExitPolicy())
     times: list[list[float]] = [[] for _ in depths]

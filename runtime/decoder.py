@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.graph import Graph, Pass
 from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.rows import Hidden, joined
+from rrt_edge.runtime.runner import Pass, Runner
 from rrt_edge.runtime.state import SequenceState
 
 Float = NDArray[np.float32]
-Rows = NDArray[np.int64] | Float  # token ids [S] or hidden states [S, H]
+Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
 CHUNK = 128  # rows a call at most: what it computes with takes as much memory as several layers
 SCORES_BYTES = 32 << 20  # attention scores of a layer: over a long past a call takes fewer rows
 MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
@@ -40,14 +41,14 @@ class Decoder:
     `cancelled`, set by any thread, ends a call before its next block step.
     """
 
-    def __init__(self, graph: Graph, rule: KVRule = "exact") -> None:
-        self.graph = graph
-        self.loops = graph.architecture.loops
-        self.state = SequenceState(graph.architecture, rule)
+    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
+        self.runner = runner
+        self.loops = runner.architecture.loops
+        self.state = SequenceState(runner, rule)
         self.block_rows = 0
         self.cancelled = False
         self.prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
-        self._binding = graph.bind()
+        self._binding = runner.bind()
 
     @property
     def length(self) -> int:
@@ -56,14 +57,14 @@ class Decoder:
 
     def fork(self) -> Decoder:
         """Another decoder of the same tokens, which shares what is held."""
-        other = Decoder(self.graph, self.state.rule)
+        other = Decoder(self.runner, self.state.rule)
         other.state, other.prompt_end = self.state.fork(), self.prompt_end
         return other
 
     @property
     def chunk(self) -> int:
         """Rows that the next call may take: what bounds the memory of attention scores over so long a past."""
-        row_bytes = self.graph.architecture.attention_heads * (self.length + CHUNK) * 4
+        row_bytes = self.runner.architecture.attention_heads * (self.length + CHUNK) * 4
         return max(1, min(CHUNK, SCORES_BYTES // row_bytes))
 
     def rewind(self, length: int) -> None:
@@ -94,7 +95,7 @@ class Decoder:
             for depth in range(done.last, last):
                 if self._generated_waiting(depth) > MOST_WAITING:
                     self._catch_up(depth, 0)
-        return Step(done.logits[-1], done.last, float(done.gate[-1, -1]))
+        return Step(done.logits[-1], done.last, float(done.gate[-1]))
 
     def forced(self, ids: Sequence[int], policy: ExitPolicy) -> Iterator[Float]:
         """Feed a given text; yields the logits [n, V] behind its tokens, in order, as `step` gives them."""
@@ -140,8 +141,8 @@ class Decoder:
         while True:
             stop = self._next_waiting(first, last)
             done = self._run(rows, first, stop, threshold, wanted, left)
-            if done.last == last or float(done.gate[-1, -1]) >= threshold:
-                self.state.leave(done.last, np.concatenate([left, done.hidden]))
+            if done.last == last or float(done.gate[-1]) >= threshold:
+                self.state.leave(done.last, joined(left, done.hidden))
                 return done
             self._catch_up(done.last, self.chunk - new)
             left, rows = self.state.deeper(done.last, left, done.hidden)
@@ -163,10 +164,10 @@ class Decoder:
             self._check_cancelled()
             left, rows = self.state.overdue(depth, self.chunk)
             done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
-            self.state.leave(depth + 1, np.concatenate([left, done.hidden]))
+            self.state.leave(depth + 1, joined(left, done.hidden))
 
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Float) -> Pass:
-        done = self.graph.run(
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Hidden) -> Pass:
+        done = self.runner.run(
             self._binding,
             self.state.cache,
             rows,

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoder import MOST_WAITING
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.graph import Part, PartDone
 from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model, Prompt
 from rrt_edge.runtime.policy import NEVER, ExitPolicy
 from rrt_edge.runtime.prefixes import Held, take_over
 from rrt_edge.runtime.reply import Generation, Reply, Token
+from rrt_edge.runtime.rows import Hidden, joined
+from rrt_edge.runtime.runner import Part, PartDone
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.state import SequenceState
 
@@ -46,11 +47,10 @@ class Request:
         self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
         self._block_rows = 0
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
-        self._moving: NDArray[np.int64] | Float = np.zeros(0, np.int64)
+        self._moving: NDArray[np.int64] | Hidden = np.zeros(0, np.int64)
         self._left = state.nothing  # states that give this depth keys and values only
-        self._held: tuple[Float, Float] | None = (
-            None  # such states, and rows that go on when those moving have been caught up
-        )
+        # such states, and rows that go on when those moving have been caught up
+        self._held: tuple[Hidden, Hidden] | None = None
         self._catching_up = False
         self._thresholds = np.zeros(0, np.float32)
         self._replying = False
@@ -105,7 +105,7 @@ class Request:
         if self._replying:
             self._block_rows += len(done.hidden)
         if self._catching_up:
-            self._state.leave(self._depth, np.concatenate([self._left, done.hidden]))
+            self._state.leave(self._depth, joined(self._left, done.hidden))
             self._left = self._state.nothing
             self._catching_up = False
             self._depth -= 1
@@ -119,7 +119,7 @@ class Request:
             self._deeper(self._left, done.hidden)
             return None
         depth, self._depth = self._depth, 0
-        self._state.leave(depth, np.concatenate([self._left, done.hidden]))
+        self._state.leave(depth, joined(self._left, done.hidden))
         self._left = self._state.nothing
         if not self._replying:
             return None
@@ -153,7 +153,7 @@ class Request:
         if depth < self._state.loops and len(self._state.waiting[depth - 1]) > MOST_WAITING:
             self._catch_up(depth, None)
 
-    def _deeper(self, left: Float, hidden: Float) -> None:
+    def _deeper(self, left: Hidden, hidden: Hidden) -> None:
         """The rows [n, H] go to the next depth, with those that wait after this one."""
         waiting = self._state.waiting[self._depth - 1]
         if len(waiting) + len(left) + len(hidden) > PART_ROWS and len(waiting):
@@ -163,7 +163,7 @@ class Request:
             self._held = None
             self._depth += 1
 
-    def _catch_up(self, depth: int, held: tuple[Float, Float] | None) -> None:
+    def _catch_up(self, depth: int, held: tuple[Hidden, Hidden] | None) -> None:
         """Rows that wait after a depth go first."""
         self._left, self._moving = self._state.overdue(depth, PART_ROWS)
         self._held = held
@@ -201,7 +201,7 @@ class Engine:
         self.running: list[Request] = []  # the one served longest ago first
         self._ended: list[Request] = []  # their keys and values are kept while the budget has room for them
         self.steps = 0
-        self._binding = model.graph.bind()
+        self._binding = model.runner.bind()
         self._numbers = count(1)
 
     def submit(
@@ -227,15 +227,15 @@ class Engine:
         model, sampling, policy = self.model, sampling or Sampling(), self.model.policy(exit_policy)
         ids = model.checked_prompt(prompt)
         room = model.context - len(ids)
-        architecture = model.manifest.architecture
-        kv_bytes = architecture.kv_bytes(len(ids) + min(sampling.max_tokens, room))
+        runner = model.runner
+        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.max_tokens, room))
         if kv_bytes > self.kv_budget_bytes:
             raise BadInputError(
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
         reply = model.reply(ids, sampling, policy)
-        return Request(next(self._numbers), reply, SequenceState(architecture, self.kv_rule), policy, kv_bytes)
+        return Request(next(self._numbers), reply, SequenceState(runner, self.kv_rule), policy, kv_bytes)
 
     def cancel(self, request: Request) -> None:
         """End a request; it gets no further token."""
@@ -266,7 +266,7 @@ class Engine:
             parts.append(request.part(room))
             room -= min(asked, room)
         try:
-            done = self.model.graph.step(self._binding, parts)
+            done = self.model.runner.step(self._binding, parts)
         except BaseException:
             for request in served:
                 self.cancel(request)
@@ -305,7 +305,7 @@ class Engine:
         room = self.prompt_rows
         for request in self.running:
             asked = request.new_prompt_rows
-            if len(chosen) == self.model.manifest.architecture.pasts:
+            if len(chosen) == self.model.runner.slots:
                 break
             if asked and not room:
                 continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
-from rrt_edge.runtime.manifest import Architecture, KVRule
+from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.rows import Hidden, on_host
+from rrt_edge.runtime.runner import Part, PartDone, Pass
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -40,48 +41,8 @@ def _scalar(value: float) -> NDArray[Any]:
     return np.array(value, np.float32 if isinstance(value, float) else np.int64)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one call of the graph returned, for one sequence of S rows that ran depths `first` to `last`.
-
-    `logits` [R, V] of the rows asked for, `hidden` [S, H] after the last depth run, `gate` [n, S] at each depth run;
-    the new keys and values are in the cache already.
-    """
-
-    first: int
-    last: int
-    logits: Float
-    hidden: Float
-    gate: Float
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
-
-    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
-    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
-    """
-
-    cache: KVCache
-    depth: int
-    rows: Int | Float
-    position: int
-    thresholds: Float
-    left: Float | None = None
-
-
-@dataclass(frozen=True)
-class PartDone:
-    """What a step returned for a part: `hidden` [n, H], `gate` [n], `logits` [R, V] of rows that reached theirs."""
-
-    hidden: Float
-    gate: Float
-    logits: Float
-
-
 class Graph:
-    """One onnxruntime session over model.onnx, shared by every conversation.
+    """One onnxruntime session over model.onnx, shared by every conversation: the `Runner` on the CPU.
 
     Raises:
         BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
@@ -112,6 +73,29 @@ class Graph:
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
 
+    @property
+    def rules(self) -> tuple[KVRule, ...]:
+        """All, but `propagate` where the checkpoint was not trained for it."""
+        return tuple(rule for rule in RULES if rule != "propagate" or self.propagates)
+
+    @property
+    def slots(self) -> int:
+        return self.architecture.pasts
+
+    @property
+    def no_rows(self) -> Float:
+        rows: Float = self._no_hidden[0]
+        return rows
+
+    def new_cache(self) -> KVCache:
+        return KVCache(self.architecture)
+
+    def hidden(self, rows: Float) -> Float:
+        return rows
+
+    def kv_bytes(self, tokens: int) -> int:
+        return self.architecture.kv_bytes(tokens)
+
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
         return Binding(self.session.io_binding(), self.architecture)
@@ -120,30 +104,20 @@ class Graph:
         self,
         binding: Binding,
         cache: KVCache,
-        rows: Int | Float,
+        rows: Int | Hidden,
         *,
         position: int,
         first: int,
         last: int,
         threshold: float,
         logit_rows: Sequence[int],
-        left: Float | None = None,
+        left: Hidden | None = None,
     ) -> Pass:
-        """Run rows of one sequence through depths `first` to `last`, stopping where the last row's gate says so.
-
-        Args:
-            rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
-            position: of the first of all rows, those in `left` included; the others follow.
-            logit_rows: the rows whose logits are asked for, as indices into `rows`.
-            left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
-                keys and values only; for a graph that propagates.
-
-        Raises:
-            RRTEdgeError: onnxruntime failed.
-        """
-        states = self._no_hidden[0] if left is None else left
+        """`Runner.run`, in one call."""
+        states = self._no_hidden[0] if left is None else on_host(left)
         count = len(states) + len(rows)
         entering = rows.ndim == 1
+        rows = on_host(rows)
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
             "hidden": self._no_hidden if entering else rows[None],
@@ -165,19 +139,15 @@ class Graph:
         for index in range(ran):
             depth, new = first + index, [plane[index, 0] for plane in planes]
             binding.append(depth - 1, cache, depth, new, position)
-        return Pass(first, first + ran - 1, logits, hidden[0], gate[:, 0])
+        return Pass(first, first + ran - 1, logits, hidden[0], gate[-1, 0])
 
     def step(self, binding: Binding, parts: Sequence[Part]) -> list[PartDone]:
-        """Run several sequences' rows through one depth each, at most `architecture.pasts` of them.
-
-        Raises:
-            RRTEdgeError: onnxruntime failed.
-        """
+        """`Runner.step`, in one call."""
         ordered = sorted(range(len(parts)), key=lambda index: parts[index].depth)  # ids stand before hidden states
         chosen = [parts[index] for index in ordered]
-        ids = [part.rows for part in chosen if part.rows.ndim == 1]
-        states = [part.rows for part in chosen if part.rows.ndim == 2]
-        lefts = [self._no_hidden[0] if part.left is None else part.left for part in chosen]
+        ids = [on_host(part.rows) for part in chosen if part.rows.ndim == 1]
+        states = [on_host(part.rows) for part in chosen if part.rows.ndim == 2]
+        lefts = [self._no_hidden[0] if part.left is None else on_host(part.left) for part in chosen]
         left = [len(states_left) for states_left in lefts]
         counts = [len(part.rows) for part in chosen]
         depths = [part.depth for part in chosen]

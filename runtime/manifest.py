@@ -19,6 +19,7 @@ from rrt_edge.runtime.files import sha256
 KVRule = Literal["exact", "propagate", "latest", "skip"]  # what a row that leaves early leaves behind: state.py
 RULES: tuple[KVRule, ...] = get_args(KVRule)
 FILE = "manifest.json"
+DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
 KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
 FORMAT = "rrt-edge bundle"
 VERSION = 1

@@ -19,6 +19,7 @@ from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.reply import Generation, Reply
+from rrt_edge.runtime.runner import Runner
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.session import ContextFull, Session
 from rrt_edge.runtime.session_file import load_session
@@ -36,14 +37,14 @@ class Model:
     """A loaded bundle, shared by any number of sessions and threads. Use it as a context manager or call `close`."""
 
     def __init__(
-        self, manifest: Manifest, graph: Graph, tokenizer: Tokenizer, template: ChatTemplate | None, context: int
+        self, manifest: Manifest, runner: Runner, tokenizer: Tokenizer, template: ChatTemplate | None, context: int
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.template = template
         self.context = context  # tokens a conversation may hold
         self.draft_length = DraftLength(manifest.architecture.loops)
-        self._graph: Graph | None = graph
+        self._runner: Runner | None = runner
 
     @classmethod
     def load(
@@ -83,8 +84,8 @@ class Model:
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
             graph_folder = packed_graph(folder, manifest, Path(weight_cache))
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
-        graph = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads, context)
-        model = cls(manifest, graph, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
+        runner = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads, context)
+        model = cls(manifest, runner, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
         log.info("%s: loaded in %.2f s, context %d", folder, time.perf_counter() - started, context)
         return model
 
@@ -98,13 +99,13 @@ class Model:
 
     def close(self) -> None:
         """Free the weights; sessions of this model cannot go on."""
-        self._graph = None
+        self._runner = None
 
     @property
-    def graph(self) -> Graph:
-        if self._graph is None:
+    def runner(self) -> Runner:
+        if self._runner is None:
             raise BadInputError("this model is closed; load the bundle again")
-        return self._graph
+        return self._runner
 
     @property
     def loops(self) -> int:
@@ -159,7 +160,7 @@ class Model:
             raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
         if asked == "skip" and self.manifest.architecture.windows:
             raise BadInputError("kv-rule skip: does not go with this model, whose attention slides over a window")
-        if asked == "propagate" and not self.graph.propagates:
+        if asked == "propagate" and asked not in self.runner.rules:
             raise BadInputError(
                 "kv-rule propagate: this bundle's graph has no room for it; export a model trained for it"
             )

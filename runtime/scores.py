@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.corpus import NOT_A_RECORD, chat_ids, read_records
 from rrt_edge.runtime.decoder import CHUNK
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.rows import Hidden
+from rrt_edge.runtime.runner import Runner
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -177,28 +177,28 @@ def log_softmax(logits: Float) -> NDArray[np.float64]:
     return result
 
 
-def score_bundle(graph: Graph, examples: Iterable[Example]) -> Scores:
-    """Run every example through all depths of a bundle's graph.
+def score_bundle(runner: Runner, examples: Iterable[Example]) -> Scores:
+    """Run every example through all depths of a bundle.
 
     Raises:
         BadInputError: there is nothing to score.
         RRTEdgeError: onnxruntime failed.
     """
-    binding, loops = graph.bind(), graph.architecture.loops
+    binding, loops = runner.bind(), runner.architecture.loops
     parts = []
     for number, example in enumerate(examples):
-        cache, ids = KVCache(graph.architecture), np.asarray(example.ids, np.int64)
+        cache, ids = runner.new_cache(), np.asarray(example.ids, np.int64)
         asked = np.flatnonzero(np.asarray(example.scored, np.bool_)[1:])  # rows that predict a scored token
         for start in range(0, len(ids) - 1, CHUNK):
-            rows: NDArray[np.int64] | Float = ids[start : min(start + CHUNK, len(ids) - 1)]
+            rows: NDArray[np.int64] | Hidden = ids[start : min(start + CHUNK, len(ids) - 1)]
             wanted = asked[(asked >= start) & (asked < start + len(rows))]
             logits, gates = [], []
             for depth in range(1, loops + 1):
                 settings = {"position": start, "first": depth, "last": depth, "threshold": NEVER}
-                done = graph.run(binding, cache, rows, **settings, logit_rows=(wanted - start).tolist())  # type: ignore[arg-type]
+                done = runner.run(binding, cache, rows, **settings, logit_rows=(wanted - start).tolist())  # type: ignore[arg-type]
                 rows = done.hidden
                 logits.append(done.logits)
-                gates.append(done.gate[0, wanted - start])
+                gates.append(done.gate[wanted - start])
             if len(wanted):
                 parts.append(scores_of(logits, np.stack(gates), ids[wanted + 1], number))
     return joined(parts)

@@ -37,7 +37,7 @@ class Session:
 
     def __init__(self, model: Model, kv_rule: KVRule, lazy_prompt: bool) -> None:
         self.model = model
-        self.decoder = Decoder(model.graph, kv_rule)
+        self.decoder = Decoder(model.runner, kv_rule)
         self.lazy_prompt = lazy_prompt
         self.finish_reason = ""
         self._ids: list[int] = []  # those fed to the decoder, but for what a reply under way adds

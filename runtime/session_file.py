@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.files import new_file
 from rrt_edge.runtime.manifest import RULES
+from rrt_edge.runtime.rows import on_host
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.model import Model
@@ -35,7 +36,7 @@ def save_session(session: Session, path: Path) -> None:
             for name, plane in zip(architecture.kv_planes, planes, strict=True):
                 arrays[f"{name}.{depth}.{group}"] = np.ascontiguousarray(plane)
         if depth < architecture.loops:
-            arrays[f"waiting.{depth}"] = state.waiting[depth - 1].all()
+            arrays[f"waiting.{depth}"] = on_host(state.waiting[depth - 1].all())
     about = {
         "bundle": model.manifest.fingerprint,
         "kv_rule": state.rule,

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rrt_edge.runtime.cache import KVCache
-from rrt_edge.runtime.manifest import Architecture, KVRule
-
-Float = NDArray[np.float32]
-
+from rrt_edge.runtime.manifest import KVRule
+from rrt_edge.runtime.rows import Hidden, joined
+from rrt_edge.runtime.runner import Cache, Runner
 
 WAITING = ("exact", "propagate")  # rules under which a row that leaves waits for a later one to go deeper
 
@@ -17,38 +12,38 @@ WAITING = ("exact", "propagate")  # rules under which a row that leaves waits fo
 class WaitingRows:
     """Hidden states [n, H] of rows that wait after one depth, in order of position."""
 
-    def __init__(self, hidden_size: int) -> None:
-        self._parts = [np.zeros((0, hidden_size), np.float32)]
+    def __init__(self, nothing: Hidden) -> None:
+        self._parts = [nothing]
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rows: Float) -> None:
+    def add(self, rows: Hidden) -> None:
         self._parts.append(rows)
         self._count += len(rows)
 
-    def take(self, count: int | None = None) -> Float:
+    def take(self, count: int | None = None) -> Hidden:
         """The first rows (all by default), which wait no longer."""
-        rows = np.concatenate(self._parts)
+        rows = joined(*self._parts)
         count = len(rows) if count is None else min(count, len(rows))
         self._parts, self._count = [rows[count:]], len(rows) - count
         return rows[:count]
 
-    def all(self) -> Float:
+    def all(self) -> Hidden:
         """The rows, which go on waiting."""
-        return np.concatenate(self._parts)
+        return joined(*self._parts)
 
     def keep(self, count: int) -> None:
         """Forget all but the first rows."""
         self.take_back(self.take()[:count])
 
     def fork(self) -> WaitingRows:
-        other = WaitingRows(0)
+        other = WaitingRows.__new__(WaitingRows)
         other._parts, other._count = list(self._parts), self._count
         return other
 
-    def take_back(self, rows: Float) -> None:
+    def take_back(self, rows: Hidden) -> None:
         """Put rows in front of those that wait."""
         self._parts.insert(0, rows)
         self._count += len(rows)
@@ -66,12 +61,12 @@ class SequenceState:
     - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
     """
 
-    def __init__(self, architecture: Architecture, rule: KVRule = "exact") -> None:
+    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
         self.rule = rule
-        self.loops = architecture.loops
-        self.cache = KVCache(architecture)
-        self.waiting = [WaitingRows(architecture.hidden_size) for _ in range(1, self.loops)]
-        self.nothing = np.zeros((0, architecture.hidden_size), np.float32)
+        self.loops = runner.architecture.loops
+        self.nothing = runner.no_rows
+        self.cache: Cache = runner.new_cache()
+        self.waiting = [WaitingRows(self.nothing) for _ in range(1, self.loops)]
 
     @property
     def length(self) -> int:
@@ -84,7 +79,7 @@ class SequenceState:
             return len(self.cache.positions[depth - 1])  # they stand right behind those that have
         return self.length - count
 
-    def leave(self, depth: int, hidden: Float) -> None:
+    def leave(self, depth: int, hidden: Hidden) -> None:
         """Rows [n, H], the last to have run `depth`, go no deeper for now."""
         if self.rule in WAITING and depth < self.loops:
             self.waiting[depth - 1].add(hidden)
@@ -92,17 +87,17 @@ class SequenceState:
             for deeper in range(depth + 1, self.loops + 1):
                 self.cache.copy_last(len(hidden), depth, deeper)
 
-    def deeper(self, depth: int, left: Float, rows: Float) -> tuple[Float, Float]:
+    def deeper(self, depth: int, left: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
         """What runs the next depth when `rows` [n, H] go on: (states that have left, rows), those that wait included.
 
         `left` [f, H] are those taken along before.
         """
         waiting = self.waiting[depth - 1].take()
         if self.rule == "propagate":
-            return np.concatenate([waiting, left]), rows
-        return left, np.concatenate([waiting, rows])
+            return joined(waiting, left), rows
+        return left, joined(waiting, rows)
 
-    def overdue(self, depth: int, count: int) -> tuple[Float, Float]:
+    def overdue(self, depth: int, count: int) -> tuple[Hidden, Hidden]:
         """The first `count` rows that wait after a depth, to run the next alone: (states that have left, rows)."""
         waiting = self.waiting[depth - 1].take(count)
         nothing = waiting[:0]

@@ -76,7 +76,7 @@ def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, l
     from rrt_edge.runtime.scores import read_examples, score_bundle
 
     examples = read_examples(model, data, min(max_length, model.context))
-    return score_bundle(model.graph, examples), examples
+    return score_bundle(model.runner, examples), examples
 
 
 @click.command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
@@ -116,7 +116,7 @@ def calibrate(
         raise BadInputError(f"{bundle}: has one loop, so no token can leave early")
     with Model.load(bundle) as model:
         scores, examples = _bundle_scores(model, data, max_length)
-        seconds = depth_seconds(model.graph, max((example.ids for example in examples), key=len)[:64])
+        seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)
     found = {point: run(scores, promised, confidence, points) for point, promised in wanted.items()}
     kept = {point: one.threshold for point, one in found.items() if one.threshold is not None}

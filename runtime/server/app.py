@@ -160,7 +160,7 @@ class _Server:
 
     def _busy(self) -> ApiError:
         """Says when to come again: a second for each round of the engine's slots that waits."""
-        slots = self.model.manifest.architecture.pasts
+        slots = self.model.runner.slots
         seconds = 1 + len(self.engine.waiting) // slots
         told = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
         return ApiError(429, told, code="queue_full", headers={"Retry-After": str(seconds)})

@@ -151,7 +151,7 @@ def test_scores_with_a_threshold_are_those_of_the_depths_it_chooses(bundle: Path
     ids = np.random.default_rng(0).integers(2, 300, 40).tolist()
     with Model.load(bundle) as model:
         session = model.session()
-        gates = score_bundle(model.graph, [Example([*ids, 2], [True] * 41)]).gate[0, -12:]
+        gates = score_bundle(model.runner, [Example([*ids, 2], [True] * 41)]).gate[0, -12:]
         policy = f"threshold={float(np.median(gates)):.4f}"  # so that some leave and some do not
         found = np.concatenate(list(session.logits(ids, 12, policy)))
         again = np.concatenate(list(session.logits(ids, 30, policy)))

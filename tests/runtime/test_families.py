@@ -66,7 +66,7 @@ def test_one_sequence_far_past_its_window(made: Callable[..., tuple[Path, Path]]
     exits = [loops] * 150 + rng.integers(1, loops + 1, 180).tolist()
     expected = depth_logits(folder, rule, ids, exits)
     with Model.load(bundle) as model:
-        decoder = Decoder(model.graph, rule)
+        decoder = Decoder(model.runner, rule)
         decoder.prefill(ids[:150], ExitPolicy())
         for position in range(150, 330):
             step = decoder.step(ids[position], ExitPolicy(depth=exits[position]))
@@ -139,7 +139,7 @@ def test_8_bit_caches_slide_too(made: Callable[..., tuple[Path, Path]]) -> None:
     _, bundle = made("gemma3", "exact", 8)
     ids = np.random.default_rng(6).integers(2, 300, 300).tolist()
     with Model.load(bundle) as model:
-        whole, stepped = Decoder(model.graph), Decoder(model.graph)
+        whole, stepped = Decoder(model.runner), Decoder(model.runner)
         whole.prefill(ids[:-1], ExitPolicy())
         stepped.prefill(ids[:100], ExitPolicy())
         for token in ids[100:-1]:

@@ -16,8 +16,8 @@ from rrt_edge.runtime import Engine, ExitPolicy, Manifest, Model, Sampling
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.graph import Part
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.runner import Part
 
 
 class RoundingCache(DynamicCache):
@@ -50,7 +50,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
     ids = np.random.default_rng(3).integers(2, 300, 40)
     expected = torch_logits(folder, ids.tolist())
     with Model.load(tmp_path / "bundle") as model:
-        graph, binding = model.graph, model.graph.bind()
+        graph, binding = model.runner, model.runner.bind()
         for depth in range(1, loops + 1):
             cache, seen = KVCache(model.manifest.architecture), []
             for start, stop in [(0, 17), (17, 18), (18, 19), (19, 40)]:
@@ -76,7 +76,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
 
 def test_a_row_takes_a_byte_a_number_and_a_scale(make_bundle: Callable[..., Path]) -> None:
     with Model.load(make_bundle(kv_bits=8)) as model:
-        decoder = Decoder(model.graph, "exact")
+        decoder = Decoder(model.runner, "exact")
         decoder.prefill(list(range(2, 60)), ExitPolicy())
         planes = decoder.state.cache.buffers(3)
         assert [plane.dtype for plane in planes] == [np.int8, np.int8, np.float32, np.float32]

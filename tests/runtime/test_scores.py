@@ -33,7 +33,7 @@ def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Pat
     model = AutoModelForCausalLM.from_pretrained(recursive).eval()
     theirs = score_checkpoint(model, read(data, AutoTokenizer.from_pretrained(recursive), 200))
     with Model.load(bundle) as loaded:
-        ours = score_bundle(loaded.graph, read_examples(loaded, data, 200))
+        ours = score_bundle(loaded.runner, read_examples(loaded, data, 200))
     np.testing.assert_array_equal(ours.text, theirs.text)
     np.testing.assert_array_equal(ours.right, theirs.right)
     np.testing.assert_array_equal(ours.agrees, theirs.agrees)
@@ -47,10 +47,10 @@ def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Pat
 def test_a_threshold_scores_as_the_runtime_leaves(bundle: Path, data: Path) -> None:
     with Model.load(bundle) as model:
         examples = read_examples(model, data, 200)
-        scores = score_bundle(model.graph, examples)
+        scores = score_bundle(model.runner, examples)
         threshold, at = 0.5, 0
         for example in examples:
-            decoder = Decoder(model.graph)
+            decoder = Decoder(model.runner)
             for position, token in enumerate(example.ids[:-1]):
                 step = decoder.step(token, ExitPolicy(threshold=threshold))
                 if example.scored[position + 1]:
@@ -136,7 +136,7 @@ def test_operating_points_are_exit_policies(bundle: Path, tmp_path: Path) -> Non
 def test_nothing_to_score_is_said(bundle: Path, recursive: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
     with Model.load(bundle) as model, pytest.raises(BadInputError, match="the data holds nothing to score"):
-        score_bundle(model.graph, read_examples(model, tmp_path / "data.jsonl", 99))
+        score_bundle(model.runner, read_examples(model, tmp_path / "data.jsonl", 99))
     with pytest.raises(BadInputError, match="the data holds nothing to score"):
         score_checkpoint(AutoModelForCausalLM.from_pretrained(recursive), [])
     assert torch.is_grad_enabled()

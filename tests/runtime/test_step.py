@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.cache import KVCache
-from rrt_edge.runtime.graph import Part
 from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.runner import Part
 
 
 def depth_outputs(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def test_rows_at_mixed_depths_equal_torch(make_recursive: Callable[..., Path], t
     texts = [rng.integers(2, 300, length).tolist() for length in (30, 17, 24, 9, 12)]
     expected = [depth_outputs(folder, ids) for ids in texts]
     with Model.load(tmp_path / "bundle") as model:
-        graph, binding = model.graph, model.graph.bind()
+        graph, binding = model.runner, model.runner.bind()
         caches = [KVCache(model.manifest.architecture) for _ in texts]
         hidden = [[np.zeros((0, 72), np.float32)] * loops for _ in texts]  # after each depth, all rows so far
         seen: set[frozenset[int]] = set()
@@ -69,7 +69,7 @@ def test_rows_at_mixed_depths_equal_torch(make_recursive: Callable[..., Path], t
 def test_a_session_runs_both_forms_in_turn(bundle: Path) -> None:
     ids = np.arange(5, 14)
     with Model.load(bundle) as model:
-        graph, binding = model.graph, model.graph.bind()
+        graph, binding = model.runner, model.runner.bind()
         whole, stepped = KVCache(model.manifest.architecture), KVCache(model.manifest.architecture)
         once = graph.run(binding, whole, ids, position=0, first=1, last=3, threshold=NEVER, logit_rows=[8])
         rows: np.ndarray = ids

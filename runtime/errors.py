@@ -7,6 +7,10 @@ class RRTEdgeError(Exception):
     """Something failed while working on good input; the command line exits with status 1."""
 
 
+class DeviceMemoryError(RRTEdgeError):
+    """A device has no memory left, or keys and values would go over their budget; what was held elsewhere is whole."""
+
+
 class BadInputError(RRTEdgeError):
     """The input is wrong (a file, a field, an option); the command line exits with status 2."""
 

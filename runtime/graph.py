@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by onnxruntime at its first call
-
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
+from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import Hidden, on_host
 from rrt_edge.runtime.runner import Part, PartDone, Pass
@@ -29,7 +26,6 @@ INPUTS = (
 )  # fmt: skip
 PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
 OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth")  # and new rows of each plane of the cache
-ERRORS_ONLY = 3  # onnxruntime's log level
 MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
@@ -60,15 +56,12 @@ class Graph:
         short = architecture.short_context
         self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
         self.propagates = rule == "propagate"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(threads)
         try:
             path = str(bundle / "model.onnx")
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises several unrelated types
-            raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({_first_line(error)})") from error
+            raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({first_line(error)})") from error
         self._check_contract(bundle / "model.onnx")
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
@@ -257,7 +250,7 @@ class Binding:
             done_with_many, self._many_before = self._many_before and not many, many
             session.run_with_iobinding(self.binding, self._giving_back if done_with_many else None)
         except Exception as error:  # onnxruntime raises several unrelated types
-            raise RRTEdgeError(f"onnxruntime failed while running the model: {_first_line(error)}") from error
+            raise RRTEdgeError(f"onnxruntime failed while running the model: {first_line(error)}") from error
         return list(self.binding.copy_outputs_to_cpu())
 
     def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
@@ -278,7 +271,3 @@ class Binding:
 def _suffix(group: int) -> str:
     """Behind the names of what belongs to a KV group: nothing where it is the first."""
     return f".{group}" if group else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -28,6 +28,8 @@ APPLE = {  # the same by sysctl's names
     "arm": {"NEON dotprod": {"hw.optional.arm.FEAT_DotProd"}, "NEON i8mm": {"hw.optional.arm.FEAT_I8MM"}},
 }
 CGROUP = Path("/sys/fs/cgroup")
+PCI = Path("/sys/bus/pci/devices")
+NVIDIA = 0x10DE  # its PCI vendor id
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ def this_machine() -> Machine:
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else cores
     return Machine(platform.platform(), _processor(), _features(), cores, usable, cpu_quota(CGROUP), *_memory())
+
+
+def gpu_memory_bytes(vendor: int, device: int) -> int | None:
+    """The memory of a GPU by its PCI ids; None where the system does not say, or shares its own with it."""
+    if vendor == NVIDIA:
+        found = _output("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits").split()
+        return int(found[0]) << 20 if found and found[0].isdigit() else None
+    for place in PCI.glob("*/mem_info_vram_total"):
+        ids = [_read(place.with_name(name)).strip() for name in ("vendor", "device")]
+        size = _read(place).strip()
+        if ids == [f"{vendor:#06x}", f"{device:#06x}"] and size.isdigit():
+            return int(size)
+    return None
 
 
 def cpuinfo_features(text: str) -> dict[str, bool] | None:

@@ -12,11 +12,10 @@ import json
 import platform
 from pathlib import Path
 
-import onnxruntime
-
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.files import new_folder, sha256
 from rrt_edge.runtime.manifest import Manifest
+from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
 
 GRAPH, DATA, LIST = "model.onnx", "model.onnx.data", "weight_cache.json"
 GRAPH_FILES = (GRAPH, DATA)
@@ -72,8 +71,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _pack(bundle: Path, folder: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.optimized_model_filepath = str(folder / GRAPH)
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", DATA),
@@ -84,8 +82,8 @@ def _pack(bundle: Path, folder: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(bundle / GRAPH), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises several unrelated types
-        message = str(error).strip().splitlines()[0]
-        raise RRTEdgeError(f"{folder.parent}: onnxruntime could not write the packed weights ({message})") from error
+        problem = f"onnxruntime could not write the packed weights ({first_line(error)})"
+        raise RRTEdgeError(f"{folder.parent}: {problem}") from error
     gc.collect()  # the session maps the bundle, which Windows would not let others replace meanwhile
     hashes = {name: sha256(folder / name) for name in GRAPH_FILES}
     (folder / LIST).write_text(json.dumps(hashes), "utf-8")

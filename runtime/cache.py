@@ -5,6 +5,7 @@ Layers that attend to a sliding window keep what they may still see, and some ro
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.errors import OutOfMemoryError
+from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture
 
 Planes = Sequence[NDArray[Any]]  # in the order of Architecture.kv_planes
@@ -49,7 +52,7 @@ class _Buffer:
         """Whether it holds what the row behind the first `length` sees."""
         return not self.first or (self.window is not None and length - self.first >= self.window - 1)
 
-    def with_room(self, held: int, rows: int) -> _Buffer:
+    def with_room(self, held: int, rows: int, budget: KVBudget) -> _Buffer:
         """One with room for `rows` more than `held`: itself, where it need not grow and is nobody else's."""
         first, room = self.first, held - self.first
         room = max(room + rows, room + room // SHARE)
@@ -64,11 +67,23 @@ class _Buffer:
             self.first = first
             return self
         grown = self if not self.shared else _Buffer(list(self.planes), self.window)
-        for index, plane in enumerate(self.planes):  # plane by plane, so that little is held twice
-            # Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
-            larger = np.zeros((*plane.shape[:3], room, plane.shape[4]), plane.dtype)
-            larger[:, :, :, new] = plane[:, :, :, old]
-            grown.planes[index] = larger
+        shapes = [(*plane.shape[:3], room, plane.shape[4]) for plane in self.planes]
+        sizes = [math.prod(shape) * plane.dtype.itemsize for shape, plane in zip(shapes, self.planes, strict=True)]
+        budget.take(sum(sizes))
+        try:
+            for index, (plane, shape, size) in enumerate(zip(self.planes, shapes, sizes, strict=True)):
+                # Plane by plane, so that little is held twice. Zeros: masked rows are multiplied by a weight of 0,
+                # which leaves no trace of numbers but of NaN.
+                larger = np.zeros(shape, plane.dtype)
+                larger[:, :, :, new] = plane[:, :, :, old]
+                grown.planes[index] = larger
+                budget.give_with(larger, size)
+        except MemoryError as error:
+            budget.give(sum(sizes[index:]))
+            grown.planes, grown.first, grown.used = [plane[:, :, :, :0] for plane in self.planes], 0, 0
+            raise OutOfMemoryError(
+                f"no memory for {sum(sizes)} bytes of keys and values; close conversations or shorten the prompt"
+            ) from error
         grown.first = first
         return grown
 
@@ -79,7 +94,8 @@ class KVCache:
     Rows reach the depths in order, so no depth holds a row that the one before it lacks.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, budget: KVBudget | None = None) -> None:
+        self.budget = budget or KVBudget()
         self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
         groups = architecture.kv_groups
         whole = len(groups) == 1
@@ -137,7 +153,7 @@ class KVCache:
         for group, rows in enumerate(groups):
             buffer = self._buffers[depth - 1][group]
             if not buffer.takes(start, stop):
-                buffer = self._buffers[depth - 1][group] = buffer.with_room(start, count)
+                buffer = self._buffers[depth - 1][group] = buffer.with_room(start, count, self.budget)
             for plane, new in zip(buffer.planes, rows, strict=True):
                 plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
@@ -161,7 +177,7 @@ class KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = KVCache.__new__(KVCache)
         other.positions = [list(held) for held in self.positions]
-        other._layers = self._layers
+        other._layers, other.budget = self._layers, self.budget
         other._buffers = [list(buffers) for buffers in self._buffers]
         for buffers in self._buffers:
             for buffer in buffers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.errors import DeviceMemoryError
+from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture
 
 if TYPE_CHECKING:
@@ -21,34 +20,12 @@ STEP = 256  # rows a buffer grows by at least: room that is not used costs memor
 SHARE = 4  # or this part of what is held, so that long texts are not copied often
 
 
-class Budget:
-    """Bytes that keys and values may take together; None: as many as the device has."""
-
-    def __init__(self, limit: int | None) -> None:
-        self.limit, self.used = limit, 0
-
-    def take(self, size: int) -> None:
-        """
-        Raises:
-            DeviceMemoryError: that would be more than there may be.
-        """
-        if self.limit is not None and self.used + size > self.limit:
-            raise DeviceMemoryError(
-                f"keys and values would take {self.used + size} bytes of the device's memory, over the budget of "
-                f"{self.limit}; close conversations, shorten the prompt or raise the KV budget"
-            )
-        self.used += size
-
-    def give(self, size: int) -> None:
-        self.used -= size
-
-
 class Memory(Protocol):
     """Where buffers come from."""
 
     architecture: Architecture
     dtype: type[np.generic]
-    budget: Budget
+    budget: KVBudget
 
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
@@ -94,7 +71,7 @@ class DeviceCache:
         """The buffer of a depth, with room for so many rows more; another one where it had to grow.
 
         Raises:
-            DeviceMemoryError: there is no room for it.
+            OutOfMemoryError: there is no room for it.
         """
         start = len(self.positions[depth - 1])
         buffer = self._buffers[depth - 1]
@@ -186,7 +163,7 @@ class DeviceCache:
             memory.budget.give(size)
             raise
         made = Buffer(planes, room)
-        weakref.finalize(made, memory.budget.give, size)
+        memory.budget.give_with(made, size)
         return made
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
-from rrt_edge.runtime.device_cache import Budget, Buffer, DeviceCache
-from rrt_edge.runtime.devices import DeviceError, OpenDevice
-from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.device_cache import Buffer, DeviceCache
+from rrt_edge.runtime.devices import OpenDevice
+from rrt_edge.runtime.errors import BadInputError, DeviceError, RRTEdgeError
+from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.ort import onnxruntime
 from rrt_edge.runtime.policy import NEVER
@@ -48,14 +49,15 @@ class DeviceGraph:
         device: OpenDevice,
         *,
         context: int = 1,
-        kv_budget_bytes: int | None = None,
+        threads: int | None = None,
+        budget: KVBudget | None = None,
         precision: str | None = None,
         profile: Path | None = None,
     ) -> None:
         """
         Args:
             context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
-            kv_budget_bytes: what keys and values of all conversations may take.
+            budget: what keys and values of all conversations may take.
             precision: `float16` or `float32`; by default the first that the device computes with.
             profile: where sessions write their profiles, as the beginning of the files' names.
 
@@ -63,8 +65,8 @@ class DeviceGraph:
             DeviceError: the device cannot run the bundle; says why.
             BundleError: the archive of graphs is damaged.
         """
-        self.architecture, self.device, self._bundle, self._profile = architecture, device, bundle, profile
-        self.budget = Budget(kv_budget_bytes)
+        self.architecture, self.device, self.budget = architecture, device, budget or KVBudget()
+        self._bundle, self._threads, self._profile = bundle, threads, profile
         self._archive = read_archive(bundle)
         self.slots = self._archive.slots
         if self._archive.attention_softcap is not None and device.name == "webgpu":
@@ -75,16 +77,18 @@ class DeviceGraph:
         self._scratch: Buffer | None = None
         self._closing: weakref.WeakSet[Any] = weakref.WeakSet()
         halves = device.keeps_memory and not self._archive.overflows_float16
-        self._load([precision] if precision else PRECISIONS if halves else ["float32"])
+        self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
 
-    def _load(self, precisions: Sequence[str]) -> None:
+    def _load(self, bundle: Path, precisions: Sequence[str]) -> None:
         """With the first precision that works; a token is run to know."""
         for precision in precisions:
             self.precision = precision
             self.dtype: type[np.generic] = DTYPES[precision]
             try:
                 self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
-                self._sessions[ROWS] = OpenDevice("cpu").session(self._archive.graphs[ROWS], self._bundle)
+                self._sessions[ROWS] = OpenDevice("cpu").session(
+                    self._archive.graphs[ROWS], self._bundle, self._threads
+                )
                 binding, cache = self.bind(), self.new_cache()
                 tried = self.run(
                     binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
@@ -92,7 +96,7 @@ class DeviceGraph:
                 )  # fmt: skip
                 cache.close()
                 if np.isfinite(tried.logits).all():
-                    log.info("device %s: %s computes in %s", self.device.name, self._bundle, precision)
+                    log.info("device %s: %s computes in %s", self.device.name, bundle, precision)
                     return
                 problem = RRTEdgeError(f"device {self.device.name}: computes no numbers in {precision}")
             except RRTEdgeError as error:
@@ -104,7 +108,7 @@ class DeviceGraph:
     def _session(self, name: str) -> InferenceSession:
         form = name.partition("/")[2]
         profile = None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{form}")
-        return self.device.session(self._archive.graphs[name], self._bundle, profile)
+        return self.device.session(self._archive.graphs[name], self._bundle, self._threads, profile)
 
     def _row_shape(self, rows: int) -> tuple[int, int, int]:
         return self.architecture.key_value_heads, rows, self.architecture.head_dim
@@ -137,6 +141,8 @@ class DeviceGraph:
 
     def session(self, form: str) -> InferenceSession:
         """The session of a form, which is loaded where it was not yet."""
+        if not self._sessions:
+            raise BadInputError("this model is closed; load the bundle again")
         if form not in self._sessions:
             self._sessions[form] = self._session(f"{self.precision}/{form}")
         return self._sessions[form]
@@ -167,7 +173,7 @@ class DeviceGraph:
     def grown(self, plane: OrtValue, room: int) -> OrtValue:
         """A copy with so many rows, of which the new ones are zeros."""
         with self.device.lock:
-            session = self._sessions["grow"]
+            session = self.session("grow")
             made = self.device.empty((1, *self._row_shape(room)), self.dtype)
             binding = session.io_binding()
             binding.bind_ortvalue_input("kept", plane)
@@ -284,7 +290,7 @@ class DeviceGraph:
         """Rows as part of one tensor."""
         whole = rows.pieces[0]
         for piece in rows.pieces[1:]:
-            session = self._sessions["join"]
+            session = self.session("join")
             made = self.device.empty((1, len(whole) + len(piece), self.architecture.hidden_size), self.dtype)
             binding = session.io_binding()
             for number, one in ((1, whole), (2, piece)):
@@ -307,7 +313,7 @@ class DeviceGraph:
         """Logits [R, V] of rows of what the block returned."""
         if not len(asked):
             return np.zeros((0, self.architecture.vocabulary), np.float32)
-        session = self._sessions["head"]
+        session = self.session("head")
         binding.head.bind_ortvalue_input("hidden", hidden)
         binding.head.bind_cpu_input("rows", asked)
         shape = [len(asked), self.architecture.vocabulary]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.errors import BadInputError, DeviceMemoryError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.machine import gpu_memory_bytes, this_machine
 from rrt_edge.runtime.ort import ERRORS_ONLY, first_line, onnxruntime, session_options
 
@@ -61,10 +61,6 @@ PROVIDERS = {
 }
 
 
-class DeviceError(BadInputError):
-    """A device is not there, or cannot run what it is asked to."""
-
-
 @dataclass(frozen=True)
 class Device:
     """A device by `name`, as `--device` takes it, and the hardware behind it.
@@ -76,16 +72,22 @@ class Device:
     name: str
     hardware: str
     provider: str
-    memory_bytes: int | None
     usable: bool
     problem: str | None = None
     software: bool = False
+    pci: tuple[int, int] | None = None  # vendor and device of a GPU
+
+    @property
+    def memory_bytes(self) -> int | None:
+        if self.name == "cpu":
+            return this_machine().memory_bytes
+        return None if self.pci is None else gpu_memory_bytes(*self.pci)
 
 
 def find_devices() -> list[Device]:
     """All that have a name here, the CPU first; whether a GPU's driver works shows when a session is made."""
     machine = this_machine()
-    cpu = Device("cpu", machine.processor or machine.platform, "CPUExecutionProvider", machine.memory_bytes, True)
+    cpu = Device("cpu", machine.processor or machine.platform, "CPUExecutionProvider", usable=True)
     return [cpu, *(_found(name) for name in PROVIDERS if name != "cpu")]
 
 
@@ -94,15 +96,14 @@ def _found(name: str) -> Device:
     try:
         chosen = _ep_device(name)
     except DeviceError as error:
-        return Device(name, "", provider.execution_provider, None, False, str(error))
+        return Device(name, "", provider.execution_provider, usable=False, problem=str(error))
     if chosen is None:
-        return Device(name, "", provider.execution_provider, None, True)
+        return Device(name, "", provider.execution_provider, usable=True)
     hardware, kind = chosen.device, chosen.device.type.name
     vendor = VENDORS.get(hardware.vendor_id, hardware.vendor)
     described = hardware.metadata.get("Description") or f"{vendor} {kind}".strip()
-    software = kind == "CPU"
-    memory = None if software else gpu_memory_bytes(hardware.vendor_id, hardware.device_id)
-    return Device(name, described, provider.execution_provider, memory, True, software=software)
+    pci = (hardware.vendor_id, hardware.device_id) if kind == "GPU" else None
+    return Device(name, described, provider.execution_provider, usable=True, software=kind == "CPU", pci=pci)
 
 
 @cache
@@ -155,16 +156,19 @@ class OpenDevice:
         """Whether tensors stay in a memory of its own."""
         return self._memory_info is not None or bool(self._provider.memory and self._ep_device is None)
 
-    def session(self, model: bytes, folder: Path, profile: Path | None = None) -> onnxruntime.InferenceSession:
+    def session(
+        self, model: bytes, folder: Path, threads: int | None = None, profile: Path | None = None
+    ) -> onnxruntime.InferenceSession:
         """A session over a model whose weights are in a folder's files; what it cannot run runs on the CPU.
 
         Args:
+            threads: of the CPU; one for each core by default.
             profile: where to write a profile, as the beginning of a file's name.
 
         Raises:
             DeviceError: onnxruntime cannot make one.
         """
-        options = session_options()
+        options = session_options(threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
@@ -184,7 +188,7 @@ class OpenDevice:
         """A tensor in the device's memory, of any numbers.
 
         Raises:
-            DeviceMemoryError: there is no room.
+            OutOfMemoryError: there is no room.
         """
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         try:
@@ -206,7 +210,7 @@ class OpenDevice:
     def run(self, session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
         """
         Raises:
-            DeviceMemoryError: there is no room for what it computes with.
+            OutOfMemoryError: there is no room for what it computes with.
             RRTEdgeError: onnxruntime failed.
         """
         try:
@@ -217,7 +221,7 @@ class OpenDevice:
     def _error(self, what: str, error: Exception) -> RRTEdgeError:
         reason = first_line(error)
         if any(sign in reason.lower() for sign in _OUT_OF_MEMORY):
-            return DeviceMemoryError(
+            return OutOfMemoryError(
                 f"device {self.name}: its memory is full ({reason}); close conversations, shorten the prompt, or use "
                 "--device cpu"
             )

@@ -7,7 +7,7 @@ class RRTEdgeError(Exception):
     """Something failed while working on good input; the command line exits with status 1."""
 
 
-class DeviceMemoryError(RRTEdgeError):
+class OutOfMemoryError(RRTEdgeError):
     """A device has no memory left, or keys and values would go over their budget; what was held elsewhere is whole."""
 
 
@@ -17,6 +17,10 @@ class BadInputError(RRTEdgeError):
 
 class BundleError(BadInputError):
     """A bundle is missing, damaged, or not one this version reads."""
+
+
+class DeviceError(BadInputError):
+    """A device is not there, or cannot run what it is asked to."""
 
 
 class ContextFullError(BadInputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.cache import KVCache, Planes, no_rows
-from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
 from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
 from rrt_edge.runtime.policy import NEVER
@@ -45,26 +47,42 @@ class Graph:
     """
 
     def __init__(
-        self, bundle: Path, architecture: Architecture, rule: KVRule, threads: int | None, context: int = 1
+        self,
+        bundle: Path,
+        architecture: Architecture,
+        rule: KVRule,
+        threads: int | None,
+        context: int = 1,
+        budget: KVBudget | None = None,
     ) -> None:
         """
         Args:
             rule: the one the checkpoint was trained for.
             context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
+            budget: what keys and values of all conversations may take.
         """
-        self.architecture = architecture
+        self.architecture, self.budget = architecture, budget or KVBudget()
         short = architecture.short_context
         self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
         self.propagates = rule == "propagate"
         options = session_options(threads)
         try:
             path = str(bundle / "model.onnx")
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime raises several unrelated types
             raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({first_line(error)})") from error
         self._check_contract(bundle / "model.onnx")
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
+        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise BadInputError("this model is closed; load the bundle again")
+        return self._session
 
     @property
     def rules(self) -> tuple[KVRule, ...]:
@@ -81,7 +99,7 @@ class Graph:
         return rows
 
     def new_cache(self) -> KVCache:
-        return KVCache(self.architecture)
+        return KVCache(self.architecture, self.budget)
 
     def hidden(self, rows: Float) -> Float:
         return rows
@@ -91,7 +109,14 @@ class Graph:
 
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
-        return Binding(self.session.io_binding(), self.architecture)
+        binding = Binding(self.session.io_binding(), self.architecture)
+        self._bindings.add(binding)
+        return binding
+
+    def close(self) -> None:
+        for binding in self._bindings:
+            binding.close()
+        self._session = None
 
     def run(
         self,
@@ -220,7 +245,7 @@ class Binding:
     """Inputs and outputs bound for one caller: a past is bound again only where it has moved."""
 
     def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
-        self.binding = binding
+        self._io: onnxruntime.IOBinding | None = binding
         self._groups = architecture.kv_groups
         self._nothing = [no_rows(architecture, group) for group in range(len(self._groups))]
         self._planes = tuple(architecture.kv_planes)
@@ -252,6 +277,16 @@ class Binding:
         except Exception as error:  # onnxruntime raises several unrelated types
             raise RRTEdgeError(f"onnxruntime failed while running the model: {first_line(error)}") from error
         return list(self.binding.copy_outputs_to_cpu())
+
+    def close(self) -> None:
+        """Let go of all that is bound, and of the session with it."""
+        self._io = None
+
+    @property
+    def binding(self) -> onnxruntime.IOBinding:
+        if self._io is None:
+            raise BadInputError("this model is closed; load the bundle again")
+        return self._io
 
     def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
         """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,14 +13,15 @@ from types import TracebackType
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError
+from rrt_edge.runtime.device_choice import VARIABLE
+from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, DeviceError
 from rrt_edge.runtime.grammar import Grammars
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.reply import Generation, Reply
 from rrt_edge.runtime.runner import Runner
+from rrt_edge.runtime.runners import open_on
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.session import ContextFull, Session
 from rrt_edge.runtime.session_file import load_session
@@ -37,12 +39,19 @@ class Model:
     """A loaded bundle, shared by any number of sessions and threads. Use it as a context manager or call `close`."""
 
     def __init__(
-        self, manifest: Manifest, runner: Runner, tokenizer: Tokenizer, template: ChatTemplate | None, context: int
+        self,
+        manifest: Manifest,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        context: int,
+        device: str = "cpu",
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.template = template
         self.context = context  # tokens a conversation may hold
+        self.device = device  # what it runs on
         self.draft_length = DraftLength(manifest.architecture.loops)
         self._runner: Runner | None = runner
 
@@ -54,6 +63,8 @@ class Model:
         context: int | None = None,
         threads: int | None = None,
         weight_cache: Path | str | None = None,
+        device: str | None = None,
+        kv_budget_bytes: int | None = None,
     ) -> Model:
         """Load a bundle folder, checking sizes and hashes of its files.
 
@@ -63,10 +74,15 @@ class Model:
             threads: onnxruntime's threads; one for each core by default.
             weight_cache: a folder that keeps the weights as this machine's kernels want them, filled at the first load:
                 they are then mapped from there, shared by all processes, instead of packed in each one's memory. It
-                takes about twice the bundle on disk.
+                takes about twice the bundle on disk. For the CPU.
+            device: `cpu`, `webgpu`, `cuda`, `dml`, `openvino`, `coreml`, `qnn`, or `auto`: the one that was fastest in
+                a short trial, which is made once for each machine and bundle and logged. By default what the
+                environment variable RRT_EDGE_DEVICE says, else `auto`.
+            kv_budget_bytes: what the keys and values of all conversations may take; by default what there is.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
+            DeviceError: a device named is not there, or cannot run this bundle. `auto` takes the CPU and warns.
             BadInputError: the context is longer than the model's, threads is not positive, or the weight cache cannot
                 be written.
         """
@@ -77,16 +93,28 @@ class Model:
             raise BadInputError(f"context {context}: must be from 1 to the model's {limit} tokens")
         if threads is not None and threads < 1:
             raise BadInputError(f"threads {threads}: must be 1 or more")
+        context = min(DEFAULT_CONTEXT, limit) if context is None else context
+        device = device or os.environ.get(VARIABLE) or "auto"
+        graph_folder = None
         if weight_cache is None:
             manifest.check_hashes(folder)
-            graph_folder = folder
         else:
+            if device not in ("auto", "cpu"):
+                raise BadInputError(f"weight-cache: is for the CPU, not for {device}")
+            device = "cpu"
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
             graph_folder = packed_graph(folder, manifest, Path(weight_cache))
-        context = min(DEFAULT_CONTEXT, limit) if context is None else context
-        runner = Graph(graph_folder, manifest.architecture, manifest.kv_rule, threads, context)
-        model = cls(manifest, runner, read_tokenizer(folder), ChatTemplate.from_folder(folder), context)
-        log.info("%s: loaded in %.2f s, context %d", folder, time.perf_counter() - started, context)
+        runner, device = open_on(
+            device,
+            folder,
+            manifest,
+            context,
+            threads=threads,
+            kv_budget_bytes=kv_budget_bytes,
+            graph_folder=graph_folder,
+        )  # fmt: skip
+        model = cls(manifest, runner, read_tokenizer(folder), ChatTemplate.from_folder(folder), context, device)
+        log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 
     def __enter__(self) -> Model:
@@ -98,7 +126,9 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free the weights; sessions of this model cannot go on."""
+        """Free the weights, and what sessions hold on a device; sessions of this model cannot go on."""
+        if self._runner is not None:
+            self._runner.close()
         self._runner = None
 
     @property
@@ -160,11 +190,14 @@ class Model:
             raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
         if asked == "skip" and self.manifest.architecture.windows:
             raise BadInputError("kv-rule skip: does not go with this model, whose attention slides over a window")
-        if asked == "propagate" and asked not in self.runner.rules:
+        if asked == "propagate" and self.device == "cpu" and asked not in self.runner.rules:
             raise BadInputError(
                 "kv-rule propagate: this bundle's graph has no room for it; export a model trained for it"
             )
-        return asked or self.manifest.kv_rule
+        rule = asked or self.manifest.kv_rule
+        if rule not in self.runner.rules:
+            raise DeviceError(f"kv-rule {rule}: runs on the CPU only; load the bundle with device cpu")
+        return rule
 
     def checked_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, which the context must hold with room for a reply.
@@ -197,7 +230,7 @@ class Model:
                 raise BadInputError(f"{name}: token id {unknown[0]} is not among the model's {vocabulary} tokens")
         constraint = None if sampling.grammar is None else self._grammars.constraint(sampling.grammar)
         room, ends = self.context - len(ids), self.manifest.eos_token_ids
-        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts)
+        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts, self.device)
 
     @cached_property
     def _grammars(self) -> Grammars:

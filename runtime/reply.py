@@ -40,6 +40,7 @@ class Stats:
     `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
     `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
     `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted` count lossless mode's drafts.
+    `device`: what the model ran on.
     """
 
     prompt_tokens: int
@@ -53,6 +54,7 @@ class Stats:
     drafted: int
     accepted: int
     peak_memory_bytes: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Reply:
         ends: Collection[int],
         constraint: Constraint | None = None,
         shifts: bool = False,
+        device: str = "cpu",
     ) -> None:
         """`room`: the tokens the context leaves; `ends`: the model's tokens that end a reply; `shifts`: the oldest
         tokens make room for more."""
@@ -98,7 +101,7 @@ class Reply:
         self.finish_reason = ""
         self.dropped = 0  # tokens at the history's beginning that no cache holds any more
         self._text = TextStream(tokenizer, sampling.stop)
-        self.shifts = shifts
+        self.shifts, self._device = shifts, device
         self._limit = sampling.max_tokens if shifts else min(sampling.max_tokens, room)
         self._ends = ends
         self._prompt_tokens = len(prompt)
@@ -159,4 +162,5 @@ class Reply:
             drafted=self.drafts.drafted,
             accepted=self.drafts.accepted,
             peak_memory_bytes=peak_memory_bytes(),
+            device=self._device,
         )

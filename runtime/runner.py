@@ -122,6 +122,9 @@ class Runner(Protocol):
     def bind(self) -> Any:
         """What one caller at a time runs with."""
 
+    def close(self) -> None:
+        """Give all memory back; nobody can go on."""
+
     def run(
         self,
         binding: Any,

@@ -19,7 +19,7 @@ from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.conversion import convert
 from rrt_edge.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked, strict_tolerance
+from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
@@ -39,6 +39,7 @@ def verify(
     source: Path | str | None = None,
     text: Path | str | None = None,
     loosened: Tolerance | None = None,
+    device: str = "cpu",
 ) -> VerifyReport:
     """Check a bundle's files and graph and, with its source, the logits at each depth against torch in float32.
 
@@ -47,18 +48,20 @@ def verify(
         source: the recursive checkpoint it was exported from, or the plain one, which is then converted the same way.
         text: text of the model's domain, at least 2,000 tokens: a plain file, or chats in a .jsonl; without it text
             is sampled from the source.
+        device: what to run the bundle on, as for `Model.load`.
         loosened: tolerances that replace the strict ones of the bundle's bits; a check passed so is recorded in the
             manifest.
 
     Raises:
+        DeviceError: the device is not there, or cannot run the bundle.
         BadInputError: the bundle, the source or the text cannot be read, or they do not belong together.
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
-    alone, runner = load_checked(folder, manifest)
+    alone, runner = load_checked(folder, manifest, device)
     if source is None or runner is None:
         return alone
-    strict = strict_tolerance(manifest)
+    strict = alone.tolerance
     tolerance = strict if loosened is None else _merged(strict, loosened)
     model = _source_model(Path(source), manifest)
     shape = manifest.architecture

@@ -36,7 +36,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
         **_: Any,  # the harness adds what every model is given: batch size, device
     ) -> None:
         super().__init__()
-        self.bundle = Model.load(bundle, context=context, threads=threads)
+        self.bundle = Model.load(bundle, context=context, threads=threads, device="cpu")
         self.policy = self.bundle.policy(exit_policy)
         self.max_gen_toks = max_gen_toks
         self._session = self.bundle.session(lazy_prompt=False)

@@ -200,6 +200,7 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
     """What `bench` measured: a table, and under it a bar for each speed, prefill and decode on a scale of their own."""
     first = rows[0]
     facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
+    facts += "" if first["device"] == "cpu" else f" on {first['device']}"
     title = Text(f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("test", overflow="fold", vertical="bottom")

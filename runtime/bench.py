@@ -41,6 +41,7 @@ class Settings:
     new: int = 128
     repeats: int = 3
     threads: int | None = None
+    device: str | None = None
     tests: tuple[str, ...] = ()
     traces: str = ""  # a file of recorded replies, for the policy `recorded`
 
@@ -69,6 +70,7 @@ class Row:
     peak_memory_bytes: int
     bundle_bytes: int
     threads: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     cases = [Case.parse(name, manifest.kv_rule) for name in names]
     started = time.perf_counter()
     context = min(manifest.architecture.context_length, settings.prompt + settings.new + 1)
-    with Model.load(bundle, context=context, threads=settings.threads) as model:
+    device = settings.device
+    if device in (None, "auto") and any(case.rule != "exact" for case in cases):
+        device = "cpu"  # which alone follows other rules
+    with Model.load(bundle, context=context, threads=settings.threads, device=device) as model:
         load = time.perf_counter() - started
         model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length
         for case in cases:
@@ -265,6 +270,7 @@ def _row(
         peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
         bundle_bytes=size,
         threads=settings.threads or os.cpu_count() or 1,
+        device=model.device,
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrt_edge.runtime.errors import BundleError
-from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.manifest import Manifest
+from rrt_edge.runtime.runner import Runner
+from rrt_edge.runtime.runners import open_on
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ STRICT = {
 }
 
 
-def strict_tolerance(manifest: Manifest) -> Tolerance:
-    """That of the fewest bits that weights, keys or values are kept in."""
-    return STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits)]
+def strict_tolerance(manifest: Manifest, runner: Runner | None = None) -> Tolerance:
+    """That of the fewest bits that weights, keys or values are kept in, or that a device computes in."""
+    computed = runner.bits if runner is not None else 32
+    return STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits, computed)]
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,26 @@ class VerifyReport:
     problem: str | None
 
 
-def check(bundle: Path | str) -> VerifyReport:
-    """Check every file's hash and the graph's inputs and outputs.
+def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
+    """Check every file's hash and the graph's inputs and outputs; or, of a device, that it runs the bundle.
 
     Raises:
+        DeviceError: the device is not there, or cannot run the bundle.
         BundleError: there is no manifest, or it cannot be read; a damaged file is reported, not raised.
     """
     folder = Path(bundle)
-    return load_checked(folder, Manifest.read(folder))[0]
+    return load_checked(folder, Manifest.read(folder), device)[0]
 
 
-def load_checked(folder: Path, manifest: Manifest) -> tuple[VerifyReport, Graph | None]:
-    """What `check` reports, and the graph where nothing is wrong with the bundle."""
+def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, Runner | None]:
+    """What `check` reports, and the runner where nothing is wrong with the bundle."""
     tolerance = strict_tolerance(manifest)
     try:
         manifest.check_hashes(folder)
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
-        graph = Graph(folder, manifest.architecture, manifest.kv_rule, None)
+        runner, _ = open_on(device, folder, manifest, 1)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None
-    return VerifyReport(True, True, (), tolerance, 0, None), graph
+    return VerifyReport(True, True, (), strict_tolerance(manifest, runner), 0, None), runner

@@ -5,6 +5,7 @@ A trial runs in a process of its own, so that a driver that crashes or hangs the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -15,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.device_archive import why_cpu_only
-from rrt_edge.runtime.devices import PROVIDERS, Device, find_devices
+from rrt_edge.runtime.devices import Device, find_devices
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.files import new_file
 from rrt_edge.runtime.machine import this_machine
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.ort import onnxruntime
+from rrt_edge.runtime.providers import PROVIDERS
 from rrt_edge.runtime.store import home
 
-VARIABLE = "RRT_EDGE_DEVICE"  # stands for `auto` where it is set
 PATIENCE = 300  # seconds of a trial
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def choose_device(bundle: Path, manifest: Manifest) -> str:
     key, kept = _key(manifest, others), _read()
     if key not in kept:
         log.warning("trying once which device runs %s fastest: cpu, %s", bundle, ", ".join(one.name for one in others))
-        kept[key] = {name: _trial(bundle, name) for name in ("cpu", *(one.name for one in others))}
+        kept[key] = {name: _measured(bundle, name) for name in ("cpu", *(one.name for one in others))}
         _write(kept)
     seconds = {name: found for name, found in kept[key].items() if isinstance(found, float)}
     chosen = min(seconds, key=lambda name: seconds[name], default="cpu")
@@ -70,21 +71,37 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _trial(bundle: Path, device: str) -> float | str:
+def tried_devices() -> list[Device]:
+    """`find_devices`, each tried with a small sum: what does not run it is not usable."""
+    found = []
+    for device in find_devices():
+        problem = _trial(device.name).get("problem") if device.usable and device.name != "cpu" else None
+        found.append(device if problem is None else dataclasses.replace(device, usable=False, problem=str(problem)))
+    return found
+
+
+def _measured(bundle: Path, device: str) -> float | str:
     """Seconds of a prompt and a reply, or why there are none."""
-    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.device_trial", str(bundle), device]
+    told = _trial(device, str(bundle))
+    if "problem" in told:
+        log.warning("device %s is left out: %s", device, told["problem"])
+        return str(told["problem"])
+    return float(told["seconds"])
+
+
+def _trial(*arguments: str) -> dict[str, Any]:
+    """What `device_trial` says: `seconds`, or the `problem`."""
+    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.device_trial", *arguments]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
-        told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout.strip() else {}
-        if "seconds" in told:
-            return float(told["seconds"])
-        problem = told.get("problem") or f"the trial ended with status {ended.returncode}"
+        told = json.loads(ended.stdout.splitlines()[-1])
+        return told if isinstance(told, dict) else {"problem": f"the trial said {told}"}
     except subprocess.TimeoutExpired:
-        problem = f"the trial did not end within {PATIENCE} s"
+        return {"problem": f"the trial did not end within {PATIENCE} s"}
+    except IndexError:  # nothing was said
+        return {"problem": f"the trial ended with status {ended.returncode}"}
     except (OSError, ValueError) as error:
-        problem = f"the trial could not be run ({error})"
-    log.warning("device %s is left out: %s", device, problem)
-    return str(problem)
+        return {"problem": f"the trial could not be run ({error})"}
 
 
 def _place() -> Path:

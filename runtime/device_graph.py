@@ -114,6 +114,10 @@ class DeviceGraph:
         return self.architecture.key_value_heads, rows, self.architecture.head_dim
 
     @property
+    def bits(self) -> int:
+        return 8 * np.dtype(self.dtype).itemsize
+
+    @property
     def no_rows(self) -> DeviceRows:
         return DeviceRows()
 

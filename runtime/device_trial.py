@@ -1,6 +1,7 @@
-"""A trial of one device with one bundle, as a process: `python -m rrt_edge.runtime.device_trial BUNDLE DEVICE`.
+"""A trial of one device, as a process: `python -m rrt_edge.runtime.device_trial DEVICE [BUNDLE]`.
 
-Prints one JSON object: the `seconds` of a short prompt and reply at full depth, or the `problem`.
+Prints one JSON object: the `seconds` of a small sum or, with a bundle, of a short prompt and reply at full depth; or
+the `problem`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from rrt_edge.runtime.decoder import Decoder
+from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.runners import open_runner
 
+SUM = bytes.fromhex(  # an ONNX model of y = x + x, two numbers
+    "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08"
+    "080112040a020802620f0a0179120a0a08080112040a02080242040a00100d"
+)
 PROMPT, STEPS, REPLY = 64, 16, 64  # tokens: a reply's time is that of some steps, scaled
 
 
@@ -45,8 +53,30 @@ def trial(bundle: Path, device: str) -> float:
     return prompt_seconds + reply_seconds * REPLY / max(1, steps)
 
 
-if __name__ == "__main__":
+def add(device: str) -> float:
+    """Seconds of a sum, its session included.
+
+    Raises:
+        RRTEdgeError: the device cannot even add.
+    """
+    started, opened, two = time.perf_counter(), OpenDevice(device), np.array([1, 2], np.float32)
+    session = opened.session(SUM, Path())
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", two)
+    binding.bind_output("y")
+    opened.run(session, binding)
+    total = binding.copy_outputs_to_cpu()[0]
+    if not np.array_equal(total, two + two):
+        raise RRTEdgeError(f"device {device}: says that [1, 2] + [1, 2] is {total.tolist()}")
+    return time.perf_counter() - started
+
+
+def main(device: str, bundle: str | None = None) -> None:
     try:
-        print(json.dumps({"seconds": trial(Path(sys.argv[1]), sys.argv[2])}))
+        print(json.dumps({"seconds": add(device) if bundle is None else trial(Path(bundle), device)}))
     except RRTEdgeError as error:
         print(json.dumps({"problem": str(error)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.machine import gpu_memory_bytes, this_machine
 from rrt_edge.runtime.ort import ERRORS_ONLY, first_line, onnxruntime, session_options
+from rrt_edge.runtime.providers import PROVIDERS, Provider
 
 log = logging.getLogger(__name__)
 VENDORS = {
@@ -29,36 +30,6 @@ VENDORS = {
 }
 _GPU_FIRST = ("GPU", "NPU", "CPU")
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "out_of_memory", "oom")
-
-
-@dataclass(frozen=True)
-class Provider:
-    """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in package brings.
-
-    `memory`: what onnxruntime calls the memory of its own provider that hidden states, keys and values can stay in;
-    empty where they stay in the system's. `install`: what makes it available.
-    """
-
-    execution_provider: str
-    install: str
-    plugin: str = ""
-    memory: str = ""
-
-
-PROVIDERS = {
-    "cpu": Provider("CPUExecutionProvider", "pip install onnxruntime"),
-    "webgpu": Provider("WebGpuExecutionProvider", "pip install 'rrt-edge[webgpu]'", "onnxruntime_ep_webgpu"),
-    "cuda": Provider(
-        "CUDAExecutionProvider",
-        "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
-        "onnxruntime_ep_cuda",
-        "cuda",
-    ),
-    "dml": Provider("DmlExecutionProvider", "pip uninstall onnxruntime, then pip install onnxruntime-directml"),
-    "openvino": Provider("OpenVINOExecutionProvider", "pip install 'rrt-edge[openvino]'", "onnxruntime_ep_openvino"),
-    "coreml": Provider("CoreMLExecutionProvider", "pip install onnxruntime, on a Mac: it is part of it there"),
-    "qnn": Provider("QNNExecutionProvider", "pip install onnxruntime-qnn", "onnxruntime_qnn"),
-}
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ class Graph:
         return tuple(rule for rule in RULES if rule != "propagate" or self.propagates)
 
     @property
+    def bits(self) -> int:
+        return 32
+
+    @property
     def slots(self) -> int:
         return self.architecture.pasts
 

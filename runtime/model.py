@@ -13,12 +13,12 @@ from types import TracebackType
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.chat import ChatTemplate
-from rrt_edge.runtime.device_choice import VARIABLE
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, DeviceError
 from rrt_edge.runtime.grammar import Grammars
 from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.providers import VARIABLE
 from rrt_edge.runtime.reply import Generation, Reply
 from rrt_edge.runtime.runner import Runner
 from rrt_edge.runtime.runners import open_on
@@ -196,7 +196,7 @@ class Model:
             )
         rule = asked or self.manifest.kv_rule
         if rule not in self.runner.rules:
-            raise DeviceError(f"kv-rule {rule}: runs on the CPU only; load the bundle with device cpu")
+            raise DeviceError(f"kv-rule {rule}: runs on the CPU only; use device cpu")
         return rule
 
     def checked_prompt(self, prompt: Prompt) -> list[int]:

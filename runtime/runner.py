@@ -103,6 +103,10 @@ class Runner(Protocol):
         """The KV rules it can follow."""
 
     @property
+    def bits(self) -> int:
+        """Of the numbers it computes with."""
+
+    @property
     def slots(self) -> int:
         """Sequences that a step serves at most."""
 

@@ -241,4 +241,5 @@ def footer(stats: Stats, loops: int, context: int) -> str:
         parts.append(f"mean depth {stats.mean_depth:.2f} of {loops}")
         added = f"block work added {-saved:.0%}" + ("" if stats.drafted else " (the prompt caught up)")
         parts.append(f"block work saved {saved:.0%}" if saved > -0.005 else added)
-    return " · ".join([*parts, f"context {used}/{context}"])
+    device = [] if stats.device == "cpu" else [f"on {stats.device}"]
+    return " · ".join([*parts, f"context {used}/{context}", *device])

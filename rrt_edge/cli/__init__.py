@@ -7,6 +7,7 @@ import click
 from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
 from rrt_edge.cli.completion import completion
+from rrt_edge.cli.devices import devices
 from rrt_edge.cli.doctor import doctor
 from rrt_edge.cli.library import list_bundles, pull, remove
 from rrt_edge.cli.making import convert, export, train
@@ -25,5 +26,5 @@ def main(debug: bool) -> None:
 
 for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, serve, bench):
     main.add_command(command)
-for command in (pull, list_bundles, remove, doctor, completion):
+for command in (pull, list_bundles, remove, devices, doctor, completion):
     main.add_command(command)

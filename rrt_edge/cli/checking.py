@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.devices import device_option
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
 
@@ -23,25 +24,27 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 @click.option("--max-error", type=float, help="Allow a larger relative logit error; recorded in the manifest.")
 @click.option("--max-kl", type=float, help="Allow a larger mean KL; recorded in the manifest.")
 @click.option("--min-agreement", type=float, help="Allow a lower top-1 agreement; recorded in the manifest.")
+@device_option
 @json_option
 @guarded
 def verify(
     bundle: Path, source: str | None, text: Path | None, max_error: float | None, max_kl: float | None,
-    min_agreement: float | None, as_json: bool,
+    min_agreement: float | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check a bundle's hashes and graph and, with its source, prove its logits at every depth."""
+    """Check a bundle's hashes and that it runs and, with its source, prove its logits at every depth."""
     if source is None and text is not None:
         raise BadInputError("--text is compared with a source: give --source too")
     if source is None:
         from rrt_edge.runtime.check import check
 
-        report = check(bundle)
+        report = check(bundle, device)
     else:
         from rrt_edge.exporters import Tolerance
         from rrt_edge.exporters import verify as run
 
         quiet_transformers()
-        report = run(bundle, source=source, text=text, loosened=Tolerance(max_error, max_kl, min_agreement))
+        loosened = Tolerance(max_error, max_kl, min_agreement)
+        report = run(bundle, source=source, text=text, loosened=loosened, device=device)
     if as_json:
         found = dataclasses.asdict(report)
         tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}

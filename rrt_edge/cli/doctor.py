@@ -205,7 +205,7 @@ def _run(bundle: Path) -> dict[str, Any]:
     from rrt_edge.runtime import Model, Sampling
 
     start = time.perf_counter()
-    with Model.load(bundle) as model:
+    with Model.load(bundle, device="cpu") as model:
         loaded = time.perf_counter()
         list(model.stream([0], Sampling(max_tokens=1)))
         return {"load_seconds": round(loaded - start, 3), "token_seconds": round(time.perf_counter() - loaded, 3)}

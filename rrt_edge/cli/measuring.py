@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.devices import device_option
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.manifest import KV_BITS, RULES
@@ -49,6 +50,7 @@ from rrt_edge.runtime.manifest import KV_BITS, RULES
 @click.option("--new", default=128, show_default=True, help="Tokens generated.")
 @click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
 @click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
+@device_option
 @json_option
 @guarded
 def bench(

@@ -50,7 +50,7 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
 
-        with Model.load(model) as loaded:
+        with Model.load(model, device="cpu") as loaded:
             gate = loaded.manifest.gate
             calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
             return _bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
@@ -114,7 +114,7 @@ def calibrate(
     manifest = Manifest.read(bundle)
     if manifest.gate.kind == "none":
         raise BadInputError(f"{bundle}: has one loop, so no token can leave early")
-    with Model.load(bundle) as model:
+    with Model.load(bundle, device="cpu") as model:
         scores, examples = _bundle_scores(model, data, max_length)
         seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
+from rrt_edge.cli.devices import device_option, where_to_run
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import RULES
 
@@ -32,6 +33,7 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
 @click.option("--kv-rule", type=click.Choice(RULES), help="Another KV rule than the bundle was trained for.")
+@device_option
 @click.option("--context", type=int, help="Tokens a conversation may hold.")
 @click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
 @click.option("--weight-cache", type=click.Path(path_type=Path), help="As for generate.")
@@ -39,7 +41,7 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @guarded
 def serve(
     bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
-    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any,
+    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any, device: str,
     context: int | None, threads: int | None, weight_cache: Path | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
@@ -55,7 +57,8 @@ def serve(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     socket = listen(host, port)
-    with socket, Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
+    where = where_to_run(device, kv_rule)
+    with socket, Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where) as model:
         calibrated = model.manifest.gate.threshold is not None
         options = ServerOptions(
             name=name or bundle.resolve().name,
@@ -71,11 +74,11 @@ def serve(
             page=_page() if ui else None,
         )
         shown = f"[{host}]" if ":" in host else host
-        where = f"http://{shown}:{socket.getsockname()[1]}"
+        address = f"http://{shown}:{socket.getsockname()[1]}"
 
         def ready() -> None:
-            page = f"; chat at {where}/" if ui else ""
-            click.echo(f"{options.name}: serving at {where}/v1{page} (Ctrl-C ends)")
+            page = f"; chat at {address}/" if ui else ""
+            click.echo(f"{options.name}: serving at {address}/v1{page}, on {model.device} (Ctrl-C ends)")
             if key is None and not options.hosts:
                 click.echo(f"warning: anybody who reaches {host} may use it; set {KEY_VARIABLE}", err=True)
 

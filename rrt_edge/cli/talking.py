@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.devices import device_options, where_to_run
 from rrt_edge.cli.sampling import grammar_options, read_sampling, sampling_options
 from rrt_edge.runtime.errors import BadInputError
 
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
 @grammar_options
 @sampling_options
+@device_options
 @json_option
 @guarded
 def generate(
     bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
     threads: int | None, weight_cache: Path | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
-    context_full: Any, as_json: bool, **given: Any,
+    context_full: Any, device: str, kv_budget: int | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     from rrt_edge.runtime import Model
@@ -41,7 +43,8 @@ def generate(
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
-    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache) as model:
+    where = where_to_run(device, kv_rule, kv_budget)
+    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where) as model:
         if text is None:
             asked: str | list[int] = _parse_ids(str(prompt_ids))
         elif raw or model.template is None:
@@ -67,7 +70,7 @@ def generate(
     if show_depth:
         console.print(legend(model.loops, console))
     return click.echo(
-        f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s, mean depth "
+        f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s on {stats.device}, mean depth "
         f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token",
         err=True,
     )
@@ -93,7 +96,7 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     stats = dataclasses.asdict(generation.stats)
     names = (
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "peak_memory_bytes",
+        "block_rows_per_token", "peak_memory_bytes", "device",
     )  # fmt: skip
     return {
         "text": generation.text,
@@ -116,11 +119,12 @@ def _token_json(token: Token) -> dict[str, Any]:
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
 @sampling_options
+@device_options
 @guarded
 def chat(
     bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
     show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
-    context_full: Any, system: str, plain: bool, **given: Any,
+    context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
     from rrt_edge.chat.conversation import Chat
@@ -130,7 +134,8 @@ def chat(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
-        loaded = Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache)
+        where = where_to_run(device, kv_rule, kv_budget)
+        loaded = Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where)
     with loaded as model:
         if model.template is None:
             raise BadInputError(f"{bundle}: has no chat template; try: rrt-edge generate {bundle} --raw PROMPT")

@@ -104,5 +104,6 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
         "mean_depth": round(depths / tokens, 4),
         "block_rows_per_token": round(rows / tokens, 4),
         "tokens_per_second": round(sum(speeds) / len(speeds), 2),
+        "device": generations[0].stats.device,
         "time_to_first_token_s": max(one.stats.time_to_first_token_s for one in generations),
     }

@@ -1,0 +1,39 @@
+"""The devices by name, and the execution providers of onnxruntime that reach them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VARIABLE = "RRT_EDGE_DEVICE"  # names the device where nobody else does
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in package brings.
+
+    `memory`: what onnxruntime calls the memory of its own provider that hidden states, keys and values can stay in;
+    empty where they stay in the system's. `install`: what makes it available.
+    """
+
+    execution_provider: str
+    install: str
+    plugin: str = ""
+    memory: str = ""
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", "pip install onnxruntime"),
+    "webgpu": Provider("WebGpuExecutionProvider", "pip install 'rrt-edge[webgpu]'", "onnxruntime_ep_webgpu"),
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        "onnxruntime_ep_cuda",
+        "cuda",
+    ),
+    "dml": Provider("DmlExecutionProvider", "pip uninstall onnxruntime, then pip install onnxruntime-directml"),
+    "openvino": Provider("OpenVINOExecutionProvider", "pip install 'rrt-edge[openvino]'", "onnxruntime_ep_openvino"),
+    "coreml": Provider("CoreMLExecutionProvider", "pip install onnxruntime, on a Mac: it is part of it there"),
+    "qnn": Provider("QNNExecutionProvider", "pip install onnxruntime-qnn", "onnxruntime_qnn"),
+}
+
+DEVICES = ("auto", *PROVIDERS)

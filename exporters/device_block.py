@@ -67,18 +67,22 @@ class DeviceBlock(BlockEmitter[DeviceSurroundings]):
 
     def _attend(self, graph: Builder, layer: int, slot: int, q: str, k: str, v: str) -> str:
         """A slot's rows over its past, which is the same memory before and after: [1, n, heads * D]."""
-        spec, where = self.spec, f"{slot}.{layer}"
-        options = {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.attention_scale}
-        if spec.attention_softcap is not None:
-            options["softcap"] = spec.attention_softcap
-        window = spec.windows[0][layer]
-        if window is not None:
-            options["local_window_size"] = window
+        where = f"{slot}.{layer}"
         inputs = [q, k, v, f"past_key.{where}", f"past_value.{where}", f"last_row.{slot}", f"length.{slot}"]
-        mixed = f"attended.{where}"
-        outputs = [mixed, f"present_key.{where}", f"present_value.{where}"]
+        outputs = [f"attended.{where}", f"present_key.{where}", f"present_value.{where}"]
+        options = attention_options(self.spec, self.spec.windows[0][layer])
         graph.add("GroupQueryAttention", inputs, outputs, MICROSOFT, **options)
-        return mixed
+        return outputs[0]
+
+
+def attention_options(spec: BlockSpec, window: int | None) -> dict[str, float]:
+    """The attributes of GroupQueryAttention, for layers with a sliding window or without one."""
+    options = {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "scale": spec.attention_scale}
+    if spec.attention_softcap is not None:
+        options["softcap"] = spec.attention_softcap
+    if window is not None:
+        options["local_window_size"] = window
+    return options
 
 
 def rotary_pattern(spec: BlockSpec, layer: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from rrt_edge.exporters.device_block import (
     DeviceBlock,
     DeviceSurroundings,
     TabledDepths,
+    attention_options,
     rotary_pattern,
     rotary_patterns,
 )
@@ -64,9 +65,13 @@ class DeviceGraphs:
             models[f"{name}/head"] = _head_graph(self.spec, self.bits, self.outer, self.weights, kind)
             models[f"{name}/join"] = _join_graph(self.spec, kind)
             models[f"{name}/grow"] = _grow_graph(self.spec, kind)
+            for number, window in enumerate(_windows(self.spec)):
+                models[f"{name}/attend.{number}"] = _attend_graph(self.spec, kind, window)
         about = {
             "slots": SLOTS,
             "turns": len(rotary_patterns(self.spec)),
+            "windows": _windows(self.spec),
+            "attention_scale": self.spec.attention_scale,
             "attention_softcap": self.spec.attention_softcap,
             "overflows_float16": self.spec.family.startswith(OVERFLOWS),
         }
@@ -77,8 +82,10 @@ class DeviceGraphs:
 
 
 def has_device_graphs(spec: BlockSpec) -> bool:
-    """Whether devices can run a model: under the KV rule `exact`, each layer with one window at all depths."""
-    return not spec.propagates and all(len(set(row)) == 1 for row in zip(*spec.windows, strict=True))
+    """Whether devices can run a model: under the KV rule `exact`, each layer with one window at all depths, heads of
+    whole eights."""
+    one_window = all(len(set(row)) == 1 for row in zip(*spec.windows, strict=True))
+    return not spec.propagates and one_window and spec.head_dim % 8 == 0
 
 
 class _BlockGraph:
@@ -186,6 +193,26 @@ def _grow_graph(spec: BlockSpec, kind: int) -> ModelProto:
     graph.add("Pad", ["kept", "pads"], ["grown"])
     inputs = [value("kept", kind, 1, spec.kv_heads, "room", spec.head_dim), value("pads", INT64, 8)]
     return _model(graph, inputs, [value("grown", kind, 1, spec.kv_heads, "more_room", spec.head_dim)])
+
+
+def _attend_graph(spec: BlockSpec, kind: int, window: int | None) -> ModelProto:
+    """Attention alone, by which the runtime sees whether a device computes it right."""
+    graph = Builder()
+    inputs = ["q", "k", "v", "past_key", "past_value", "last_row", "length"]
+    outputs = ["attended", "present_key", "present_value"]
+    graph.add("GroupQueryAttention", inputs, outputs, MICROSOFT, **attention_options(spec, window))
+    sizes = {"q": spec.heads, "k": spec.kv_heads, "v": spec.kv_heads}
+    rows = [value(name, kind, 1, "rows", heads * spec.head_dim) for name, heads in sizes.items()]
+    held = (kind, 1, spec.kv_heads, "room", spec.head_dim)
+    planes = [[value(f"{when}_{name}", *held) for name in ("key", "value")] for when in ("past", "present")]
+    ends = [value("last_row", INT32, 1), value("length", INT32)]
+    mixed = value("attended", kind, 1, "rows", spec.heads * spec.head_dim)
+    return _model(graph, [*rows, *planes[0], *ends], [mixed, *planes[1]])
+
+
+def _windows(spec: BlockSpec) -> list[int | None]:
+    """The windows that layers have, None of those that have none."""
+    return list(dict.fromkeys(spec.windows[0]))
 
 
 def _model(

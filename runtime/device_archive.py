@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrt_edge.runtime.device_check import Attention
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Architecture, KVRule
 
@@ -20,14 +21,14 @@ LARGEST = 64 << 20  # bytes of one graph
 class DeviceArchive:
     """The graphs by name (`rows`, `float16/block`, ..), and what is to be known of them.
 
-    `slots`: sequences the step serves; `turns`: rotary patterns; `attention_softcap`: where attention has one;
-    `overflows_float16`: hidden states are known to leave its range.
+    `slots`: sequences the step serves; `turns`: rotary patterns; `attentions`: the kinds there are, each with a graph
+    `attend.N` of its own; `overflows_float16`: hidden states are known to leave its range.
     """
 
     graphs: dict[str, bytes]
     slots: int
     turns: int
-    attention_softcap: float | None
+    attentions: tuple[Attention, ...]
     overflows_float16: bool
 
 
@@ -37,22 +38,26 @@ def read_archive(bundle: Path) -> DeviceArchive:
         BundleError: the archive is damaged.
     """
     path = bundle / DEVICE_GRAPHS
-    names = [ROWS, *(f"{precision}/{form}" for precision in PRECISIONS for form in FORMS)]
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             if any(size > LARGEST for size in sizes.values()):
                 raise BundleError(f"{path}: holds a graph of more than {LARGEST} bytes; export the bundle again")
-            graphs = {name: archive.read(f"{name}.onnx") for name in names}
             about = json.loads(archive.read("about.json"))
-        softcap = about["attention_softcap"]
-        return DeviceArchive(
-            graphs,
-            slots=int(about["slots"]),
-            turns=int(about["turns"]),
-            attention_softcap=None if softcap is None else float(softcap),
-            overflows_float16=bool(about["overflows_float16"]),
-        )
+            scale, softcap = float(about["attention_scale"]), about["attention_softcap"]
+            attentions = tuple(
+                Attention(scale, None if softcap is None else float(softcap), None if window is None else int(window))
+                for window in about["windows"]
+            )
+            forms = [*FORMS, *(f"attend.{number}" for number in range(len(attentions)))]
+            names = [ROWS, *(f"{precision}/{form}" for precision in PRECISIONS for form in forms)]
+            return DeviceArchive(
+                {name: archive.read(f"{name}.onnx") for name in names},
+                slots=int(about["slots"]),
+                turns=int(about["turns"]),
+                attentions=attentions,
+                overflows_float16=bool(about["overflows_float16"]),
+            )
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
 
@@ -63,6 +68,8 @@ def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str 
         return f"it was trained for the KV rule {rule}, which devices do not follow"
     if any(len(set(pattern)) > 1 for pattern in zip(*(architecture.windows or ()), strict=True)):
         return "the windows its attention slides over differ from depth to depth"
+    if architecture.head_dim % 8:
+        return f"its heads have {architecture.head_dim} numbers, and devices want whole eights"
     if not (bundle / DEVICE_GRAPHS).is_file():
         return f"it holds no {DEVICE_GRAPHS}; export it again"
     return None

@@ -6,9 +6,11 @@ them (docs/graph.md).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import weakref
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,11 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
 from rrt_edge.runtime.device_cache import Buffer, DeviceCache
+from rrt_edge.runtime.device_check import MANY, rows_at_once
 from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import BadInputError, DeviceError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
-from rrt_edge.runtime.ort import onnxruntime
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import DeviceRows, Hidden, Piece
 from rrt_edge.runtime.runner import Part, PartDone, Pass
@@ -69,8 +71,6 @@ class DeviceGraph:
         self._bundle, self._threads, self._profile = bundle, threads, profile
         self._archive = read_archive(bundle)
         self.slots = self._archive.slots
-        if self._archive.attention_softcap is not None and device.name == "webgpu":
-            raise DeviceError("device webgpu: its attention has no soft cap, which this model needs; use --device cpu")
         short = architecture.short_context
         self._constant = {} if short is None else {"long_context": np.array(context > short)}
         self._sessions: dict[str, InferenceSession] = {}
@@ -85,6 +85,7 @@ class DeviceGraph:
             self.precision = precision
             self.dtype: type[np.generic] = DTYPES[precision]
             try:
+                self._most_rows = self._checked_rows(precision)
                 self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
                 self._sessions[ROWS] = OpenDevice("cpu").session(
                     self._archive.graphs[ROWS], self._bundle, self._threads
@@ -104,6 +105,22 @@ class DeviceGraph:
             log.info("device %s: not in %s: %s", self.device.name, precision, problem)
             self.close()
         raise problem if isinstance(problem, DeviceError) else DeviceError(str(problem)) from problem
+
+    def _checked_rows(self, precision: str) -> int:
+        """Rows that a call may bring so that every kind of attention is right.
+
+        Raises:
+            DeviceError: not even few rows are.
+        """
+        most = []
+        for number, wanted in enumerate(self._archive.attentions):
+            session = self._session(f"{precision}/attend.{number}")
+            most.append(rows_at_once(session, self.device, self.architecture, self.dtype, wanted))
+            if not most[-1]:
+                raise DeviceError(f"device {self.device.name}: its attention is wrong ({wanted}); use --device cpu")
+        if min(most) < MANY:
+            log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
+        return min(most)
 
     def _session(self, name: str) -> InferenceSession:
         form = name.partition("/")[2]
@@ -203,31 +220,44 @@ class DeviceGraph:
         with self.device.lock:
             for depth in range(first, last + 1):
                 part = Part(cache, depth, rows, position, np.zeros(0, np.float32))
-                hidden, gate = self._call("block", binding, [part], depth == last or threshold < NEVER)
-                count = len(rows)
-                rows = DeviceRows([Piece(hidden, 0, count)])
+                hidden, gate = self._through(binding, part, depth == last or threshold < NEVER)
+                rows = hidden
                 if depth == last or gate[-1] >= threshold:
                     break
             logits = self._logits(binding, hidden, np.array(logit_rows, np.int64))
-        assert isinstance(rows, DeviceRows)
-        return Pass(first, depth, logits, rows, gate)
+        return Pass(first, depth, logits, hidden, gate)
+
+    def _through(self, binding: DeviceBinding, part: Part, wants_gate: bool) -> tuple[DeviceRows, Float]:
+        """Run one part through its depth, as many rows a call as attention is right for."""
+        rows, gates = DeviceRows(), []
+        for start in range(0, len(part.rows), self._most_rows):
+            piece = dataclasses.replace(
+                part, rows=part.rows[start : start + self._most_rows], position=part.position + start
+            )
+            hidden, gate = self._call("block", binding, [piece], wants_gate)
+            rows = DeviceRows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
+            gates.append(gate)
+        return rows, np.concatenate(gates)
 
     def step(self, binding: DeviceBinding, parts: Sequence[Part]) -> list[PartDone]:
-        """`Runner.step`, in one call."""
+        """`Runner.step`, in one call where that is not too many rows."""
         with self.device.lock:
-            form = "block" if len(parts) == 1 else "step"
-            hidden, gate = self._call(form, binding, parts, any((part.thresholds < NEVER).any() for part in parts))
-            starts = np.cumsum([0, *(len(part.rows) for part in parts)]).tolist()
-            spans = [slice(start, start + len(part.rows)) for start, part in zip(starts, parts, strict=False)]
-            reached = [gate[span] >= part.thresholds for span, part in zip(spans, parts, strict=True)]
-            asked = [span.start + np.flatnonzero(ones) for span, ones in zip(spans, reached, strict=True)]
-            logits = self._logits(binding, hidden, np.concatenate(asked))
-        done, answered = [], 0
-        for span, rows in zip(spans, asked, strict=True):
-            states = DeviceRows([Piece(hidden, span.start, span.stop)])
-            done.append(PartDone(states, gate[span], logits[answered : answered + len(rows)]))
-            answered += len(rows)
-        return done
+            wants_gate = any((part.thresholds < NEVER).any() for part in parts)
+            if len(parts) == 1 or any(len(part.rows) > self._most_rows for part in parts):
+                found = [self._through(binding, part, wants_gate) for part in parts]
+            else:
+                hidden, gates = self._call("step", binding, parts, wants_gate)
+                ends = np.cumsum([len(part.rows) for part in parts]).tolist()
+                spans = [(end - len(part.rows), end) for end, part in zip(ends, parts, strict=True)]
+                found = [(DeviceRows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
+            reached = [gate >= part.thresholds for (_, gate), part in zip(found, parts, strict=True)]
+            logits = self._logits(
+                binding,
+                DeviceRows([piece for rows, _ in found for piece in rows.pieces]),
+                np.flatnonzero(np.concatenate(reached)),
+            )
+        answered = np.split(logits, np.cumsum([int(ones.sum()) for ones in reached])[:-1])
+        return [PartDone(rows, gate, own) for (rows, gate), own in zip(found, answered, strict=True)]
 
     def _call(
         self, form: str, binding: DeviceBinding, parts: Sequence[Part], wants_gate: bool
@@ -272,7 +302,7 @@ class DeviceGraph:
     def _gates(self, count: int, read: bool) -> OrtValue:
         """Where the gates go: to the host, where they are read there."""
         if read or not self.device.keeps_memory:
-            return onnxruntime.OrtValue.ortvalue_from_shape_and_type([1, count], np.float32)
+            return self.device.host((1, count), np.float32)
         return self.device.empty((1, count), np.float32)
 
     def _enter(self, parts: Sequence[Part], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
@@ -313,16 +343,18 @@ class DeviceGraph:
             span = (0, rows.shape[1])
         binding.bind_cpu_input(f"rows.{number}", np.array(span, np.int64))
 
-    def _logits(self, binding: DeviceBinding, hidden: OrtValue, asked: Int) -> Float:
-        """Logits [R, V] of rows of what the block returned."""
-        if not len(asked):
-            return np.zeros((0, self.architecture.vocabulary), np.float32)
-        session = self.session("head")
-        binding.head.bind_ortvalue_input("hidden", hidden)
-        binding.head.bind_cpu_input("rows", asked)
-        shape = [len(asked), self.architecture.vocabulary]
-        logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
-        binding.head.bind_ortvalue_output("logits", logits)
-        self.device.run(session, binding.head)
-        read: Float = logits.numpy()
-        return read
+    def _logits(self, binding: DeviceBinding, rows: DeviceRows, asked: Int) -> Float:
+        """Logits [R, V] of some of the rows, by their ascending numbers."""
+        found, before = [np.zeros((0, self.architecture.vocabulary), np.float32)], 0
+        for tensor, pieces in groupby(rows.pieces, key=lambda piece: piece.tensor):
+            held = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+            own = held[asked[(asked >= before) & (asked < before + len(held))] - before]
+            before += len(held)
+            if len(own):
+                logits = self.device.host((len(own), self.architecture.vocabulary), np.float32)
+                binding.head.bind_ortvalue_input("hidden", tensor)
+                binding.head.bind_cpu_input("rows", own)
+                binding.head.bind_ortvalue_output("logits", logits)
+                self.device.run(self.session("head"), binding.head)
+                found.append(logits.numpy())
+        return np.concatenate(found)

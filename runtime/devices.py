@@ -169,6 +169,11 @@ class OpenDevice:
         except Exception as error:  # onnxruntime raises several unrelated types
             raise self._error("cannot make a tensor", error) from error
 
+    @staticmethod
+    def host(shape: Sequence[int], dtype: type[np.generic]) -> onnxruntime.OrtValue:
+        """A tensor in the system's memory, for what the host reads."""
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype)
+
     def upload(self, array: NDArray[Any]) -> onnxruntime.OrtValue:
         """A copy of an array in the device's memory."""
         tensor = self.empty(array.shape, array.dtype.type)

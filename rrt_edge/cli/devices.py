@@ -52,16 +52,19 @@ def devices(as_json: bool) -> None:
 
     found = tried_devices()
     if as_json:
-        told = [{**dataclasses.asdict(one), "memory_bytes": one.memory_bytes} for one in found]
-        for one in told:
-            del one["pci"]
-        return print_json({"devices": told})
+        return print_json({"devices": [_facts(one) for one in found]})
     console = Console()
     console.print(_table([one for one in found if one.usable]))
     for one in found:
         if not one.usable:
             console.print(Text(one.problem or one.name, style="dim"))
     return None
+
+
+def _facts(device: Device) -> dict[str, Any]:
+    told = {**dataclasses.asdict(device), "memory_bytes": device.memory_bytes}
+    del told["pci"]
+    return told
 
 
 def _table(found: list[Device]) -> Table:

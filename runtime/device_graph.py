@@ -136,7 +136,7 @@ class DeviceGraph:
 
     @property
     def no_rows(self) -> DeviceRows:
-        return DeviceRows()
+        return DeviceRows(self.architecture.hidden_size)
 
     def new_cache(self) -> DeviceCache:
         cache = DeviceCache(self)
@@ -145,8 +145,11 @@ class DeviceGraph:
 
     def hidden(self, rows: Float) -> DeviceRows:
         if not len(rows):
-            return DeviceRows()
-        return DeviceRows([Piece(self.device.upload(rows[None].astype(self.dtype)), 0, len(rows))])
+            return self.no_rows
+        return self._rows([Piece(self.device.upload(rows[None].astype(self.dtype)), 0, len(rows))])
+
+    def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
+        return DeviceRows(self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
         """Keys and values are kept in the precision the device computes with, whatever the bundle's KV bits."""
@@ -229,13 +232,13 @@ class DeviceGraph:
 
     def _through(self, binding: DeviceBinding, part: Part, wants_gate: bool) -> tuple[DeviceRows, Float]:
         """Run one part through its depth, as many rows a call as attention is right for."""
-        rows, gates = DeviceRows(), []
+        rows, gates = self.no_rows, []
         for start in range(0, len(part.rows), self._most_rows):
             piece = dataclasses.replace(
                 part, rows=part.rows[start : start + self._most_rows], position=part.position + start
             )
             hidden, gate = self._call("block", binding, [piece], wants_gate)
-            rows = DeviceRows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
+            rows = self._rows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
             gates.append(gate)
         return rows, np.concatenate(gates)
 
@@ -249,11 +252,11 @@ class DeviceGraph:
                 hidden, gates = self._call("step", binding, parts, wants_gate)
                 ends = np.cumsum([len(part.rows) for part in parts]).tolist()
                 spans = [(end - len(part.rows), end) for end, part in zip(ends, parts, strict=True)]
-                found = [(DeviceRows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
+                found = [(self._rows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
             reached = [gate >= part.thresholds for (_, gate), part in zip(found, parts, strict=True)]
             logits = self._logits(
                 binding,
-                DeviceRows([piece for rows, _ in found for piece in rows.pieces]),
+                self._rows([piece for rows, _ in found for piece in rows.pieces]),
                 np.flatnonzero(np.concatenate(reached)),
             )
         answered = np.split(logits, np.cumsum([int(ones.sum()) for ones in reached])[:-1])

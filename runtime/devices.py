@@ -88,22 +88,28 @@ def _ep_device(name: str) -> Any:
         except ModuleNotFoundError:
             plugin = None
         if plugin is not None:
-            return _registered(name, provider, plugin.get_library_path())
+            return _plugin_device(name, provider, plugin.get_library_path())
     if built_in:
         return None
     raise DeviceError(f"device {name}: {provider.execution_provider} is not installed; {provider.install}")
 
 
-def _registered(name: str, provider: Provider, library: str) -> Any:
+def _plugin_device(name: str, provider: Provider, library: str) -> Any:
+    _register(name, library)
+    found = [one for one in onnxruntime.get_ep_devices() if one.ep_name == provider.execution_provider]
+    if not found:
+        raise DeviceError(f"device {name}: {provider.execution_provider} finds no hardware; {provider.hardware}")
+    return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
+
+
+@cache
+def _register(name: str, library: str) -> None:
+    """Once in a process: onnxruntime refuses a library it has."""
     onnxruntime.set_default_logger_severity(ERRORS_ONLY)  # the library speaks to the default logger
     try:
         onnxruntime.register_execution_provider_library(f"rrt-edge-{name}", library)
     except Exception as error:  # onnxruntime raises several unrelated types
         raise DeviceError(f"device {name}: its library cannot be loaded ({first_line(error)})") from error
-    found = [one for one in onnxruntime.get_ep_devices() if one.ep_name == provider.execution_provider]
-    if not found:
-        raise DeviceError(f"device {name}: {provider.execution_provider} finds no hardware; install the GPU's driver")
-    return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
 
 
 class OpenDevice:

@@ -32,8 +32,8 @@ class DeviceRows:
 
     ndim = 2
 
-    def __init__(self, pieces: Sequence[Piece] = ()) -> None:
-        self.pieces = tuple(piece for piece in pieces if len(piece))
+    def __init__(self, width: int, pieces: Sequence[Piece] = ()) -> None:
+        self.width, self.pieces = width, tuple(piece for piece in pieces if len(piece))
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
@@ -46,13 +46,12 @@ class DeviceRows:
             if first < last:
                 taken.append(Piece(piece.tensor, piece.start + first, piece.start + last))
             before += len(piece)
-        return DeviceRows(taken)
+        return DeviceRows(self.width, taken)
 
     def numpy(self) -> Float:
         """A copy on the host."""
-        if not self.pieces:
-            raise ValueError("no rows: of which width is not known")
         copies = [piece.tensor.numpy()[0, piece.start : piece.stop] for piece in self.pieces]
+        copies.append(np.zeros((0, self.width), np.float32))
         joined: Float = np.concatenate(copies).astype(np.float32)
         return joined
 
@@ -62,9 +61,10 @@ Hidden = Union[Float, DeviceRows]  # noqa: UP007  an alias that Python 3.11 eval
 
 def joined(*parts: Hidden) -> Hidden:
     """Rows one behind the other; all of one kind."""
-    pieces = [piece for part in parts if isinstance(part, DeviceRows) for piece in part.pieces]
-    if any(isinstance(part, DeviceRows) for part in parts):
-        return DeviceRows(pieces)
+    device = [part for part in parts if isinstance(part, DeviceRows)]
+    if device:
+        assert len(device) == len(parts)
+        return DeviceRows(device[0].width, [piece for part in device for piece in part.pieces])
     return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
 
 

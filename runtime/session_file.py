@@ -94,7 +94,7 @@ def _restored(model: Model, about: dict[str, Any], arrays: dict[str, NDArray[Any
             waiting = arrays[f"waiting.{depth}"]
             if waiting.shape[1:] != (architecture.hidden_size,) or waiting.dtype != np.float32:
                 raise ValueError(f"waiting.{depth}")
-            decoder.state.waiting[depth - 1].add(waiting)
+            decoder.state.waiting[depth - 1].add(decoder.runner.hidden(waiting))
     decoder.prompt_end = int(about["prompt_end"])
     session.hold(decoder, ids)
     return session

@@ -28,6 +28,11 @@ class Attention:
     softcap: float | None
     window: int | None
 
+    def __str__(self) -> str:
+        parts = [] if self.softcap is None else [f"a soft cap of {self.softcap}"]
+        parts += [] if self.window is None else [f"a window of {self.window}"]
+        return f" with {' and '.join(parts)}" if parts else ""
+
 
 def rows_at_once(
     session: InferenceSession, device: OpenDevice, shape: Architecture, dtype: type[np.generic], wanted: Attention

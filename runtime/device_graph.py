@@ -117,7 +117,7 @@ class DeviceGraph:
             session = self._session(f"{precision}/attend.{number}")
             most.append(rows_at_once(session, self.device, self.architecture, self.dtype, wanted))
             if not most[-1]:
-                raise DeviceError(f"device {self.device.name}: its attention is wrong ({wanted}); use --device cpu")
+                raise DeviceError(f"device {self.device.name}: its attention is wrong{wanted}; use the CPU")
         if min(most) < MANY:
             log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
         return min(most)
@@ -186,9 +186,9 @@ class DeviceGraph:
             self._scratch = Buffer([plane] * (2 * self.architecture.layers_per_block), 1)
         return self._scratch
 
-    def end_profiling(self) -> list[Path]:
-        """The files of the sessions' profiles, which end here."""
-        return [Path(session.end_profiling()) for form, session in self._sessions.items() if form != ROWS]
+    def end_profiling(self) -> dict[str, Path]:
+        """The files of the sessions' profiles, which end here, by form."""
+        return {form: Path(session.end_profiling()) for form, session in self._sessions.items() if form != ROWS}
 
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""

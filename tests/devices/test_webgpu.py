@@ -1,0 +1,172 @@
+"""A bundle on WebGPU, against the same graphs in float32 on the CPU. Mesa's software Vulkan will do for a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rrt_edge.runtime import Engine, Model, Sampling
+from rrt_edge.runtime.device_graph import DeviceGraph
+from rrt_edge.runtime.errors import DeviceError
+from rrt_edge.runtime.policy import NEVER
+from tests.devices.conftest import on_device
+from tests.devices.test_device_graph import PIECES, WHOLE, logits_at, make_family
+
+QUESTIONS = [
+    "What does os.path.join do?",
+    "In one line, what is collections.Counter?",
+    "Remind me, what does heapq.heappush do?",
+    "What is functools.reduce for?",
+    "What does shutil.copyfile do?",
+    "What does json.dumps do?",
+    "Explain textwrap.dedent.",
+    "What does math.isclose do?",
+    "What is itertools.chain for?",
+    "In one line, what is pathlib.Path?",
+    "What does re.sub do?",
+    "What does statistics.median do?",
+]
+RELATIVE, NEAR = 2e-2, 0.02  # logits in float16; how near a threshold a gate may be for an exit to differ
+HEAVY = {"MatMulNBits", "MatMul", "GroupQueryAttention", "Gemm", "FusedMatMul"}
+
+
+def forced(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A text fed token by token, each through every depth: logits [depths, S, V], gates [depths, S]."""
+    runner = model.runner
+    binding, cache = runner.bind(), runner.new_cache()
+    logits: list[list[np.ndarray]] = [[] for _ in range(model.loops)]
+    gates: list[list[float]] = [[] for _ in range(model.loops)]
+    for position, token in enumerate(ids):
+        rows: object = np.array([token])
+        for depth in range(1, model.loops + 1):
+            done = runner.run(
+                binding, cache, rows, position=position, first=depth, last=depth, threshold=NEVER, logit_rows=[0]
+            )  # type: ignore[arg-type]
+            rows = done.hidden
+            logits[depth - 1].append(done.logits[0])
+            gates[depth - 1].append(float(done.gate[0]))
+    return np.array(logits), np.array(gates)
+
+
+@pytest.fixture(scope="module")
+def chats(demo: Path) -> list[list[int]]:
+    """Questions with the demo's own answers."""
+    with Model.load(demo) as model:
+        found = []
+        for question in QUESTIONS:
+            ids = model.encode_chat([{"role": "user", "content": question}])
+            reply = model.generate(ids, Sampling(max_tokens=40))
+            found.append([*ids, *(token.id for token in reply.tokens)])
+    return found
+
+
+def test_a_whole_decode_is_the_cpus_at_every_depth(webgpu: str, demo: Path, chats: list[list[int]]) -> None:
+    agree = total = 0
+    with on_device(demo, webgpu, precision="float16") as gpu, on_device(demo) as cpu:
+        for ids in chats:
+            (ours, our_gates), (theirs, their_gates) = forced(gpu, ids), forced(cpu, ids)
+            for depth in range(gpu.loops):
+                error = np.abs(ours[depth] - theirs[depth]).max() / np.abs(theirs[depth]).max()
+                assert error < RELATIVE, f"depth {depth + 1}"
+                agree += int((ours[depth].argmax(-1) == theirs[depth].argmax(-1)).sum())
+                total += len(ids)
+                for threshold in (0.5, 0.9, 0.99):
+                    sure = np.abs(their_gates[depth] - threshold) > NEAR
+                    leaves = [gates[depth] >= threshold for gates in (our_gates, their_gates)]
+                    assert (leaves[0] == leaves[1])[sure].all()
+    assert total > 500 and agree / total >= 0.99
+
+
+@pytest.mark.parametrize("policy", ["full", "threshold", "depth=1", "lossless", "threshold=0.9999"])
+def test_replies_are_the_cpus(webgpu: str, demo: Path, policy: str) -> None:
+    with on_device(demo, webgpu, precision="float16") as gpu, on_device(demo) as cpu:
+        for question in QUESTIONS[:4]:
+            found, expected = (
+                list(model.chat([{"role": "user", "content": question}], Sampling(max_tokens=40), policy))
+                for model in (gpu, cpu)
+            )
+            assert [token.id for token in found] == [token.id for token in expected]
+
+
+def test_products_and_attention_run_on_the_device(webgpu: str, demo: Path, tmp_path: Path) -> None:
+    with on_device(demo, webgpu, precision="float16", profile=tmp_path / "run") as model:
+        model.generate("def", Sampling(max_tokens=4, logit_bias=dict.fromkeys(model.manifest.eos_token_ids, -99.0)))
+        engine = Engine(model)
+        for prompt in ("def", "class", "import"):
+            engine.submit(prompt, Sampling(max_tokens=3))
+        list(engine.run())
+        assert isinstance(model.runner, DeviceGraph)
+        ran: dict[str, Counter[tuple[str, str]]] = {}
+        for form, path in model.runner.end_profiling().items():
+            events = [event for event in json.loads(path.read_text("utf-8")) if event.get("cat") == "Node"]
+            nodes = [event["args"] for event in events if "provider" in event.get("args", {})]
+            ran[form] = Counter((node["op_name"], node["provider"]) for node in nodes)
+        shape, most = model.manifest.architecture, model.runner.slots
+    for form in ("block", "step"):
+        heavy = {provider for kind, provider in ran[form] if kind in HEAVY}
+        assert heavy == {"WebGpuExecutionProvider"}
+        attended = ran[form]["GroupQueryAttention", "WebGpuExecutionProvider"]
+        slots = 1 if form == "block" else most
+        assert attended >= shape.layers_per_block * slots and attended % (shape.layers_per_block * slots) == 0
+        assert ran[form]["MatMulNBits", "WebGpuExecutionProvider"] >= attended * 4 / slots
+        on_cpu = {kind for kind, provider in ran[form] if provider == "CPUExecutionProvider"}
+        assert on_cpu <= {"Split"}  # of the two numbers that say which rows run
+    assert {provider for _, provider in ran["head"]} == {"WebGpuExecutionProvider"}
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "gpt_neox", "mistral", "olmo2", "granite"])
+def test_families_say_what_torch_says(webgpu: str, case: str, tmp_path: Path) -> None:
+    """Long prompts too: more rows in a call than the driver's attention may take."""
+    bundle, expected = make_family(case, tmp_path)
+    for precision, allowed in (("float32", 1e-4), ("float16", RELATIVE)):
+        with on_device(bundle, webgpu, precision=precision, context=64) as model:
+            for depth in (1, 3):
+                scale = max(1.0, float(np.abs(expected[depth - 1]).max()))
+                for pieces in (WHOLE, PIECES):
+                    assert np.abs(logits_at(model, depth, pieces) - expected[depth - 1]).max() < allowed * scale
+
+
+def test_what_its_attention_lacks_is_said_at_load(webgpu: str, tmp_path: Path) -> None:
+    """It ignores soft caps: a silent error that the check at opening finds."""
+    bundle, _ = make_family("gemma2", tmp_path)
+    with pytest.raises(DeviceError, match=r"device webgpu: its attention is wrong with a soft cap of 5.0"):
+        on_device(bundle, webgpu)
+    with on_device(bundle) as cpu:
+        assert cpu.generate([5, 6], Sampling(max_tokens=2)).stats.generated_tokens == 2
+
+
+def test_requests_together_equal_requests_alone(webgpu: str, bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, 300, rng.integers(1, 40)).tolist() for _ in range(7)]
+    with on_device(bundle, webgpu) as model, on_device(bundle) as alone:
+        engine = Engine(model)
+        asked = []
+        for index, prompt in enumerate(prompts):
+            policy = ("full", "threshold=0.5", "depth=1", "depth=2", "threshold=0.7")[index % 5]
+            sampling = Sampling(max_tokens=5 + index, temperature=0.7 * (index % 2), seed=index)
+            asked.append((prompt, sampling, policy, engine.submit(prompt, sampling, policy)))
+        list(engine.run())
+        for prompt, sampling, policy, request in asked:
+            expected = alone.generate(prompt, sampling, policy).tokens
+            assert [(t.id, t.depth) for t in request.tokens] == [(t.id, t.depth) for t in expected]
+
+
+def test_lossless_is_full_depth(webgpu: str, bundle: Path) -> None:
+    with on_device(bundle, webgpu) as model:
+        for seed in range(3):
+            prompt = np.random.default_rng(seed).integers(2, 300, 8).tolist()
+            found, expected = (
+                model.generate(prompt, Sampling(max_tokens=40), policy) for policy in ("lossless", "full")
+            )
+            assert [token.id for token in found.tokens] == [token.id for token in expected.tokens]
+
+
+def test_model_load_takes_it(webgpu: str, demo: Path) -> None:
+    with Model.load(demo, device="webgpu") as model:
+        generation = model.generate("def", Sampling(max_tokens=3))
+        assert model.device == generation.stats.device == "webgpu"
+        assert isinstance(model.runner, DeviceGraph) and model.runner.precision == "float16"

@@ -12,10 +12,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, MissingExtraError, RRTEdgeError
+from rrt_edge.runtime.errors import (
+    BadInputError,
+    BundleError,
+    ContextFullError,
+    DeviceError,
+    MissingExtraError,
+    OutOfMemoryError,
+    RRTEdgeError,
+)
 from rrt_edge.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rrt_edge.runtime.devices import Device, find_devices
     from rrt_edge.runtime.engine import Engine, Request
     from rrt_edge.runtime.grammar import Grammar
     from rrt_edge.runtime.manifest import Manifest
@@ -30,6 +39,8 @@ __all__ = [
     "BadInputError",
     "BundleError",
     "ContextFullError",
+    "Device",
+    "DeviceError",
     "Engine",
     "ExitPolicy",
     "Generation",
@@ -37,6 +48,7 @@ __all__ = [
     "Manifest",
     "MissingExtraError",
     "Model",
+    "OutOfMemoryError",
     "RRTEdgeError",
     "Request",
     "Sampling",
@@ -44,9 +56,12 @@ __all__ = [
     "Stats",
     "Stream",
     "Token",
+    "find_devices",
 ]
 
 _HOMES = {
+    "Device": "rrt_edge.runtime.devices",
+    "find_devices": "rrt_edge.runtime.devices",
     "Engine": "rrt_edge.runtime.engine",
     "Request": "rrt_edge.runtime.engine",
     "Manifest": "rrt_edge.runtime.manifest",

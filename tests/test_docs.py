@@ -288,6 +288,9 @@ def test_errors_are_the_lines_that_troubleshooting_tells_of(
         with monkeypatch.context() as patch:
             if "which is not installed" in expected:
                 patch.setitem(sys.modules, "accelerate", None)  # as an environment without it
+            if "ExecutionProvider is not installed" in expected:
+                patch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+                patch.setitem(sys.modules, "onnxruntime_ep_cuda", None)
             result = CliRunner().invoke(main, shlex.split(command)[1:])
         last = (result.stderr.strip().splitlines() or [f"no error; {result.exception!r}"])[-1]
         if comparable(last) != comparable(expected) or result.exit_code not in (1, 2):

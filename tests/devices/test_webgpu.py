@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rrt_edge.exporters import Tolerance, verification, verify
 from rrt_edge.runtime import Engine, Model, Sampling
 from rrt_edge.runtime.device_graph import DeviceGraph
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.policy import NEVER
+from tests.conftest import ROOT
 from tests.devices.conftest import on_device
 from tests.devices.test_device_graph import PIECES, WHOLE, logits_at, make_family
 
@@ -170,3 +172,11 @@ def test_model_load_takes_it(webgpu: str, demo: Path) -> None:
         generation = model.generate("def", Sampling(max_tokens=3))
         assert model.device == generation.stats.device == "webgpu"
         assert isinstance(model.runner, DeviceGraph) and model.runner.precision == "float16"
+
+
+def test_verify_compares_a_device_with_the_source(webgpu: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer positions than a user's, whose GPU is no software."""
+    monkeypatch.setattr(verification, "POSITIONS", 60)
+    report = verify(demo, source=ROOT / "samples" / "pydoc" / "recursive", device=webgpu)
+    assert report.ok and report.positions >= 60 and len(report.depths) == 2
+    assert report.tolerance == Tolerance(kl=0.05, top1_agreement=0.95)

@@ -26,6 +26,7 @@ class Memory(Protocol):
     architecture: Architecture
     dtype: type[np.generic]
     budget: KVBudget
+    context: int
 
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
@@ -76,8 +77,8 @@ class DeviceCache:
         start = len(self.positions[depth - 1])
         buffer = self._buffers[depth - 1]
         if not buffer.takes(start, start + count):
-            room = max(start + count, start + start // SHARE)
-            buffer = self._buffers[depth - 1] = self._grown(buffer, -(-room // STEP) * STEP)
+            room = min(room_of(start), room_of(self.memory.context, 0))
+            buffer = self._buffers[depth - 1] = self._grown(buffer, max(room, room_of(start + count, 0)))
         return buffer
 
     def add(self, depth: int, count: int, position: int) -> None:
@@ -136,7 +137,7 @@ class DeviceCache:
         self.positions[depth - 1] = list(positions)
         if not count:
             return
-        room = -(-count // STEP) * STEP
+        room = room_of(count, 0)
         buffer = self._buffers[depth - 1]
         if not buffer.planes:
             buffer = self._buffers[depth - 1] = self._grown(Buffer([]), room)
@@ -165,6 +166,12 @@ class DeviceCache:
         made = Buffer(planes, room)
         memory.budget.give_with(made, size)
         return made
+
+
+def room_of(rows: int, spare: int = SHARE) -> int:
+    """Rows of a buffer that holds so many, and a share of them more where there is one."""
+    room = rows + (rows // spare if spare else 0)
+    return max(1, -(-room // STEP)) * STEP
 
 
 def quantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -58,7 +58,7 @@ def forget_choices() -> None:
 
 def _key(manifest: Manifest, devices: list[Device]) -> str:
     """A name for this machine, what it runs with, and the bundle."""
-    plugins = [PROVIDERS[one.name].plugin.replace("_", "-") for one in devices if PROVIDERS[one.name].plugin]
+    plugins = [plugin.replace("_", "-") for one in devices for plugin in PROVIDERS[one.name].plugins]
     facts = [manifest.fingerprint, onnxruntime.__version__, this_machine().processor]
     facts += [f"{one.name} {one.hardware}" for one in devices] + [f"{name} {_version(name)}" for name in plugins]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

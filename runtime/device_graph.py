@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
-from rrt_edge.runtime.device_cache import Buffer, DeviceCache
+from rrt_edge.runtime.device_cache import Buffer, DeviceCache, room_of
 from rrt_edge.runtime.device_check import MANY, rows_at_once
 from rrt_edge.runtime.devices import OpenDevice
-from rrt_edge.runtime.errors import BadInputError, DeviceError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.policy import NEVER
@@ -68,7 +68,7 @@ class DeviceGraph:
             BundleError: the archive of graphs is damaged.
         """
         self.architecture, self.device, self.budget = architecture, device, budget or KVBudget()
-        self._bundle, self._threads, self._profile = bundle, threads, profile
+        self.context, self._bundle, self._threads, self._profile = context, bundle, threads, profile
         self._archive = read_archive(bundle)
         self.slots = self._archive.slots
         short = architecture.short_context
@@ -100,6 +100,9 @@ class DeviceGraph:
                     log.info("device %s: %s computes in %s", self.device.name, bundle, precision)
                     return
                 problem = RRTEdgeError(f"device {self.device.name}: computes no numbers in {precision}")
+            except OutOfMemoryError:
+                self.close()
+                raise
             except RRTEdgeError as error:
                 problem = error
             log.info("device %s: not in %s: %s", self.device.name, precision, problem)
@@ -152,10 +155,10 @@ class DeviceGraph:
         return DeviceRows(self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
-        """Keys and values are kept in the precision the device computes with, whatever the bundle's KV bits."""
-        shape = self.architecture
+        """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
+        shape, room = self.architecture, min(room_of(tokens), room_of(max(tokens, self.context), 0))
         numbers = 2 * shape.loops * shape.layers_per_block * shape.key_value_heads * shape.head_dim
-        return tokens * numbers * np.dtype(self.dtype).itemsize
+        return room * numbers * np.dtype(self.dtype).itemsize
 
     def bind(self) -> DeviceBinding:
         """What one caller at a time runs with: its keys and values stay bound between calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.machine import gpu_memory_bytes, this_machine
 from rrt_edge.runtime.ort import ERRORS_ONLY, first_line, onnxruntime, session_options
-from rrt_edge.runtime.providers import PROVIDERS, Provider
+from rrt_edge.runtime.providers import PROVIDERS
 
 log = logging.getLogger(__name__)
 VENDORS = {
@@ -28,6 +29,7 @@ VENDORS = {
     0x5143: "Qualcomm",
     0x4D4F4351: "Qualcomm",
 }
+CPU = "CPUExecutionProvider"
 _GPU_FIRST = ("GPU", "NPU", "CPU")
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "out_of_memory", "oom")
 
@@ -58,7 +60,7 @@ class Device:
 def find_devices() -> list[Device]:
     """All that have a name here, the CPU first; whether a GPU's driver works shows when a session is made."""
     machine = this_machine()
-    cpu = Device("cpu", machine.processor or machine.platform, "CPUExecutionProvider", usable=True)
+    cpu = Device("cpu", machine.processor or machine.platform, CPU, usable=True)
     return [cpu, *(_found(name) for name in PROVIDERS if name != "cpu")]
 
 
@@ -79,27 +81,19 @@ def _found(name: str) -> Device:
 
 @cache
 def _ep_device(name: str) -> Any:
-    """onnxruntime's handle of a plug-in's best device; None where the provider is part of onnxruntime."""
+    """onnxruntime's handle of a plug-in's best device; None where the provider is onnxruntime's own."""
     provider = PROVIDERS[name]
-    built_in = provider.execution_provider in onnxruntime.get_available_providers()
-    if provider.plugin:
-        try:
-            plugin = importlib.import_module(provider.plugin)
-        except ModuleNotFoundError:
-            plugin = None
-        if plugin is not None:
-            return _plugin_device(name, provider, plugin.get_library_path())
-    if built_in:
+    installed = [plugin for plugin in provider.plugins if importlib.util.find_spec(plugin) is not None]
+    for plugin in installed:
+        _register(name, importlib.import_module(plugin).get_library_path())
+    found = [one for one in onnxruntime.get_ep_devices() if one.ep_name in provider.names]
+    if found:
+        return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
+    if provider.execution_provider in onnxruntime.get_available_providers() and not installed:
         return None
-    raise DeviceError(f"device {name}: {provider.execution_provider} is not installed; {provider.install}")
-
-
-def _plugin_device(name: str, provider: Provider, library: str) -> Any:
-    _register(name, library)
-    found = [one for one in onnxruntime.get_ep_devices() if one.ep_name == provider.execution_provider]
-    if not found:
+    if installed:
         raise DeviceError(f"device {name}: {provider.execution_provider} finds no hardware; {provider.hardware}")
-    return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
+    raise DeviceError(f"device {name}: {provider.execution_provider} is not installed; {provider.install}")
 
 
 @cache
@@ -125,7 +119,7 @@ class OpenDevice:
         self.name, self._provider, self.lock = name, PROVIDERS[name], _lock(name)
         self._ep_device = None if name == "cpu" else _ep_device(name)
         self._memory_info = None
-        if self._ep_device is not None:
+        if self._ep_device is not None and self._provider.memory:
             self._memory_info = self._ep_device.memory_info(onnxruntime.OrtDeviceMemoryType.DEFAULT)
 
     @property
@@ -153,12 +147,13 @@ class OpenDevice:
             if self._ep_device is not None:
                 options.add_provider_for_devices([self._ep_device], {})
                 return onnxruntime.InferenceSession(model, options)
-            names = [self._provider.execution_provider, "CPUExecutionProvider"]
-            made = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys(names)))
+            wanted = self._provider.execution_provider
+            own = [] if wanted == CPU else [(wanted, dict(self._provider.options))]
+            made = onnxruntime.InferenceSession(model, options, providers=[*own, CPU])
         except Exception as error:  # onnxruntime raises several unrelated types
             raise self._error("cannot load the model", error) from error
-        if made.get_providers()[0] != names[0]:  # onnxruntime only warns and takes the CPU
-            raise DeviceError(f"device {self.name}: {names[0]} does not start; is its driver installed?")
+        if made.get_providers()[0] != wanted:  # onnxruntime only warns and takes the CPU
+            raise DeviceError(f"device {self.name}: {wanted} does not start; {self._provider.hardware}")
         return made
 
     def empty(self, shape: Sequence[int], dtype: type[np.generic]) -> onnxruntime.OrtValue:

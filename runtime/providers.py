@@ -9,41 +9,55 @@ VARIABLE = "RRT_EDGE_DEVICE"  # names the device where nobody else does
 
 @dataclass(frozen=True)
 class Provider:
-    """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in package brings.
+    """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in brings.
 
-    `memory`: what onnxruntime calls the memory of its own provider that hidden states, keys and values can stay in;
-    empty where they stay in the system's. `install`: what makes it available; `hardware`: what helps where it finds
-    nothing to run on.
+    `plugins`: packages that bring one; `also`: another name that it goes by there. `memory`: what onnxruntime calls the
+    memory that hidden states, keys and values stay in; empty where they stay in the system's. `options`: of
+    onnxruntime's own provider. `install`: what makes it available; `hardware`: what helps where it finds nothing to run
+    on.
     """
 
     execution_provider: str
     install: str
-    plugin: str = ""
+    plugins: tuple[str, ...] = ()
+    also: str = ""
     memory: str = ""
+    options: tuple[tuple[str, str], ...] = ()
     hardware: str = "install the GPU's driver"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.execution_provider, self.also
 
 
 PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider", "pip install onnxruntime"),
-    "webgpu": Provider("WebGpuExecutionProvider", "pip install 'rrt-edge[webgpu]'", "onnxruntime_ep_webgpu"),
+    "webgpu": Provider(
+        "WebGpuExecutionProvider",
+        "pip install 'rrt-edge[webgpu]'",
+        plugins=("onnxruntime_ep_webgpu",),
+        memory="webgpu",
+    ),
     "cuda": Provider(
         "CUDAExecutionProvider",
         "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
-        "onnxruntime_ep_cuda",
-        "cuda",
+        plugins=("onnxruntime_ep_cuda", "onnxruntime_ep_cuda12", "onnxruntime_ep_cuda13"),
+        also="CudaPluginExecutionProvider",
+        memory="cuda",
     ),
     "dml": Provider("DmlExecutionProvider", "pip uninstall onnxruntime, then pip install onnxruntime-directml"),
     "openvino": Provider(
         "OpenVINOExecutionProvider",
         "pip install 'rrt-edge[openvino]' (Linux or Windows on x86-64)",
-        "onnxruntime_ep_openvino",
+        plugins=("onnxruntime_ep_openvino",),
+        options=(("device_type", "AUTO"),),
         hardware="it takes Intel's processors, GPUs and NPUs only",
     ),
     "coreml": Provider("CoreMLExecutionProvider", "it is part of onnxruntime on a Mac"),
     "qnn": Provider(
         "QNNExecutionProvider",
         "pip install 'rrt-edge[qnn]' (Windows or Linux on arm64)",
-        "onnxruntime_qnn",
+        plugins=("onnxruntime_qnn",),
         hardware="it takes Qualcomm's NPUs only",
     ),
 }

@@ -65,5 +65,6 @@ def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **optio
         if chosen == "cpu":
             raise
         log.warning("%s; the CPU runs it", error)
-        forget_choices()
+        if isinstance(error, DeviceError):
+            forget_choices()
         return open_runner(bundle, manifest, "cpu", context, **options), "cpu"

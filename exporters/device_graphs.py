@@ -30,6 +30,7 @@ from rrt_edge.exporters.outer import OuterWeights, embed, exit_gate, head
 from rrt_edge.exporters.positions import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.runtime.device_archive import VERSION
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS
 
 OPSET, IR_VERSION = 21, 10  # all that the providers register
@@ -68,6 +69,7 @@ class DeviceGraphs:
             for number, window in enumerate(_windows(self.spec)):
                 models[f"{name}/attend.{number}"] = _attend_graph(self.spec, kind, window)
         about = {
+            "version": VERSION,
             "slots": SLOTS,
             "turns": len(rotary_patterns(self.spec)),
             "windows": _windows(self.spec),

@@ -6,6 +6,7 @@ Layers that attend to a sliding window keep what they may still see, and some ro
 from __future__ import annotations
 
 import math
+import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,16 @@ class KVCache:
     Rows reach the depths in order, so no depth holds a row that the one before it lacks.
     """
 
-    def __init__(self, architecture: Architecture, budget: KVBudget | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        budget: KVBudget | None = None,
+        every: weakref.WeakSet[KVCache] | None = None,
+    ) -> None:
+        """`every`: where it and its forks are to be found, to be closed."""
         self.budget = budget or KVBudget()
+        self._every = weakref.WeakSet() if every is None else every
+        self._every.add(self)
         self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
         groups = architecture.kv_groups
         whole = len(groups) == 1
@@ -173,11 +182,19 @@ class KVCache:
                     if buffer.first:
                         buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
 
+    def close(self) -> None:
+        """Give the memory back; nothing is held any more."""
+        self.truncate(0)
+        for buffers in self._buffers:
+            for group, buffer in enumerate(buffers):
+                buffers[group] = _Buffer([plane[:, :, :, :0].copy() for plane in buffer.planes], buffer.window)
+
     def fork(self) -> KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = KVCache.__new__(KVCache)
         other.positions = [list(held) for held in self.positions]
-        other._layers, other.budget = self._layers, self.budget
+        other._layers, other.budget, other._every = self._layers, self.budget, self._every
+        other._every.add(other)
         other._buffers = [list(buffers) for buffers in self._buffers]
         for buffers in self._buffers:
             for buffer in buffers:

@@ -14,6 +14,7 @@ from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Architecture, KVRule
 PRECISIONS = ("float16", "float32")
 FORMS = ("block", "step", "head", "join", "grow")
 ROWS = "rows"  # the one graph that runs on the CPU
+VERSION = 1
 LARGEST = 64 << 20  # bytes of one graph
 
 
@@ -44,6 +45,8 @@ def read_archive(bundle: Path) -> DeviceArchive:
             if any(size > LARGEST for size in sizes.values()):
                 raise BundleError(f"{path}: holds a graph of more than {LARGEST} bytes; export the bundle again")
             about = json.loads(archive.read("about.json"))
+            if about["version"] != VERSION:
+                raise BundleError(f"{path}: version {about['version']} is not {VERSION}; export the bundle again")
             scale, softcap = float(about["attention_scale"]), about["attention_softcap"]
             attentions = tuple(
                 Attention(scale, None if softcap is None else float(softcap), None if window is None else int(window))

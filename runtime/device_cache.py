@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Memory(Protocol):
     dtype: type[np.generic]
     budget: KVBudget
     context: int
+    caches: weakref.WeakSet[DeviceCache]  # all there are, to be closed
 
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
@@ -62,6 +64,7 @@ class DeviceCache:
         self.memory = memory
         self.positions: list[list[int]] = [[] for _ in range(memory.architecture.loops)]
         self._buffers = [Buffer([]) for _ in self.positions]
+        memory.caches.add(self)
 
     @property
     def lengths(self) -> list[int]:
@@ -104,6 +107,7 @@ class DeviceCache:
         other.memory = self.memory
         other.positions = [list(held) for held in self.positions]
         other._buffers = list(self._buffers)
+        other.memory.caches.add(other)
         for buffer in self._buffers:
             buffer.shared = True
         return other

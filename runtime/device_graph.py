@@ -25,6 +25,7 @@ from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
+from rrt_edge.runtime.memory import return_unused
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import DeviceRows, Hidden, Piece
 from rrt_edge.runtime.runner import Part, PartDone, Pass
@@ -75,7 +76,8 @@ class DeviceGraph:
         self._constant = {} if short is None else {"long_context": np.array(context > short)}
         self._sessions: dict[str, InferenceSession] = {}
         self._scratch: Buffer | None = None
-        self._closing: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._bindings: weakref.WeakSet[DeviceBinding] = weakref.WeakSet()
+        self.caches: weakref.WeakSet[DeviceCache] = weakref.WeakSet()
         halves = device.keeps_memory and not self._archive.overflows_float16
         self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
 
@@ -142,9 +144,7 @@ class DeviceGraph:
         return DeviceRows(self.architecture.hidden_size)
 
     def new_cache(self) -> DeviceCache:
-        cache = DeviceCache(self)
-        self._closing.add(cache)
-        return cache
+        return DeviceCache(self)
 
     def hidden(self, rows: Float) -> DeviceRows:
         if not len(rows):
@@ -163,7 +163,7 @@ class DeviceGraph:
     def bind(self) -> DeviceBinding:
         """What one caller at a time runs with: its keys and values stay bound between calls."""
         binding = DeviceBinding(self)
-        self._closing.add(binding)
+        self._bindings.add(binding)
         return binding
 
     def session(self, form: str) -> InferenceSession:
@@ -177,10 +177,13 @@ class DeviceGraph:
     def close(self) -> None:
         """Give all memory back; conversations cannot go on."""
         with self.device.lock:
-            for one in self._closing:
-                one.close()
+            for binding in self._bindings:
+                binding.close()
+            for cache in self.caches:
+                cache.close()
             self._sessions.clear()
             self._scratch = None
+        return_unused()
 
     def scratch(self) -> Buffer:
         """Keys and values of one row, which nobody reads, for slots without a sequence."""

@@ -15,6 +15,7 @@ from rrt_edge.runtime.cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
+from rrt_edge.runtime.memory import return_unused
 from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import Hidden, on_host
@@ -77,6 +78,7 @@ class Graph:
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
         self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
@@ -103,7 +105,7 @@ class Graph:
         return rows
 
     def new_cache(self) -> KVCache:
-        return KVCache(self.architecture, self.budget)
+        return KVCache(self.architecture, self.budget, self._caches)
 
     def hidden(self, rows: Float) -> Float:
         return rows
@@ -120,7 +122,10 @@ class Graph:
     def close(self) -> None:
         for binding in self._bindings:
             binding.close()
+        for cache in self._caches:
+            cache.close()
         self._session = None
+        return_unused()
 
     def run(
         self,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 AT_ONCE = ("block", "head", "join", "grow")  # loaded at once; `step` when several sequences first share one
+HEAVY = {"MatMulNBits", "MatMul", "GroupQueryAttention"}
 DTYPES: dict[str, type[np.generic]] = {"float16": np.float16, "float32": np.float32}
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class DeviceGraph:
                 self._sessions[ROWS] = OpenDevice("cpu").session(
                     self._archive.graphs[ROWS], self._bundle, self._threads
                 )
+                self._tell_taken()
                 binding, cache = self.bind(), self.new_cache()
                 tried = self.run(
                     binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
@@ -126,6 +128,18 @@ class DeviceGraph:
         if min(most) < MANY:
             log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
         return min(most)
+
+    def _tell_taken(self) -> None:
+        """Say what of the heavy work the device leaves to the CPU.
+
+        Raises:
+            DeviceError: all of it.
+        """
+        there, left = self.device.taken(self._sessions["block"])
+        if self.device.name != "cpu" and not there & HEAVY:
+            raise DeviceError(f"device {self.device.name}: takes no product of this model; use the CPU")
+        if there and left & HEAVY:
+            log.warning("device %s: the CPU runs %s of it", self.device.name, ", ".join(sorted(left & HEAVY)))
 
     def _session(self, name: str) -> InferenceSession:
         form = name.partition("/")[2]

@@ -141,6 +141,7 @@ class OpenDevice:
         """
         options = session_options(threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `taken`
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
@@ -148,13 +149,21 @@ class OpenDevice:
                 options.add_provider_for_devices([self._ep_device], {})
                 return onnxruntime.InferenceSession(model, options)
             wanted = self._provider.execution_provider
-            own = [] if wanted == CPU else [(wanted, dict(self._provider.options))]
-            made = onnxruntime.InferenceSession(model, options, providers=[*own, CPU])
+            made = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([wanted, CPU])))
         except Exception as error:  # onnxruntime raises several unrelated types
             raise self._error("cannot load the model", error) from error
         if made.get_providers()[0] != wanted:  # onnxruntime only warns and takes the CPU
             raise DeviceError(f"device {self.name}: {wanted} does not start; {self._provider.hardware}")
         return made
+
+    @staticmethod
+    def taken(session: onnxruntime.InferenceSession) -> tuple[set[str], set[str]]:
+        """The operators of a session that run on the device, and those left to the CPU."""
+        device: set[str] = set()
+        host: set[str] = set()
+        for part in session.get_provider_graph_assignment_info():
+            (host if part.ep_name == CPU else device).update(node.op_type for node in part.get_nodes())
+        return device, host
 
     def empty(self, shape: Sequence[int], dtype: type[np.generic]) -> onnxruntime.OrtValue:
         """A tensor in the device's memory, of any numbers.

@@ -12,9 +12,8 @@ class Provider:
     """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in brings.
 
     `plugins`: packages that bring one; `also`: another name that it goes by there. `memory`: what onnxruntime calls the
-    memory that hidden states, keys and values stay in; empty where they stay in the system's. `options`: of
-    onnxruntime's own provider. `install`: what makes it available; `hardware`: what helps where it finds nothing to run
-    on.
+    memory that hidden states, keys and values stay in; empty where they stay in the system's. `install`: what makes it
+    available; `hardware`: what helps where it finds nothing to run on.
     """
 
     execution_provider: str
@@ -22,7 +21,6 @@ class Provider:
     plugins: tuple[str, ...] = ()
     also: str = ""
     memory: str = ""
-    options: tuple[tuple[str, str], ...] = ()
     hardware: str = "install the GPU's driver"
 
     @property
@@ -50,7 +48,6 @@ PROVIDERS = {
         "OpenVINOExecutionProvider",
         "pip install 'rrt-edge[openvino]' (Linux or Windows on x86-64)",
         plugins=("onnxruntime_ep_openvino",),
-        options=(("device_type", "AUTO"),),
         hardware="it takes Intel's processors, GPUs and NPUs only",
     ),
     "coreml": Provider("CoreMLExecutionProvider", "it is part of onnxruntime on a Mac"),

@@ -24,7 +24,7 @@ from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Manifest
 from rrt_edge.runtime.policy import NEVER
 from tests.conftest import save_tokenizer
-from tests.devices.conftest import on_device
+from tests.devices.decoding import on_device
 from tests.families import CASES, random_model
 
 RNG = np.random.default_rng(7)

@@ -18,7 +18,7 @@ from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.device_cache import STEP
 from rrt_edge.runtime.device_graph import DeviceGraph
 from rrt_edge.runtime.policy import ExitPolicy
-from tests.devices.conftest import on_device
+from tests.devices.decoding import on_device
 
 LONG = np.random.default_rng(3).integers(2, 300, 1500).tolist()
 ROW = 2 * 1 * 2 * 16 * 4  # bytes of a position at one depth of `endless`: keys and values of 2 heads of 16, float32

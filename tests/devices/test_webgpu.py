@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,74 +11,18 @@ from rrt_edge.exporters import Tolerance, verification, verify
 from rrt_edge.runtime import Engine, Model, Sampling
 from rrt_edge.runtime.device_graph import DeviceGraph
 from rrt_edge.runtime.errors import DeviceError
-from rrt_edge.runtime.policy import NEVER
 from tests.conftest import ROOT
-from tests.devices.conftest import on_device
+from tests.devices.decoding import HEAVY, QUESTIONS, compare, on_device, profiled
 from tests.devices.test_device_graph import PIECES, WHOLE, logits_at, make_family
 
-QUESTIONS = [
-    "What does os.path.join do?",
-    "In one line, what is collections.Counter?",
-    "Remind me, what does heapq.heappush do?",
-    "What is functools.reduce for?",
-    "What does shutil.copyfile do?",
-    "What does json.dumps do?",
-    "Explain textwrap.dedent.",
-    "What does math.isclose do?",
-    "What is itertools.chain for?",
-    "In one line, what is pathlib.Path?",
-    "What does re.sub do?",
-    "What does statistics.median do?",
-]
-RELATIVE, NEAR = 2e-2, 0.02  # logits in float16; how near a threshold a gate may be for an exit to differ
-HEAVY = {"MatMulNBits", "MatMul", "GroupQueryAttention", "Gemm", "FusedMatMul"}
+RELATIVE = 2e-2  # of logits in float16
 
 
-def forced(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """A text fed token by token, each through every depth: logits [depths, S, V], gates [depths, S]."""
-    runner = model.runner
-    binding, cache = runner.bind(), runner.new_cache()
-    logits: list[list[np.ndarray]] = [[] for _ in range(model.loops)]
-    gates: list[list[float]] = [[] for _ in range(model.loops)]
-    for position, token in enumerate(ids):
-        rows: object = np.array([token])
-        for depth in range(1, model.loops + 1):
-            done = runner.run(
-                binding, cache, rows, position=position, first=depth, last=depth, threshold=NEVER, logit_rows=[0]
-            )  # type: ignore[arg-type]
-            rows = done.hidden
-            logits[depth - 1].append(done.logits[0])
-            gates[depth - 1].append(float(done.gate[0]))
-    return np.array(logits), np.array(gates)
-
-
-@pytest.fixture(scope="module")
-def chats(demo: Path) -> list[list[int]]:
-    """Questions with the demo's own answers."""
-    with Model.load(demo) as model:
-        found = []
-        for question in QUESTIONS:
-            ids = model.encode_chat([{"role": "user", "content": question}])
-            reply = model.generate(ids, Sampling(max_tokens=40))
-            found.append([*ids, *(token.id for token in reply.tokens)])
-    return found
-
-
-def test_a_whole_decode_is_the_cpus_at_every_depth(webgpu: str, demo: Path, chats: list[list[int]]) -> None:
-    agree = total = 0
-    with on_device(demo, webgpu, precision="float16") as gpu, on_device(demo) as cpu:
-        for ids in chats:
-            (ours, our_gates), (theirs, their_gates) = forced(gpu, ids), forced(cpu, ids)
-            for depth in range(gpu.loops):
-                error = np.abs(ours[depth] - theirs[depth]).max() / np.abs(theirs[depth]).max()
-                assert error < RELATIVE, f"depth {depth + 1}"
-                agree += int((ours[depth].argmax(-1) == theirs[depth].argmax(-1)).sum())
-                total += len(ids)
-                for threshold in (0.5, 0.9, 0.99):
-                    sure = np.abs(their_gates[depth] - threshold) > NEAR
-                    leaves = [gates[depth] >= threshold for gates in (our_gates, their_gates)]
-                    assert (leaves[0] == leaves[1])[sure].all()
-    assert total > 500 and agree / total >= 0.99
+def test_a_whole_decode_is_the_cpus_at_every_depth(webgpu: str, demo: Path) -> None:
+    done = compare(demo, webgpu, "float16")
+    assert done.positions > 300 and max(done.errors) < RELATIVE
+    assert min(done.agree) >= 0.99 * done.positions
+    assert done.exits == [0, 0]
 
 
 @pytest.mark.parametrize("policy", ["full", "threshold", "depth=1", "lossless", "threshold=0.9999"])
@@ -102,11 +44,7 @@ def test_products_and_attention_run_on_the_device(webgpu: str, demo: Path, tmp_p
             engine.submit(prompt, Sampling(max_tokens=3))
         list(engine.run())
         assert isinstance(model.runner, DeviceGraph)
-        ran: dict[str, Counter[tuple[str, str]]] = {}
-        for form, path in model.runner.end_profiling().items():
-            events = [event for event in json.loads(path.read_text("utf-8")) if event.get("cat") == "Node"]
-            nodes = [event["args"] for event in events if "provider" in event.get("args", {})]
-            ran[form] = Counter((node["op_name"], node["provider"]) for node in nodes)
+        ran = profiled(model.runner)
         shape, most = model.manifest.architecture, model.runner.slots
     for form in ("block", "step"):
         heavy = {provider for kind, provider in ran[form] if kind in HEAVY}

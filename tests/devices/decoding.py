@@ -6,6 +6,7 @@ As a program, in an environment that holds the runtime alone: `python decoding.p
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -128,10 +129,14 @@ def main(bundle: str, device: str, precision: str, profile: str) -> None:
         model.generate("def", Sampling(max_tokens=3))
         assert isinstance(model.runner, DeviceGraph)
         told["ran"] = [[*key, times] for key, times in profiled(model.runner)["block"].items()]
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("rrt_edge").addHandler(handler)
     with Model.load(Path(bundle), device=device) as model:
         generation = model.chat([{"role": "user", "content": QUESTIONS[0]}], Sampling(max_tokens=30))
         told["text"] = "".join(token.text for token in generation)
-        told["device"] = model.device
+        told["device"], told["warnings"] = model.device, warnings
     print(json.dumps(told))
 
 

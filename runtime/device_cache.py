@@ -33,6 +33,9 @@ class Memory(Protocol):
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
 
+    def download(self, plane: OrtValue) -> NDArray[Any]:
+        """A copy of such rows on the host."""
+
     def grown(self, plane: OrtValue, room: int) -> OrtValue:
         """A copy with so many rows, of which the new ones are zeros."""
 
@@ -129,7 +132,7 @@ class DeviceCache:
         for side in (0, 1):
             whole = np.zeros((len(layers), shape.key_value_heads, count, shape.head_dim), np.float32)
             for index, layer in enumerate(layers if planes else ()):
-                whole[index] = planes[2 * layer + side].numpy()[0, :, :count]
+                whole[index] = self.memory.download(planes[2 * layer + side])[0, :, :count]
             found.append(whole)
         return 0, found if shape.kv_bits == 32 else quantized(found)
 

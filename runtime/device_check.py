@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.manifest import Architecture
+from rrt_edge.runtime.open_device import OpenDevice
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

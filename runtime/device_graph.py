@@ -21,11 +21,11 @@ from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
 from rrt_edge.runtime.device_cache import Buffer, DeviceCache, room_of
 from rrt_edge.runtime.device_check import MANY, rows_at_once
-from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.memory import return_unused
+from rrt_edge.runtime.open_device import OpenDevice
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import DeviceRows, Hidden, Piece
 from rrt_edge.runtime.runner import Part, PartDone, Pass
@@ -71,7 +71,7 @@ class DeviceGraph:
         """
         self.architecture, self.device, self.budget = architecture, device, budget or KVBudget()
         self.context, self._bundle, self._threads, self._profile = context, bundle, threads, profile
-        self._archive = read_archive(bundle)
+        self._archive, self._host = read_archive(bundle), OpenDevice("cpu")
         self.slots = self._archive.slots
         short = architecture.short_context
         self._constant = {} if short is None else {"long_context": np.array(context > short)}
@@ -80,7 +80,8 @@ class DeviceGraph:
         self._bindings: weakref.WeakSet[DeviceBinding] = weakref.WeakSet()
         self.caches: weakref.WeakSet[DeviceCache] = weakref.WeakSet()
         halves = device.keeps_memory and not self._archive.overflows_float16
-        self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
+        with device.lock:
+            self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
 
     def _load(self, bundle: Path, precisions: Sequence[str]) -> None:
         """With the first precision that works; a token is run to know."""
@@ -155,7 +156,7 @@ class DeviceGraph:
 
     @property
     def no_rows(self) -> DeviceRows:
-        return DeviceRows(self.architecture.hidden_size)
+        return DeviceRows(self.device, self.architecture.hidden_size)
 
     def new_cache(self) -> DeviceCache:
         return DeviceCache(self)
@@ -166,7 +167,7 @@ class DeviceGraph:
         return self._rows([Piece(self.device.upload(rows[None].astype(self.dtype)), 0, len(rows))])
 
     def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
-        return DeviceRows(self.architecture.hidden_size, pieces)
+        return DeviceRows(self.device, self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
         """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
@@ -197,6 +198,7 @@ class DeviceGraph:
                 cache.close()
             self._sessions.clear()
             self._scratch = None
+            self.device.release()
         return_unused()
 
     def scratch(self) -> Buffer:
@@ -213,6 +215,10 @@ class DeviceGraph:
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
         return self.device.upload(rows)
+
+    def download(self, plane: OrtValue) -> NDArray[Any]:
+        """A copy of rows of the device on the host."""
+        return self.device.download(plane)
 
     def grown(self, plane: OrtValue, room: int) -> OrtValue:
         """A copy with so many rows, of which the new ones are zeros."""
@@ -339,9 +345,7 @@ class DeviceGraph:
             "position_ids": np.concatenate([np.arange(at, at + n) for at, n in zip(starts, counts, strict=True)])[None],
             **self._constant,
         }
-        session = self._sessions[ROWS]
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        return self._host.call(self.session(ROWS), feeds)
 
     def _whole(self, rows: DeviceRows) -> Piece:
         """Rows as part of one tensor."""

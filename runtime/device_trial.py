@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rrt_edge.runtime.decoder import Decoder
-from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.manifest import Manifest
+from rrt_edge.runtime.open_device import OpenDevice
 from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.runners import open_runner
 
@@ -61,11 +61,7 @@ def add(device: str) -> float:
     """
     started, opened, two = time.perf_counter(), OpenDevice(device), np.array([1, 2], np.float32)
     session = opened.session(SUM, Path())
-    binding = session.io_binding()
-    binding.bind_cpu_input("x", two)
-    binding.bind_output("y")
-    opened.run(session, binding)
-    total = binding.copy_outputs_to_cpu()[0]
+    total = opened.call(session, {"x": two})["y"]
     if not np.array_equal(total, two + two):
         raise RRTEdgeError(f"device {device}: says that [1, 2] + [1, 2] is {total.tolist()}")
     return time.perf_counter() - started

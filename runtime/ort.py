@@ -9,8 +9,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by onnxruntime at it
 import onnxruntime
 
 ERRORS_ONLY = 3  # onnxruntime's log level
+CPU = "CPUExecutionProvider"
 
-__all__ = ["ERRORS_ONLY", "first_line", "onnxruntime", "session_options"]
+__all__ = ["CPU", "ERRORS_ONLY", "first_line", "onnxruntime", "session_options"]
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:

@@ -12,7 +12,8 @@ class Provider:
     """How a device is reached: an execution provider of onnxruntime, its own or one that a plug-in brings.
 
     `plugins`: packages that bring one; `also`: another name that it goes by there. `memory`: what onnxruntime calls the
-    memory that hidden states, keys and values stay in; empty where they stay in the system's. `install`: what makes it
+    memory that hidden states, keys and values stay in; empty where they stay in the system's. `options`: of the
+    plug-in. `install`: what makes it
     available; `hardware`: what helps where it finds nothing to run on.
     """
 
@@ -21,6 +22,7 @@ class Provider:
     plugins: tuple[str, ...] = ()
     also: str = ""
     memory: str = ""
+    options: tuple[tuple[str, str], ...] = ()
     hardware: str = "install the GPU's driver"
 
     @property
@@ -35,6 +37,8 @@ PROVIDERS = {
         "pip install 'rrt-edge[webgpu]'",
         plugins=("onnxruntime_ep_webgpu",),
         memory="webgpu",
+        # Else buffers that are freed, and those that found no memory, are kept and handed out again.
+        options=(("storageBufferCacheMode", "lazyRelease"), ("uniformBufferCacheMode", "lazyRelease")),
     ),
     "cuda": Provider(
         "CUDAExecutionProvider",

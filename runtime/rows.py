@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
+    from rrt_edge.runtime.open_device import OpenDevice
+
 Float = NDArray[np.float32]
 
 
@@ -32,8 +34,8 @@ class DeviceRows:
 
     ndim = 2
 
-    def __init__(self, width: int, pieces: Sequence[Piece] = ()) -> None:
-        self.width, self.pieces = width, tuple(piece for piece in pieces if len(piece))
+    def __init__(self, device: OpenDevice, width: int, pieces: Sequence[Piece] = ()) -> None:
+        self.device, self.width, self.pieces = device, width, tuple(piece for piece in pieces if len(piece))
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
@@ -46,11 +48,11 @@ class DeviceRows:
             if first < last:
                 taken.append(Piece(piece.tensor, piece.start + first, piece.start + last))
             before += len(piece)
-        return DeviceRows(self.width, taken)
+        return DeviceRows(self.device, self.width, taken)
 
     def numpy(self) -> Float:
         """A copy on the host."""
-        copies = [piece.tensor.numpy()[0, piece.start : piece.stop] for piece in self.pieces]
+        copies = [self.device.download(piece.tensor)[0, piece.start : piece.stop] for piece in self.pieces]
         copies.append(np.zeros((0, self.width), np.float32))
         joined: Float = np.concatenate(copies).astype(np.float32)
         return joined
@@ -64,7 +66,7 @@ def joined(*parts: Hidden) -> Hidden:
     device = [part for part in parts if isinstance(part, DeviceRows)]
     if device:
         assert len(device) == len(parts)
-        return DeviceRows(device[0].width, [piece for part in device for piece in part.pieces])
+        return DeviceRows(device[0].device, device[0].width, [piece for part in device for piece in part.pieces])
     return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from rrt_edge.runtime.device_archive import why_cpu_only
 from rrt_edge.runtime.device_choice import choose_device, forget_choices
 from rrt_edge.runtime.device_graph import DeviceGraph
-from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError
 from rrt_edge.runtime.graph import Graph
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Manifest
+from rrt_edge.runtime.open_device import OpenDevice
 from rrt_edge.runtime.runner import Runner
 
 log = logging.getLogger(__name__)

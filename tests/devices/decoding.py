@@ -17,10 +17,10 @@ import numpy as np
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.chat import ChatTemplate
 from rrt_edge.runtime.device_graph import DeviceGraph
-from rrt_edge.runtime.devices import OpenDevice
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
+from rrt_edge.runtime.open_device import OpenDevice
 from rrt_edge.runtime.policy import NEVER
 
 QUESTIONS = [

@@ -115,7 +115,7 @@ for _ in range(4):
     before = resident()
     model = Model.load(sys.argv[1], device=sys.argv[2], context=2000)
     session = model.session()
-    session.generate(list(range(2, 40)) * 20, Sampling(max_tokens=3))
+    session.generate(list(range(2, 32)), Sampling(max_tokens=3))
     loaded = resident()
     model.close()
     told.append((before, loaded, resident()))
@@ -135,12 +135,10 @@ def test_close_gives_the_memory_back(request: pytest.FixtureRequest, device: str
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    (first, *_), *_ = told
     for before, loaded, closed in told[1:]:
-        assert loaded - before > 20 << 20
+        assert loaded - before > 40 << 20
         assert closed - before < 0.3 * (loaded - before)
     assert told[-1][2] - told[1][2] < 20 << 20  # nothing grows from load to load
-    assert told[-1][2] > first
 
 
 def test_the_device_graph_counts_its_own_budget(endless: Path) -> None:

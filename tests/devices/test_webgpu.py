@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,31 @@ def test_verify_compares_a_device_with_the_source(webgpu: str, demo: Path, monke
     assert found.positions == expected.positions >= 60 and found.tolerance == Tolerance(kl=0.05, top1_agreement=0.95)
     for ours, theirs in zip(found.depths, expected.depths, strict=True):
         assert abs(ours.kl - theirs.kl) < 0.005 and abs(ours.top1_agreement - theirs.top1_agreement) < 0.03
+
+
+def test_threads_take_turns(webgpu: str, bundle: Path, tmp_path: Path) -> None:
+    """Generating, saving, loading conversations and models side by side, which providers themselves do not bear."""
+    prompts = [np.random.default_rng(seed).integers(2, 300, 20).tolist() for seed in range(3)]
+    with on_device(bundle, webgpu) as model:
+        expected = [model.generate(prompt, Sampling(max_tokens=15), "threshold=0.5").text for prompt in prompts]
+
+        def generates(seed: int) -> bool:
+            texts = [model.generate(prompts[seed], Sampling(max_tokens=15), "threshold=0.5").text for _ in range(4)]
+            return texts == [expected[seed]] * 4
+
+        def saves() -> bool:
+            session = model.session()
+            session.generate(prompts[0], Sampling(max_tokens=15), "threshold=0.5")
+            for _ in range(6):
+                session.save(tmp_path / "talk.safetensors")
+                if model.load_session(tmp_path / "talk.safetensors").ids != session.ids:
+                    return False
+            return True
+
+        def loads() -> bool:
+            with on_device(bundle, webgpu) as other:
+                return other.generate(prompts[1], Sampling(max_tokens=15), "threshold=0.5").text == expected[1]
+
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(generates, 0), pool.submit(generates, 2), pool.submit(saves), pool.submit(loads)]
+            assert all(job.result() for job in jobs)

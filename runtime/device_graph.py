@@ -91,9 +91,7 @@ class DeviceGraph:
             try:
                 self._most_rows = self._checked_rows(precision)
                 self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
-                self._sessions[ROWS] = OpenDevice("cpu").session(
-                    self._archive.graphs[ROWS], self._bundle, self._threads
-                )
+                self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], bundle, self._threads)
                 self._tell_taken()
                 binding, cache = self.bind(), self.new_cache()
                 tried = self.run(
@@ -222,7 +220,7 @@ class DeviceGraph:
 
     def grown(self, plane: OrtValue, room: int) -> OrtValue:
         """A copy with so many rows, of which the new ones are zeros."""
-        with self.device.lock:
+        with self.device.working():
             session = self.session("grow")
             made = self.device.empty((1, *self._row_shape(room)), self.dtype)
             binding = session.io_binding()
@@ -246,7 +244,7 @@ class DeviceGraph:
         left: Hidden | None = None,
     ) -> Pass:
         """`Runner.run`, a call for each depth; the gate is waited for only where it decides or is the last."""
-        with self.device.lock:
+        with self.device.working():
             for depth in range(first, last + 1):
                 part = Part(cache, depth, rows, position, np.zeros(0, np.float32))
                 hidden, gate = self._through(binding, part, depth == last or threshold < NEVER)
@@ -270,7 +268,7 @@ class DeviceGraph:
 
     def step(self, binding: DeviceBinding, parts: Sequence[Part]) -> list[PartDone]:
         """`Runner.step`, in one call where that is not too many rows."""
-        with self.device.lock:
+        with self.device.working():
             wants_gate = any((part.thresholds < NEVER).any() for part in parts)
             if len(parts) == 1 or any(len(part.rows) > self._most_rows for part in parts):
                 found = [self._through(binding, part, wants_gate) for part in parts]

@@ -20,6 +20,7 @@ from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError
 from rrt_edge.runtime.ort import CPU, first_line, onnxruntime, session_options
 from rrt_edge.runtime.providers import PROVIDERS
 
+RUNNING = "failed while running the model"
 LARGEST = 2 << 30  # bytes of a tensor: reading a larger one back crashes WebGPU
 _OUT_OF_MEMORY = (
     "out of memory", "out_of_device_memory", "out_of_host_memory", "out_of_memory", "failed to allocate", "bad_alloc",
@@ -135,13 +136,19 @@ class OpenDevice:
             copy: NDArray[Any] = tensor.numpy()
             return copy
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Have the device for several calls; what goes wrong between them is told like what goes wrong in them."""
+        with self._noticing(RUNNING):
+            yield
+
     def run(self, session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
         """
         Raises:
             OutOfMemoryError: there is no room for what it computes with.
             RRTEdgeError: onnxruntime failed.
         """
-        with self._noticing("failed while running the model"):
+        with self._noticing(RUNNING):
             session.run_with_iobinding(binding)
 
     def call(self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -151,7 +158,7 @@ class OpenDevice:
             OutOfMemoryError, RRTEdgeError: as `run`.
         """
         names = [output.name for output in session.get_outputs()]
-        with self._noticing("failed while running the model"):
+        with self._noticing(RUNNING):
             return dict(zip(names, session.run(names, feeds), strict=True))
 
     def release(self) -> None:

@@ -23,6 +23,9 @@ EXTRAS = {  # what `pip install 'rrt-edge[EXTRA]'` brings, but for what other ex
     "serve": ("starlette", "uvicorn", "prometheus_client"),
     "schema": ("llguidance",),
     "llm": ("llm",),
+    "webgpu": ("onnxruntime-ep-webgpu",),
+    "openvino": ("onnxruntime-ep-openvino",),
+    "qnn": ("onnxruntime-qnn",),
 }
 _MODULES = {"pyyaml": "yaml"}  # imported by another name
 _EXTRA_OF = {_MODULES.get(name, name): extra for extra, names in EXTRAS.items() for name in names}

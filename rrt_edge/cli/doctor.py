@@ -23,7 +23,7 @@ from rrt_edge.cli.common import EXTRAS, BundlePath, guarded, json_option, print_
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 
 NEEDED = ("onnxruntime", "numpy", "tokenizers", "jinja2", "huggingface_hub", "click", "rich")
-BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
+BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 LITTLE_SPACE = 1 << 30  # bytes
 
 

@@ -68,23 +68,24 @@ class _Buffer:
             self.first = first
             return self
         grown = self if not self.shared else _Buffer(list(self.planes), self.window)
-        shapes = [(*plane.shape[:3], room, plane.shape[4]) for plane in self.planes]
-        sizes = [math.prod(shape) * plane.dtype.itemsize for shape, plane in zip(shapes, self.planes, strict=True)]
-        budget.take(sum(sizes))
         try:
-            for index, (plane, shape, size) in enumerate(zip(self.planes, shapes, sizes, strict=True)):
-                # Plane by plane, so that little is held twice. Zeros: masked rows are multiplied by a weight of 0,
-                # which leaves no trace of numbers but of NaN.
-                larger = np.zeros(shape, plane.dtype)
+            for index, plane in enumerate(self.planes):  # plane by plane, so that little is held twice
+                shape = (*plane.shape[:3], room, plane.shape[4])
+                budget.take(size := math.prod(shape) * plane.dtype.itemsize)
+                try:
+                    # Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
+                    larger = np.zeros(shape, plane.dtype)
+                except MemoryError as error:
+                    budget.give(size)
+                    raise OutOfMemoryError(
+                        f"no memory for {size} bytes of keys or values; close conversations or shorten the prompt"
+                    ) from error
                 larger[:, :, :, new] = plane[:, :, :, old]
                 grown.planes[index] = larger
                 budget.give_with(larger, size)
-        except MemoryError as error:
-            budget.give(sum(sizes[index:]))
-            grown.planes, grown.first, grown.used = [plane[:, :, :, :0] for plane in self.planes], 0, 0
-            raise OutOfMemoryError(
-                f"no memory for {sum(sizes)} bytes of keys and values; close conversations or shorten the prompt"
-            ) from error
+        except OutOfMemoryError:  # planes of unequal room: nothing is held any more
+            grown.planes, grown.first, grown.used = [plane[:, :, :, :0].copy() for plane in grown.planes], 0, 0
+            raise
         grown.first = first
         return grown
 

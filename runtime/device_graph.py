@@ -89,7 +89,7 @@ class DeviceGraph:
             self.precision = precision
             self.dtype: type[np.generic] = DTYPES[precision]
             try:
-                self._most_rows = self._checked_rows(precision)
+                self.most_rows = self._checked_rows(precision)
                 self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
                 self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], bundle, self._threads)
                 self._tell_taken()
@@ -257,9 +257,9 @@ class DeviceGraph:
     def _through(self, binding: DeviceBinding, part: Part, wants_gate: bool) -> tuple[DeviceRows, Float]:
         """Run one part through its depth, as many rows a call as attention is right for."""
         rows, gates = self.no_rows, []
-        for start in range(0, len(part.rows), self._most_rows):
+        for start in range(0, len(part.rows), self.most_rows):
             piece = dataclasses.replace(
-                part, rows=part.rows[start : start + self._most_rows], position=part.position + start
+                part, rows=part.rows[start : start + self.most_rows], position=part.position + start
             )
             hidden, gate = self._call("block", binding, [piece], wants_gate)
             rows = self._rows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
@@ -270,7 +270,7 @@ class DeviceGraph:
         """`Runner.step`, in one call where that is not too many rows."""
         with self.device.working():
             wants_gate = any((part.thresholds < NEVER).any() for part in parts)
-            if len(parts) == 1 or any(len(part.rows) > self._most_rows for part in parts):
+            if len(parts) == 1 or any(len(part.rows) > self.most_rows for part in parts):
                 found = [self._through(binding, part, wants_gate) for part in parts]
             else:
                 hidden, gates = self._call("step", binding, parts, wants_gate)

@@ -12,7 +12,7 @@ from rrt_edge.runtime.complaints import hear_complaints
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.machine import gpu_memory_bytes, this_machine
 from rrt_edge.runtime.ort import CPU, first_line, onnxruntime
-from rrt_edge.runtime.providers import PROVIDERS
+from rrt_edge.runtime.providers import PROVIDERS, Provider
 
 VENDORS = {
     0x10DE: "NVIDIA",
@@ -75,16 +75,23 @@ def ep_device(name: str) -> Any:
     """onnxruntime's handle of a plug-in's best device; None where the provider is onnxruntime's own."""
     provider = PROVIDERS[name]
     installed = [plugin for plugin in provider.plugins if importlib.util.find_spec(plugin) is not None]
-    for plugin in installed:
-        _register(name, importlib.import_module(plugin).get_library_path())
-    found = [one for one in onnxruntime.get_ep_devices() if one.ep_name in provider.names]
+    found = _ep_devices(provider)  # somebody else in this process may have registered it
+    if not found:
+        for plugin in installed:
+            _register(name, importlib.import_module(plugin).get_library_path())
+        found = _ep_devices(provider)
     if found:
+        hear_complaints()
         return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
     if provider.execution_provider in onnxruntime.get_available_providers() and not installed:
         return None
     if installed:
         raise DeviceError(f"device {name}: {provider.execution_provider} finds no hardware; {provider.hardware}")
     raise DeviceError(f"device {name}: {provider.execution_provider} is not installed; {provider.install}")
+
+
+def _ep_devices(provider: Provider) -> list[Any]:
+    return [one for one in onnxruntime.get_ep_devices() if one.ep_name in provider.names]
 
 
 @cache

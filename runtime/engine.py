@@ -196,7 +196,7 @@ class Engine:
             raise BadInputError("the KV budget and the prompt rows must be 1 or more")
         self.model = model
         self.kv_rule = model.kv_rule(kv_rule)
-        self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, prompt_rows
+        self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, min(prompt_rows, model.runner.most_rows)
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # the one served longest ago first
         self._ended: list[Request] = []  # their keys and values are kept while the budget has room for them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -98,6 +99,10 @@ class Graph:
     @property
     def slots(self) -> int:
         return self.architecture.pasts
+
+    @property
+    def most_rows(self) -> int:
+        return sys.maxsize
 
     @property
     def no_rows(self) -> Float:

@@ -111,6 +111,10 @@ class Runner(Protocol):
         """Sequences that a step serves at most."""
 
     @property
+    def most_rows(self) -> int:
+        """Rows of a part for which sequences still share a step."""
+
+    @property
     def no_rows(self) -> Hidden:
         """No hidden states, [0, H]."""
 

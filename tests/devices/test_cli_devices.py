@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rrt_edge.runtime.providers import PROVIDERS
+from tests.serving import Served, serving
 from tests.test_cli import refused, run
 
 ABSENT = "coreml" if sys.platform != "darwin" else "dml"  # never here
@@ -82,3 +85,20 @@ def test_a_budget_that_is_too_small_is_one_line(endless: Path) -> None:
     assert told.startswith("error: keys and values would take")
     assert "over the budget of 1048576; close conversations, shorten the prompt or raise the KV budget" in told
     refused("generate", endless, "hi", "--kv-budget", 0)
+
+
+def test_a_server_runs_on_a_device(webgpu: str, demo: Path) -> None:
+    """Several requests at once, through the step that several sequences share."""
+    with serving(demo, "--device", webgpu) as server, serving(demo, "--device", "cpu") as here:
+
+        def ask(where: Served, name: str) -> dict[str, Any]:
+            body = {"messages": [{"role": "user", "content": f"What does {name} do?"}], "max_tokens": 30}
+            answer: dict[str, Any] = where.post("/v1/chat/completions", body).json()
+            return answer
+
+        names = ["os.path.join", "json.dumps", "re.sub"]
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda name: ask(server, name), names))
+        for name, answer in zip(names, answers, strict=True):
+            assert answer["rrt_edge"]["device"] == "webgpu"
+            assert answer["choices"][0]["message"] == ask(here, name)["choices"][0]["message"]

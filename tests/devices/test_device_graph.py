@@ -112,7 +112,7 @@ def test_replies_are_the_loop_graphs(bundle: Path, policy: str, temperature: flo
 def test_attention_that_takes_few_rows_gets_few(bundle: Path) -> None:
     with on_device(bundle) as ours, Model.load(bundle) as theirs:
         assert isinstance(ours.runner, DeviceGraph)
-        ours.runner._most_rows = 5
+        ours.runner.most_rows = 5
         for policy in ("full", "threshold=0.5", "lossless"):
             expected = theirs.generate(PROMPTS[-1], Sampling(max_tokens=20), policy)
             assert ours.generate(PROMPTS[-1], Sampling(max_tokens=20), policy).text == expected.text

@@ -59,20 +59,26 @@ def verify(
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     alone, runner = load_checked(folder, manifest, device)
-    if source is None or runner is None:
+    if runner is None:
+        return alone
+    if source is None:
+        runner.close()
         return alone
     strict = alone.tolerance
     tolerance = strict if loosened is None else _merged(strict, loosened)
-    model = _source_model(Path(source), manifest)
-    shape = manifest.architecture
-    size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate by other frequencies
-    windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
-    depths, positions, largest = _compare(model, runner, windows)
+    try:
+        model = _source_model(Path(source), manifest)
+        shape = manifest.architecture
+        size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate differently
+        windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
+        depths, positions, largest = _compare(model, runner, windows)
+    finally:
+        runner.close()
     problem = _problem(depths, tolerance, largest)
     if problem is None and tolerance != strict:
         record = {"loosened": dataclasses.asdict(tolerance), "depths": [dataclasses.asdict(depth) for depth in depths]}
-        dataclasses.replace(manifest, verification=record).write(folder)
-    return VerifyReport(problem is None, True, depths, tolerance, positions, problem)
+        dataclasses.replace(manifest, verification={**record, "device": alone.device}).write(folder)
+    return VerifyReport(problem is None, True, depths, tolerance, positions, problem, alone.device)
 
 
 def _merged(strict: Tolerance, loosened: Tolerance) -> Tolerance:

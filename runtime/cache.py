@@ -6,7 +6,6 @@ Layers that attend to a sliding window keep what they may still see, and some ro
 from __future__ import annotations
 
 import math
-import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.errors import OutOfMemoryError
+from rrt_edge.runtime.closing import Closing
+from rrt_edge.runtime.errors import BadInputError, OutOfMemoryError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture
 
@@ -68,26 +68,34 @@ class _Buffer:
             self.first = first
             return self
         grown = self if not self.shared else _Buffer(list(self.planes), self.window)
+        taken = 0
         try:
             for index, plane in enumerate(self.planes):  # plane by plane, so that little is held twice
                 shape = (*plane.shape[:3], room, plane.shape[4])
-                budget.take(size := math.prod(shape) * plane.dtype.itemsize)
-                try:
-                    # Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN.
-                    larger = np.zeros(shape, plane.dtype)
-                except MemoryError as error:
-                    budget.give(size)
-                    raise OutOfMemoryError(
-                        f"no memory for {size} bytes of keys or values; close conversations or shorten the prompt"
-                    ) from error
+                size = math.prod(shape) * plane.dtype.itemsize
+                budget.take(size)
+                taken = size
+                larger = _zeros(shape, plane.dtype)
                 larger[:, :, :, new] = plane[:, :, :, old]
                 grown.planes[index] = larger
                 budget.give_with(larger, size)
-        except OutOfMemoryError:  # planes of unequal room: nothing is held any more
+                taken = 0
+        except BaseException:  # planes of unequal room: nothing is held any more
+            budget.give(taken)
             grown.planes, grown.first, grown.used = [plane[:, :, :, :0].copy() for plane in grown.planes], 0, 0
             raise
         grown.first = first
         return grown
+
+
+def _zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros: masked rows are multiplied by a weight of 0, which leaves no trace of numbers but of NaN."""
+    try:
+        return np.zeros(shape, kind)
+    except MemoryError as error:
+        size = math.prod(shape) * kind.itemsize
+        remedy = "close conversations or shorten the prompt"
+        raise OutOfMemoryError(f"no memory for {size} bytes of keys or values; {remedy}") from error
 
 
 class KVCache:
@@ -100,12 +108,11 @@ class KVCache:
         self,
         architecture: Architecture,
         budget: KVBudget | None = None,
-        every: weakref.WeakSet[KVCache] | None = None,
+        closing: Closing | None = None,
     ) -> None:
-        """`every`: where it and its forks are to be found, to be closed."""
-        self.budget = budget or KVBudget()
-        self._every = weakref.WeakSet() if every is None else every
-        self._every.add(self)
+        """`closing`: what closes it and its forks."""
+        self.budget, self._closing, self._closed = budget or KVBudget(), closing or Closing(), False
+        self._closing.add(self)
         self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
         groups = architecture.kv_groups
         whole = len(groups) == 1
@@ -145,9 +152,12 @@ class KVCache:
 
     def restore(self, depth: int, group: int, first: int, planes: Planes, positions: Sequence[int]) -> None:
         """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
-        window = self._buffers[depth - 1][group].window
-        buffer = _Buffer([plane[:, None] for plane in planes], window, first, len(positions))
-        self._buffers[depth - 1][group] = buffer
+        window, whole = self._buffers[depth - 1][group].window, []
+        for plane in planes:
+            self.budget.take(plane.nbytes)
+            whole.append(plane[:, None].copy())  # of its own, so that its bytes are given back with it
+            self.budget.give_with(whole[-1], plane.nbytes)
+        self._buffers[depth - 1][group] = _Buffer(whole, window, first, len(positions))
         self.positions[depth - 1] = list(positions)
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
@@ -158,6 +168,8 @@ class KVCache:
 
     def _add(self, depth: int, groups: Sequence[Planes], position: int) -> None:
         """Add rows of each KV group's layers."""
+        if self._closed:
+            raise BadInputError("this model is closed; load the bundle again")
         held, count = self.positions[depth - 1], groups[0][0].shape[2]
         start, stop = len(held), len(held) + count
         for group, rows in enumerate(groups):
@@ -184,7 +196,8 @@ class KVCache:
                         buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
 
     def close(self) -> None:
-        """Give the memory back; nothing is held any more."""
+        """Give the memory back; nothing is held any more, and nothing is taken."""
+        self._closed = True
         self.truncate(0)
         for buffers in self._buffers:
             for group, buffer in enumerate(buffers):
@@ -194,8 +207,9 @@ class KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = KVCache.__new__(KVCache)
         other.positions = [list(held) for held in self.positions]
-        other._layers, other.budget, other._every = self._layers, self.budget, self._every
-        other._every.add(other)
+        other._layers, other.budget, other._closed = self._layers, self.budget, self._closed
+        other._closing = self._closing
+        other._closing.add(other)
         other._buffers = [list(buffers) for buffers in self._buffers]
         for buffers in self._buffers:
             for buffer in buffers:

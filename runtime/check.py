@@ -58,6 +58,7 @@ class VerifyReport:
     tolerance: Tolerance
     positions: int
     problem: str | None
+    device: str = "cpu"
 
 
 def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
@@ -68,7 +69,10 @@ def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
         BundleError: there is no manifest, or it cannot be read; a damaged file is reported, not raised.
     """
     folder = Path(bundle)
-    return load_checked(folder, Manifest.read(folder), device)[0]
+    report, runner = load_checked(folder, Manifest.read(folder), device)
+    if runner is not None:
+        runner.close()
+    return report
 
 
 def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, Runner | None]:
@@ -79,7 +83,7 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
-        runner, _ = open_on(device, folder, manifest, 1)
+        runner, device = open_on(device, folder, manifest, 1)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None
-    return VerifyReport(True, True, (), strict_tolerance(manifest, runner), 0, None), runner
+    return VerifyReport(True, True, (), strict_tolerance(manifest, runner), 0, None, device), runner

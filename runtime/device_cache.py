@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.closing import Closing
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture
 
@@ -28,7 +28,7 @@ class Memory(Protocol):
     dtype: type[np.generic]
     budget: KVBudget
     context: int
-    caches: weakref.WeakSet[DeviceCache]  # all there are, to be closed
+    closing: Closing  # closes caches, forks included
 
     def plane(self, rows: NDArray[Any]) -> OrtValue:
         """A copy of rows [1, KV, room, D] on the device."""
@@ -67,7 +67,7 @@ class DeviceCache:
         self.memory = memory
         self.positions: list[list[int]] = [[] for _ in range(memory.architecture.loops)]
         self._buffers = [Buffer([]) for _ in self.positions]
-        memory.caches.add(self)
+        memory.closing.add(self)
 
     @property
     def lengths(self) -> list[int]:
@@ -110,7 +110,7 @@ class DeviceCache:
         other.memory = self.memory
         other.positions = [list(held) for held in self.positions]
         other._buffers = list(self._buffers)
-        other.memory.caches.add(other)
+        other.memory.closing.add(other)
         for buffer in self._buffers:
             buffer.shared = True
         return other

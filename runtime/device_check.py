@@ -70,6 +70,22 @@ def _is_right(
 
     queries = random(heads, rows, size)
     keys, values = (random(kv_heads, PAST + rows, size) for _ in range(2))
+    with device.working():
+        found = _found(session, device, dtype, queries, keys, values).reshape(rows, heads, size)
+    expected = _attention(wanted, *(one.astype(np.float32) for one in (queries, keys, values)))
+    return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
+
+
+def _found(
+    session: InferenceSession,
+    device: OpenDevice,
+    dtype: type[np.generic],
+    queries: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+) -> Float:
+    """What the device makes of it, [rows, H * D]."""
+    (heads, rows, size), kv_heads = queries.shape, len(keys)
     binding = session.io_binding()
     for name, rows_of in (("q", queries), ("k", keys[:, PAST:]), ("v", values[:, PAST:])):
         binding.bind_cpu_input(name, np.ascontiguousarray(rows_of.transpose(1, 0, 2)).reshape(1, rows, -1))
@@ -84,9 +100,8 @@ def _is_right(
     mixed = device.host((1, rows, heads * size), dtype)
     binding.bind_ortvalue_output("attended", mixed)
     device.run(session, binding)
-    found = mixed.numpy()[0].astype(np.float32).reshape(rows, heads, size)
-    expected = _attention(wanted, *(one.astype(np.float32) for one in (queries, keys, values)))
-    return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
+    found: Float = mixed.numpy()[0].astype(np.float32)
+    return found
 
 
 def _attention(wanted: Attention, queries: Float, keys: Float, values: Float) -> Float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import weakref
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.closing import Closing
 from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
 from rrt_edge.runtime.device_cache import Buffer, DeviceCache, room_of
@@ -77,8 +77,7 @@ class DeviceGraph:
         self._constant = {} if short is None else {"long_context": np.array(context > short)}
         self._sessions: dict[str, InferenceSession] = {}
         self._scratch: Buffer | None = None
-        self._bindings: weakref.WeakSet[DeviceBinding] = weakref.WeakSet()
-        self.caches: weakref.WeakSet[DeviceCache] = weakref.WeakSet()
+        self.closing, self._step_fits = Closing(), True
         halves = device.keeps_memory and not self._archive.overflows_float16
         with device.lock:
             self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
@@ -110,7 +109,9 @@ class DeviceGraph:
                 problem = error
             log.info("device %s: not in %s: %s", self.device.name, precision, problem)
             self.close()
-        raise problem if isinstance(problem, DeviceError) else DeviceError(str(problem)) from problem
+        if isinstance(problem, DeviceError):
+            raise problem
+        raise DeviceError(str(problem)) from problem
 
     def _checked_rows(self, precision: str) -> int:
         """Rows that a call may bring so that every kind of attention is right.
@@ -176,7 +177,7 @@ class DeviceGraph:
     def bind(self) -> DeviceBinding:
         """What one caller at a time runs with: its keys and values stay bound between calls."""
         binding = DeviceBinding(self)
-        self._bindings.add(binding)
+        self.closing.add(binding)
         return binding
 
     def session(self, form: str) -> InferenceSession:
@@ -190,10 +191,7 @@ class DeviceGraph:
     def close(self) -> None:
         """Give all memory back; conversations cannot go on."""
         with self.device.lock:
-            for binding in self._bindings:
-                binding.close()
-            for cache in self.caches:
-                cache.close()
+            self.closing.close()
             self._sessions.clear()
             self._scratch = None
             self.device.release()
@@ -270,7 +268,7 @@ class DeviceGraph:
         """`Runner.step`, in one call where that is not too many rows."""
         with self.device.working():
             wants_gate = any((part.thresholds < NEVER).any() for part in parts)
-            if len(parts) == 1 or any(len(part.rows) > self.most_rows for part in parts):
+            if len(parts) == 1 or any(len(part.rows) > self.most_rows for part in parts) or not self._shares():
                 found = [self._through(binding, part, wants_gate) for part in parts]
             else:
                 hidden, gates = self._call("step", binding, parts, wants_gate)
@@ -285,6 +283,16 @@ class DeviceGraph:
             )
         answered = np.split(logits, np.cumsum([int(ones.sum()) for ones in reached])[:-1])
         return [PartDone(rows, gate, own) for (rows, gate), own in zip(found, answered, strict=True)]
+
+    def _shares(self) -> bool:
+        """Whether the device has room for the graph that several sequences share; else they take turns."""
+        try:
+            if self._step_fits:
+                self.session("step")
+        except OutOfMemoryError as error:
+            log.warning("%s; requests take turns", error)
+            self._step_fits = False
+        return self._step_fits
 
     def _call(
         self, form: str, binding: DeviceBinding, parts: Sequence[Part], wants_gate: bool

@@ -10,12 +10,12 @@ from typing import Any
 
 from rrt_edge.runtime.complaints import hear_complaints
 from rrt_edge.runtime.errors import DeviceError
-from rrt_edge.runtime.machine import gpu_memory_bytes, this_machine
+from rrt_edge.runtime.machine import NVIDIA, gpu_memory_bytes, nvidia_gpu, this_machine
 from rrt_edge.runtime.ort import CPU, first_line, onnxruntime
 from rrt_edge.runtime.providers import PROVIDERS, Provider
 
 VENDORS = {
-    0x10DE: "NVIDIA",
+    NVIDIA: "NVIDIA",
     0x1002: "AMD",
     0x8086: "Intel",
     0x106B: "Apple",
@@ -62,7 +62,9 @@ def _found(name: str) -> Device:
     except DeviceError as error:
         return Device(name, "", provider.execution_provider, usable=False, problem=str(error))
     if chosen is None:
-        return Device(name, "", provider.execution_provider, usable=True)
+        nvidia = nvidia_gpu()[0] if name == "cuda" else ""
+        pci = (NVIDIA, 0) if nvidia else None
+        return Device(name, nvidia, provider.execution_provider, usable=True, pci=pci)
     hardware, kind = chosen.device, chosen.device.type.name
     vendor = VENDORS.get(hardware.vendor_id, hardware.vendor)
     described = hardware.metadata.get("Description") or f"{vendor} {kind}".strip()

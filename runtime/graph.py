@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.cache import KVCache, Planes, no_rows
+from rrt_edge.runtime.closing import Closing
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
@@ -78,8 +78,7 @@ class Graph:
         self._check_contract(bundle / "model.onnx")
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
-        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
+        self._closing = Closing()
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
@@ -110,7 +109,7 @@ class Graph:
         return rows
 
     def new_cache(self) -> KVCache:
-        return KVCache(self.architecture, self.budget, self._caches)
+        return KVCache(self.architecture, self.budget, self._closing)
 
     def hidden(self, rows: Float) -> Float:
         return rows
@@ -121,14 +120,11 @@ class Graph:
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
         binding = Binding(self.session.io_binding(), self.architecture)
-        self._bindings.add(binding)
+        self._closing.add(binding)
         return binding
 
     def close(self) -> None:
-        for binding in self._bindings:
-            binding.close()
-        for cache in self._caches:
-            cache.close()
+        self._closing.close()
         self._session = None
         return_unused()
 

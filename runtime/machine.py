@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 X86 = {  # what the int4 kernels look for, by the flags of /proc/cpuinfo
@@ -57,11 +58,18 @@ def this_machine() -> Machine:
     return Machine(platform.platform(), _processor(), _features(), cores, usable, cpu_quota(CGROUP), *_memory())
 
 
+@cache
+def nvidia_gpu() -> tuple[str, int | None]:
+    """Name and memory of the first NVIDIA GPU, by its driver; nothing where there is none."""
+    lines = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits").splitlines()
+    name, _, size = (lines or [""])[0].rpartition(", ")
+    return name, int(size) << 20 if size.strip().isdigit() else None
+
+
 def gpu_memory_bytes(vendor: int, device: int) -> int | None:
     """The memory of a GPU by its PCI ids; None where the system does not say, or shares its own with it."""
     if vendor == NVIDIA:
-        found = _output("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits").split()
-        return int(found[0]) << 20 if found and found[0].isdigit() else None
+        return nvidia_gpu()[1]
     for place in PCI.glob("*/mem_info_vram_total"):
         ids = [_read(place.with_name(name)).strip() for name in ("vendor", "device")]
         size = _read(place).strip()

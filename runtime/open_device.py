@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,10 @@ class OpenDevice:
         """
         if name not in PROVIDERS:
             raise BadInputError(f"device {name!r}: choose from auto, {', '.join(PROVIDERS)}")
-        self.name, self._provider, self.lock = name, PROVIDERS[name], _lock(name)
+        self.name, self._provider, self._turn = name, PROVIDERS[name], _turn(name)
+        self.lock = self._turn.lock
+        if name == "cuda":
+            _preload_cuda()
         self._ep_device = None if name == "cpu" else ep_device(name)
         self._memory_info = None
         if self._ep_device is not None and self._provider.memory:
@@ -82,7 +88,8 @@ class OpenDevice:
                 return onnxruntime.InferenceSession(model, options)
             made = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([wanted, CPU])))
             if made.get_providers()[0] != wanted:  # onnxruntime only warns and takes the CPU
-                raise DeviceError(f"device {self.name}: {wanted} does not start; {self._provider.hardware}")
+                remedy = f"{self._provider.hardware}, or {self._provider.install}"
+                raise DeviceError(f"device {self.name}: {wanted} does not start; {remedy}")
             return made
 
     @staticmethod
@@ -106,8 +113,12 @@ class OpenDevice:
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         with self._noticing("cannot make a tensor"):
             if self._memory_info is not None:
-                return make(list(shape), dtype, memory_info=self._memory_info)
-            return make(list(shape), dtype, self._provider.memory if self.keeps_memory else "cpu")
+                tensor = make(list(shape), dtype, memory_info=self._memory_info)
+            else:
+                tensor = make(list(shape), dtype, self._provider.memory if self.keeps_memory else "cpu")
+        if self.keeps_memory:
+            weakref.finalize(tensor, self._turn.dead.append, tensor._ortvalue)
+        return tensor
 
     @staticmethod
     def host(shape: Sequence[int], dtype: type[np.generic]) -> onnxruntime.OrtValue:
@@ -175,18 +186,27 @@ class OpenDevice:
     @contextmanager
     def _noticing(self, what: str, kind: type[RRTEdgeError] = RRTEdgeError) -> Iterator[None]:
         """Have the device, and raise our errors for all that goes wrong, what only the logger hears included."""
-        with self.lock:
-            complaint()
+        turn = self._turn
+        with turn.lock:
+            if not turn.inside:
+                turn.dead.clear()
+                self._complaint()
+            turn.inside += 1
             try:
                 yield
+                heard = self._complaint()
             except RRTEdgeError:
                 raise
             except Exception as error:  # onnxruntime raises several unrelated types
-                reason = complaint() or first_line(error)
+                reason = self._complaint() or first_line(error)
                 raise self._error(what, reason, kind, isinstance(error, MemoryError)) from error
-            heard = complaint()
+            finally:
+                turn.inside -= 1
             if heard is not None:
                 raise self._error(what, heard, kind)
+
+    def _complaint(self) -> str | None:
+        return complaint() if self.name == "webgpu" else None
 
     def _error(self, what: str, reason: str, kind: type[RRTEdgeError], full: bool = False) -> RRTEdgeError:
         if full or any(sign in reason.lower() for sign in _OUT_OF_MEMORY):
@@ -195,7 +215,27 @@ class OpenDevice:
         return kind(f"device {self.name}: onnxruntime {what} ({reason})")
 
 
+class _Turn:
+    """What all that use a device share: who has it, how deep inside, and tensors that nobody else refers to.
+
+    Those are freed by whoever has the device next, for a provider may not bear that beside a call.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.RLock(), 0
+        self.dead: deque[Any] = deque()
+
+
 @cache
-def _lock(name: str) -> threading.RLock:
+def _turn(name: str) -> _Turn:
     """One for each device, whichever models use it."""
-    return threading.RLock()
+    return _Turn()
+
+
+@cache
+def _preload_cuda() -> None:
+    """The libraries that pip brings are where only onnxruntime looks, and only when it is asked to."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            preload(directory="")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.device_archive import why_cpu_only
-from rrt_edge.runtime.device_choice import choose_device, forget_choices
+from rrt_edge.runtime.device_choice import choose_device, record_failure
 from rrt_edge.runtime.device_graph import DeviceGraph
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError
 from rrt_edge.runtime.graph import Graph
@@ -65,6 +65,5 @@ def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **optio
         if chosen == "cpu":
             raise
         log.warning("%s; the CPU runs it", error)
-        if isinstance(error, DeviceError):
-            forget_choices()
+        record_failure(manifest, chosen, str(error))
         return open_runner(bundle, manifest, "cpu", context, **options), "cpu"

@@ -58,7 +58,7 @@ def test_the_whole_way_in_json(source: Path, tmp_path: Path) -> None:
 
     done = run("verify", tmp_path / "b", "--source", tmp_path / "r", "--json")
     verified = json.loads(done.stdout)
-    assert done.returncode == 0 and set(verified) == {"ok", "hashes_ok", "depths", "tolerance"}
+    assert done.returncode == 0 and set(verified) == {"ok", "hashes_ok", "depths", "tolerance", "device"}
     assert verified["ok"] and [depth["depth"] for depth in verified["depths"]] == [1, 2, 3]
     assert set(verified["depths"][0]) == {"depth", "max_abs_logit_error", "kl", "top1_agreement"}
     alone = json.loads(run("verify", tmp_path / "b", "--json").stdout)
@@ -73,6 +73,7 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
     found = json.loads(done.stdout)
     assert set(found) == {"text", "prompt_tokens", "tokens", "finish_reason", "stats"}
     assert set(found["stats"]) == {
+        "device",
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
         "block_rows_per_token", "peak_memory_bytes",
     }  # fmt: skip

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
-from rrt_edge.cli.devices import device_option
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.providers import DEVICES
 
 
 @click.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
@@ -24,7 +24,7 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 @click.option("--max-error", type=float, help="Allow a larger relative logit error; recorded in the manifest.")
 @click.option("--max-kl", type=float, help="Allow a larger mean KL; recorded in the manifest.")
 @click.option("--min-agreement", type=float, help="Allow a lower top-1 agreement; recorded in the manifest.")
-@device_option
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="What to run it on.")
 @json_option
 @guarded
 def verify(
@@ -48,7 +48,7 @@ def verify(
     if as_json:
         found = dataclasses.asdict(report)
         tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}
-        print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths")}, "tolerance": tolerance})
+        print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths", "device")}, "tolerance": tolerance})
     else:
         from rrt_edge.terminal import verification_table
 

@@ -45,7 +45,7 @@ def test_a_trial_is_made_once_and_kept(
     (found,) = [one for one in find_devices() if one.name == webgpu]
     pretend(monkeypatch, found)
     chosen, warnings = load(bundle, caplog)
-    assert len(warnings) == 1 and "trying once which device runs" in warnings[0]
+    assert len(warnings) == 1 and "trying which device runs" in warnings[0]
     (kept,) = json.loads((own_home / "devices.json").read_text("utf-8")).values()
     assert set(kept) == {"cpu", "webgpu"} and all(seconds > 0 for seconds in kept.values())
     assert chosen == min(kept, key=kept.get)
@@ -60,13 +60,33 @@ def test_a_trial_is_made_once_and_kept(
 def test_a_device_that_fails_its_trial_is_left_out(
     bundle: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Never in silence, and not for ever: after a day it is tried again."""
+    pretend(monkeypatch, ABSENT)
+    told = "device cuda is left out: device cuda: CUDAExecutionProvider is not installed"
+    chosen, warnings = load(bundle, caplog)
+    assert chosen == "cpu" and len(warnings) == 2 and told in warnings[-1]
+    place = own_home / "devices.json"
+    ((key, kept),) = json.loads(place.read_text("utf-8")).items()
+    assert isinstance(kept["cpu"], float) and "not installed" in kept["cuda"]["problem"]
+    chosen, warnings = load(bundle, caplog)
+    assert chosen == "cpu" and len(warnings) == 1 and told in warnings[0]
+    kept["cuda"]["at"] -= 25 * 3600
+    place.write_text(json.dumps({key: kept, "another": {"cpu": 1.0}}), "utf-8")
+    chosen, warnings = load(bundle, caplog)
+    assert chosen == "cpu" and "fastest: cuda" in warnings[0]
+    written = json.loads(place.read_text("utf-8"))
+    assert written["another"] == {"cpu": 1.0} and written[key]["cuda"]["at"] > kept["cuda"]["at"] + 24 * 3600
+
+
+def test_a_frozen_program_tries_nothing(
+    bundle: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trial would start the program itself."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
     pretend(monkeypatch, ABSENT)
     chosen, warnings = load(bundle, caplog)
-    assert chosen == "cpu"
-    assert "device cuda is left out: device cuda: CUDAExecutionProvider is not installed" in warnings[-1]
-    (kept,) = json.loads((own_home / "devices.json").read_text("utf-8")).values()
-    assert isinstance(kept["cpu"], float) and "not installed" in kept["cuda"]
-    assert load(bundle, caplog) == ("cpu", [])
+    assert chosen == "cpu" and warnings == ["device cpu: this program cannot try cuda; name one"]
+    assert not (own_home / "devices.json").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script")
@@ -93,7 +113,8 @@ def test_a_device_that_does_not_load_any_more_leaves_one_warning(
     chosen, warnings = load(bundle, caplog)
     assert chosen == "cpu" and len(warnings) == 1
     assert warnings[0].startswith("device cuda: ") and warnings[0].endswith("; the CPU runs it")
-    assert json.loads(place.read_text("utf-8")) == {}
+    (kept,) = json.loads(place.read_text("utf-8")).values()
+    assert kept["cpu"] == 9.0 and "not installed" in kept["cuda"]["problem"]
 
 
 def test_nothing_is_tried_where_there_is_nothing_else(

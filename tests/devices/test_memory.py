@@ -94,6 +94,45 @@ def test_a_budget_that_holds_no_token_is_told_at_load(endless: Path) -> None:
         on_device(endless, context=4000, budget=1000)
 
 
+@WAYS
+def test_a_conversation_from_a_file_counts(endless: Path, way: str, tmp_path: Path) -> None:
+    with load(endless, way, None) as free:
+        session = free.session()
+        session.generate(LONG[:600], Sampling(max_tokens=5))
+        session.save(tmp_path / "talk.safetensors")
+        taken = used(free)
+    with load(endless, way, taken // 2) as model:
+        with pytest.raises(OutOfMemoryError, match="over the budget"):
+            model.load_session(tmp_path / "talk.safetensors")
+        assert used(model) == 0
+    with load(endless, way, 4 * taken) as model:
+        kept = model.load_session(tmp_path / "talk.safetensors")
+        assert 0 < used(model) <= taken
+        assert kept.generate([*kept.ids, 5], Sampling(max_tokens=3)).stats.generated_tokens == 3
+
+
+def test_where_the_shared_step_does_not_fit_requests_take_turns(
+    endless: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = DeviceGraph._session
+
+    def full(self: DeviceGraph, name: str) -> object:
+        if name.endswith("step"):
+            raise OutOfMemoryError("device cpu: its memory is full")
+        return make(self, name)
+
+    monkeypatch.setattr(DeviceGraph, "_session", full)
+    with on_device(endless, context=4000) as model:
+        engine = Engine(model)
+        requests = [engine.submit(LONG[at : at + 9], Sampling(max_tokens=6), "threshold=0.5") for at in (0, 20, 40)]
+        list(engine.run())
+        for at, request in zip((0, 20, 40), requests, strict=True):
+            alone = model.generate(LONG[at : at + 9], Sampling(max_tokens=6), "threshold=0.5")
+            assert request.text == alone.text
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["device cpu: its memory is full; requests take turns"]
+
+
 def test_what_an_engine_counts_is_what_a_device_takes(endless: Path) -> None:
     with on_device(endless, context=4000) as model:
         for tokens in (1, 200, 257, 1000, 1500):

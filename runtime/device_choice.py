@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.device_archive import why_cpu_only
-from rrt_edge.runtime.devices import Device, find_devices
+from rrt_edge.runtime.devices import Device, find_devices, other_devices
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.files import new_file
 from rrt_edge.runtime.machine import this_machine
@@ -38,7 +38,7 @@ def choose_device(bundle: Path, manifest: Manifest) -> str:
     if reason is not None:
         log.info("device cpu: %s", reason)
         return "cpu"
-    others = [one for one in find_devices() if one.name != "cpu" and one.usable and not one.software]
+    others = _hardware()
     if not others:
         log.info("device cpu: there is no other")
         return "cpu"
@@ -64,9 +64,13 @@ def choose_device(bundle: Path, manifest: Manifest) -> str:
 
 def record_failure(manifest: Manifest, device: str, problem: str) -> None:
     """A device that ended its trial did not load a bundle: it is left out for a day."""
-    others = [one for one in find_devices() if one.name != "cpu" and one.usable and not one.software]
-    key = _key(manifest, others)
+    key = _key(manifest, _hardware())
     _keep(key, {**_read().get(key, {}), device: _failed(problem)})
+
+
+def _hardware() -> list[Device]:
+    """What `auto` may take beside the CPU."""
+    return [one for one in other_devices() if one.usable and not one.software]
 
 
 def _counts(found: Any) -> bool:

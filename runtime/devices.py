@@ -51,8 +51,12 @@ class Device:
 def find_devices() -> list[Device]:
     """All that have a name here, the CPU first; whether a GPU's driver works shows when a session is made."""
     machine = this_machine()
-    cpu = Device("cpu", machine.processor or machine.platform, CPU, usable=True)
-    return [cpu, *(_found(name) for name in PROVIDERS if name != "cpu")]
+    return [Device("cpu", machine.processor or machine.platform, CPU, usable=True), *other_devices()]
+
+
+def other_devices() -> list[Device]:
+    """All but the CPU."""
+    return [_found(name) for name in PROVIDERS if name != "cpu"]
 
 
 def _found(name: str) -> Device:

@@ -25,9 +25,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *others: Device) -> None:
     """These devices, as if they were hardware."""
-    cpu = find_devices()[0]
     hardware = [dataclasses.replace(one, software=False) for one in others]
-    monkeypatch.setattr(device_choice, "find_devices", lambda: [cpu, *hardware])
+    monkeypatch.setattr(device_choice, "other_devices", lambda: hardware)
 
 
 def load(bundle: Path, caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:

@@ -77,7 +77,7 @@ def test_every_case_is_measured(bundle: Path) -> None:
     assert {field.name for field in dataclasses.fields(Row)} == {
         "test", "tokens", "batch", "policy", "kv_rule", "mean_depth", "block_rows_per_token", "tokens_per_second",
         "spread", "ttft_s", "load_s", "bytes_per_token", "bandwidth_share", "peak_memory_bytes", "bundle_bytes",
-        "threads",
+        "threads", "device",
     }  # fmt: skip
 
 

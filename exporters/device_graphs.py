@@ -6,7 +6,6 @@ values stay on the device. The contract is in docs/graph.md.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from rrt_edge.exporters.outer import OuterWeights, embed, exit_gate, head
 from rrt_edge.exporters.positions import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
-from rrt_edge.runtime.device_archive import VERSION
+from rrt_edge.runtime.device_archive import VERSION, why_unfit
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS
 
 OPSET, IR_VERSION = 21, 10  # all that the providers register
@@ -84,10 +83,8 @@ class DeviceGraphs:
 
 
 def has_device_graphs(spec: BlockSpec) -> bool:
-    """Whether devices can run a model: under the KV rule `exact`, each layer with one window at all depths, heads of
-    whole eights."""
-    one_window = all(len(set(row)) == 1 for row in zip(*spec.windows, strict=True))
-    return not spec.propagates and one_window and spec.head_dim % 8 == 0
+    """Whether devices can run a model."""
+    return not spec.propagates and why_unfit(spec.windows, spec.head_dim) is None
 
 
 class _BlockGraph:
@@ -139,7 +136,6 @@ def _rotation_values(spec: BlockSpec) -> list[ValueInfoProto]:
 
 def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: WeightFile) -> ModelProto:
     """What depends on token ids, positions and depths alone: it runs on the CPU, in float32."""
-    spec = dataclasses.replace(spec, propagates=False)
     graph = Builder()
     linears = Linears(weights, graph)
     embedded = embed(graph, linears, spec, bits.embedding, outer.embedding, "input_ids")

@@ -24,6 +24,7 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.policy import ExitPolicy
+from rrt_edge.runtime.providers import device_for
 from rrt_edge.runtime.reply import Stats
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.traces import joined, read_recorded, trace
@@ -144,9 +145,7 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     cases = [Case.parse(name, manifest.kv_rule) for name in names]
     started = time.perf_counter()
     context = min(manifest.architecture.context_length, settings.prompt + settings.new + 1)
-    device = settings.device
-    if device in (None, "auto") and any(case.rule != "exact" for case in cases):
-        device = "cpu"  # which alone follows other rules
+    device = device_for(settings.device, (case.rule for case in cases))
     with Model.load(bundle, context=context, threads=settings.threads, device=device) as model:
         load = time.perf_counter() - started
         model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length

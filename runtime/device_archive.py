@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rrt_edge.runtime.device_check import Attention
 from rrt_edge.runtime.errors import BundleError
-from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Architecture, KVRule
+from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Architecture, KVRule, Windows
 
 PRECISIONS = ("float16", "float32")
 FORMS = ("block", "step", "head", "join", "grow")
@@ -69,10 +69,16 @@ def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str 
     """Why a bundle runs on the CPU only; None where devices can run it."""
     if rule != "exact":
         return f"it was trained for the KV rule {rule}, which devices do not follow"
-    if any(len(set(pattern)) > 1 for pattern in zip(*(architecture.windows or ()), strict=True)):
-        return "the windows its attention slides over differ from depth to depth"
-    if architecture.head_dim % 8:
-        return f"its heads have {architecture.head_dim} numbers, and devices want whole eights"
-    if not (bundle / DEVICE_GRAPHS).is_file():
+    unfit = why_unfit(architecture.windows or (), architecture.head_dim)
+    if unfit is None and not (bundle / DEVICE_GRAPHS).is_file():
         return f"it holds no {DEVICE_GRAPHS}; export it again"
+    return unfit
+
+
+def why_unfit(windows: Windows, head_dim: int) -> str | None:
+    """What in a model's shape devices cannot run; None where they can."""
+    if any(len(set(pattern)) > 1 for pattern in zip(*windows, strict=True)):
+        return "the windows its attention slides over differ from depth to depth"
+    if head_dim % 8:
+        return f"its heads have {head_dim} numbers, and devices want whole eights"
     return None

@@ -157,9 +157,7 @@ class DeviceCache:
 
     def _grown(self, buffer: Buffer, room: int) -> Buffer:
         shape, memory = self.memory.architecture, self.memory
-        size = (
-            2 * shape.layers_per_block * shape.key_value_heads * room * shape.head_dim * np.dtype(memory.dtype).itemsize
-        )
+        size = buffer_bytes(shape, room, memory.dtype)
         memory.budget.take(size)
         try:
             if buffer.planes:
@@ -179,6 +177,11 @@ def room_of(rows: int, spare: int = SHARE) -> int:
     """Rows of a buffer that holds so many, and a share of them more where there is one."""
     room = rows + (rows // spare if spare else 0)
     return max(1, -(-room // STEP)) * STEP
+
+
+def buffer_bytes(shape: Architecture, room: int, dtype: type[np.generic]) -> int:
+    """What the planes of one depth take."""
+    return 2 * shape.layers_per_block * shape.key_value_heads * room * shape.head_dim * np.dtype(dtype).itemsize
 
 
 def quantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

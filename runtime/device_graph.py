@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.closing import Closing
 from rrt_edge.runtime.device_archive import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.device_binding import DeviceBinding
-from rrt_edge.runtime.device_cache import Buffer, DeviceCache, room_of
+from rrt_edge.runtime.device_cache import Buffer, DeviceCache, buffer_bytes, room_of
 from rrt_edge.runtime.device_check import MANY, rows_at_once
 from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
@@ -80,9 +80,9 @@ class DeviceGraph:
         self.closing, self._step_fits = Closing(), True
         halves = device.keeps_memory and not self._archive.overflows_float16
         with device.lock:
-            self._load(bundle, [precision] if precision else PRECISIONS if halves else ["float32"])
+            self._load([precision] if precision else PRECISIONS if halves else ["float32"])
 
-    def _load(self, bundle: Path, precisions: Sequence[str]) -> None:
+    def _load(self, precisions: Sequence[str]) -> None:
         """With the first precision that works; a token is run to know."""
         for precision in precisions:
             self.precision = precision
@@ -90,7 +90,7 @@ class DeviceGraph:
             try:
                 self.most_rows = self._checked_rows(precision)
                 self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
-                self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], bundle, self._threads)
+                self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], self._bundle, self._threads)
                 self._tell_taken()
                 binding, cache = self.bind(), self.new_cache()
                 tried = self.run(
@@ -99,7 +99,7 @@ class DeviceGraph:
                 )  # fmt: skip
                 cache.close()
                 if np.isfinite(tried.logits).all():
-                    log.info("device %s: %s computes in %s", self.device.name, bundle, precision)
+                    log.info("device %s: %s computes in %s", self.device.name, self._bundle, precision)
                     return
                 problem = RRTEdgeError(f"device {self.device.name}: computes no numbers in {precision}")
             except OutOfMemoryError:
@@ -170,9 +170,8 @@ class DeviceGraph:
 
     def kv_bytes(self, tokens: int) -> int:
         """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
-        shape, room = self.architecture, min(room_of(tokens), room_of(max(tokens, self.context), 0))
-        numbers = 2 * shape.loops * shape.layers_per_block * shape.key_value_heads * shape.head_dim
-        return room * numbers * np.dtype(self.dtype).itemsize
+        room = min(room_of(tokens), room_of(max(tokens, self.context), 0))
+        return self.architecture.loops * buffer_bytes(self.architecture, room, self.dtype)
 
     def bind(self) -> DeviceBinding:
         """What one caller at a time runs with: its keys and values stay bound between calls."""

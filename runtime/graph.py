@@ -17,7 +17,7 @@ from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
 from rrt_edge.runtime.memory import return_unused
-from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
+from rrt_edge.runtime.ort import CPU, first_line, onnxruntime, session_options
 from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import Hidden, on_host
 from rrt_edge.runtime.runner import Part, PartDone, Pass
@@ -71,7 +71,7 @@ class Graph:
         try:
             path = str(bundle / "model.onnx")
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, options, providers=[CPU]
             )
         except Exception as error:  # onnxruntime raises several unrelated types
             raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({first_line(error)})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 VARIABLE = "RRT_EDGE_DEVICE"  # names the device where nobody else does
@@ -64,3 +65,8 @@ PROVIDERS = {
 }
 
 DEVICES = ("auto", *PROVIDERS)
+
+
+def device_for(device: str | None, rules: Iterable[str | None]) -> str | None:
+    """Where nobody names a device, the CPU if a KV rule other than `exact` is asked for: it alone follows them."""
+    return "cpu" if device in (None, "auto") and any(rule not in (None, "exact") for rule in rules) else device

@@ -15,7 +15,7 @@ from pathlib import Path
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.files import new_folder, sha256
 from rrt_edge.runtime.manifest import Manifest
-from rrt_edge.runtime.ort import first_line, onnxruntime, session_options
+from rrt_edge.runtime.ort import CPU, first_line, onnxruntime, session_options
 
 GRAPH, DATA, LIST = "model.onnx", "model.onnx.data", "weight_cache.json"
 GRAPH_FILES = (GRAPH, DATA)
@@ -80,7 +80,7 @@ def _pack(bundle: Path, folder: Path) -> None:
     ):
         options.add_session_config_entry(key, value)
     try:
-        onnxruntime.InferenceSession(str(bundle / GRAPH), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(bundle / GRAPH), options, providers=[CPU])
     except Exception as error:  # onnxruntime raises several unrelated types
         problem = f"onnxruntime could not write the packed weights ({first_line(error)})"
         raise RRTEdgeError(f"{folder.parent}: {problem}") from error

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rrt_edge.cli.common import Command, guarded, json_option, print_json
-from rrt_edge.runtime.providers import DEVICES, VARIABLE
+from rrt_edge.runtime.providers import DEVICES, VARIABLE, device_for
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,9 +35,7 @@ def device_options(command: Command) -> Command:
 
 def where_to_run(device: str, kv_rule: str | None, kv_budget: int | None = None) -> dict[str, Any]:
     """What `Model.load` is to be told; another KV rule than `exact` runs on the CPU, which `auto` then is."""
-    if device == "auto" and kv_rule not in (None, "exact"):
-        device = "cpu"
-    return {"device": device, "kv_budget_bytes": None if kv_budget is None else kv_budget << 20}
+    return {"device": device_for(device, [kv_rule]), "kv_budget_bytes": None if kv_budget is None else kv_budget << 20}
 
 
 @click.command(epilog="Example: rrt-edge devices")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rrt_edge.runtime import Model
 from rrt_edge.runtime import download as downloading
 from rrt_edge.runtime.graph import Graph
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Iterator[Model]:
+    with Model.load(bundle) as loaded:
+        yield loaded
 
 
 @pytest.fixture

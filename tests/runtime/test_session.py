@@ -13,19 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.policy import NEVER, Steering
-
-PROMPT = [20, 30, 40, 50, 60]
-LONG = [20 + at % 200 for at in range(300)]
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path):
-    with Model.load(bundle) as loaded:
-        yield loaded
-
-
-def ids_of(model: Model, prompt: list[int], **given: object) -> list[int]:
-    return [token.id for token in model.generate(prompt, Sampling(**given), "threshold=0.5").tokens]  # type: ignore[arg-type]
+from tests.runtime.replies import LONG, PROMPT, ids_of
 
 
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip"])

@@ -7,25 +7,12 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from rrt_edge.runtime import BadInputError, ExitPolicy, Model, Sampling, Session, Stream
 from rrt_edge.runtime.graph import Graph
-
-PROMPT = [20, 30, 40, 50, 60]
-LONG = [20 + at % 200 for at in range(300)]
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path):
-    with Model.load(bundle) as loaded:
-        yield loaded
-
-
-def ids_of(model: Model, prompt: list[int], **given: object) -> list[int]:
-    return [token.id for token in model.generate(prompt, Sampling(**given), "threshold=0.5").tokens]  # type: ignore[arg-type]
+from tests.runtime.replies import LONG, PROMPT, ids_of
 
 
 def test_threads_share_a_model(model: Model) -> None:

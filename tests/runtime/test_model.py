@@ -14,12 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
 
 
-@pytest.fixture(scope="module")
-def model(bundle: Path):
-    with Model.load(bundle) as loaded:
-        yield loaded
-
-
 @pytest.fixture
 def copied(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copied"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rrt_edge import __version__
 from rrt_edge.checkpoint import Checkpoint
 from rrt_edge.configuration import RecursiveConfig
-from rrt_edge.conversion import Init, Progress, convert
+from rrt_edge.conversion import Init, convert
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.emit import emit
 from rrt_edge.exporters.linears import Bits
@@ -29,6 +29,7 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
 from rrt_edge.runtime.manifest import FILE, KV_BITS, Architecture, Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.memory import peak_memory_bytes
+from rrt_edge.runtime.progress import Progress
 
 Float = NDArray[np.float32]
 BITS = (4, 8, 16, 32)

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
 from rrt_edge.configuration import RecursiveConfig
-from rrt_edge.conversion import Progress
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
 from rrt_edge.exporters.emit import emit
@@ -24,6 +23,7 @@ from rrt_edge.modeling import GATE_WIDTH
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import new_folder
 from rrt_edge.runtime.manifest import KVRule
+from rrt_edge.runtime.progress import Progress
 
 Float = NDArray[np.float32]
 SPREAD = 0.02  # standard deviation of the weights

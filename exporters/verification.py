@@ -23,8 +23,7 @@ from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_ch
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
-from rrt_edge.runtime.policy import NEVER
-from rrt_edge.runtime.runner import Runner
+from rrt_edge.runtime.runner import NEVER, Runner
 from rrt_edge.runtime.scores import log_softmax
 
 POSITIONS = 2000  # the fewest compared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,12 +23,12 @@ from rrt_edge.modeling import ExitGate, RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
 from rrt_edge.runtime.memory import peak_memory_bytes
+from rrt_edge.runtime.progress import Progress
 from rrt_edge.tensor_file import TensorFile
 
 Init = Literal["average", "stepwise", "lower", "random"]
 LoRAInit = Literal["svd", "zero"]
 DType = Literal["source", "float32", "bfloat16", "float16"]
-Progress = Callable[[int, int, str], None]  # (done, total, what)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rrt_edge.conversion import Progress
 from rrt_edge.data import IGNORED, Example, PadCollator
 from rrt_edge.losses import divergence
 from rrt_edge.options import Divergence
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import new_folder
+from rrt_edge.runtime.progress import Progress
 
 META = "teacher.json"
 

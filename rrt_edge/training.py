@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.trainer_utils import get_last_checkpoint
 
 from rrt_edge.checkpoint import Checkpoint
-from rrt_edge.conversion import Progress, is_recursive_checkpoint
+from rrt_edge.conversion import is_recursive_checkpoint
 from rrt_edge.data import Example, Packed, PadCollator, read_examples, stream_examples
 from rrt_edge.distributed import is_main, main_first, processes, shard, wait
 from rrt_edge.modeling import RecursiveForCausalLM
@@ -26,6 +26,7 @@ from rrt_edge.options import STAGES, Stage, TrainOptions
 from rrt_edge.plots import plot_training
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import check_replaceable, new_folder
+from rrt_edge.runtime.progress import Progress
 from rrt_edge.teacher import CachedTeacher, OnlineTeacher, cache_teacher
 from rrt_edge.trainer import StageTrainer
 

@@ -14,7 +14,7 @@ from typing import IO
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import CHUNK
 from rrt_edge.runtime.manifest import FILE
-from rrt_edge.runtime.source import Progress
+from rrt_edge.runtime.progress import Progress
 
 MOST_FILES = 1000
 LARGEST = 64 << 30  # bytes unpacked

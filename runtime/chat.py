@@ -17,6 +17,8 @@ from jinja2.utils import Namespace
 
 from rrt_edge.runtime.errors import BadInputError, BundleError
 
+Message = Mapping[str, str]  # its role and its content
+
 
 class ChatTemplate:
     """A Jinja chat template, run in a sandbox, that renders as transformers' `apply_chat_template` does.

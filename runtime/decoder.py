@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.manifest import KVRule
-from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.rows import Hidden, joined
-from rrt_edge.runtime.runner import Pass, Runner
+from rrt_edge.runtime.runner import NEVER, Pass, Runner
 from rrt_edge.runtime.state import SequenceState
 
 Float = NDArray[np.float32]

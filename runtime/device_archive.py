@@ -7,7 +7,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrt_edge.runtime.device_check import Attention
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Architecture, KVRule, Windows
 
@@ -16,6 +15,20 @@ FORMS = ("block", "step", "head", "join", "grow")
 ROWS = "rows"  # the one graph that runs on the CPU
 VERSION = 1
 LARGEST = 64 << 20  # bytes of one graph
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What attention is to compute: its scale, its soft cap and its sliding window, where it has them."""
+
+    scale: float
+    softcap: float | None
+    window: int | None
+
+    def __str__(self) -> str:
+        parts = [] if self.softcap is None else [f"a soft cap of {self.softcap}"]
+        parts += [] if self.window is None else [f"a window of {self.window}"]
+        return f" with {' and '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True)

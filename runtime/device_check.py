@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.device_archive import Attention
 from rrt_edge.runtime.manifest import Architecture
 from rrt_edge.runtime.open_device import OpenDevice
 
@@ -18,20 +18,6 @@ Float = NDArray[np.float32]
 FEW, MANY = 31, 128  # rows of a call: above 31 some providers take another way
 PAST = 40  # rows that are there before
 TOLERANCE = 0.02  # of the largest number
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What attention is to compute: its scale, its soft cap and its sliding window, where it has them."""
-
-    scale: float
-    softcap: float | None
-    window: int | None
-
-    def __str__(self) -> str:
-        parts = [] if self.softcap is None else [f"a soft cap of {self.softcap}"]
-        parts += [] if self.window is None else [f"a window of {self.window}"]
-        return f" with {' and '.join(parts)}" if parts else ""
 
 
 def rows_at_once(

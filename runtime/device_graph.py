@@ -26,9 +26,8 @@ from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Architecture, KVRule
 from rrt_edge.runtime.memory import return_unused
 from rrt_edge.runtime.open_device import OpenDevice
-from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import DeviceRows, Hidden, Piece
-from rrt_edge.runtime.runner import Part, PartDone, Pass
+from rrt_edge.runtime.runner import NEVER, Part, PartDone, Pass
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding, OrtValue

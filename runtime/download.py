@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.files import CHUNK
-from rrt_edge.runtime.source import Progress
+from rrt_edge.runtime.progress import Progress
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LARGEST = 64 << 30  # bytes

@@ -16,11 +16,11 @@ from rrt_edge.runtime.decoder import MOST_WAITING
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model, Prompt
-from rrt_edge.runtime.policy import NEVER, ExitPolicy
+from rrt_edge.runtime.policy import ExitPolicy
 from rrt_edge.runtime.prefixes import Held, take_over
 from rrt_edge.runtime.reply import Generation, Reply, Token
 from rrt_edge.runtime.rows import Hidden, joined
-from rrt_edge.runtime.runner import Part, PartDone
+from rrt_edge.runtime.runner import NEVER, Part, PartDone
 from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.state import SequenceState
 

@@ -18,9 +18,8 @@ from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import RULES, Architecture, KVRule
 from rrt_edge.runtime.memory import return_unused
 from rrt_edge.runtime.ort import CPU, first_line, onnxruntime, session_options
-from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import Hidden, on_host
-from rrt_edge.runtime.runner import Part, PartDone, Pass
+from rrt_edge.runtime.runner import NEVER, Part, PartDone, Pass
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]

@@ -12,7 +12,7 @@ from typing import Any
 from rrt_edge.runtime.download import check_room
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.manifest import FILE, Manifest
-from rrt_edge.runtime.source import Progress
+from rrt_edge.runtime.progress import Progress
 
 
 @contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.chat import ChatTemplate
+from rrt_edge.runtime.chat import ChatTemplate, Message
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, DeviceError
 from rrt_edge.runtime.grammar import Grammars
 from rrt_edge.runtime.lossless import DraftLength
@@ -30,7 +30,6 @@ from rrt_edge.runtime.stream import Stream
 from rrt_edge.runtime.weight_cache import GRAPH_FILES, packed_graph
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
-Message = Mapping[str, str]
 Prompt = str | Sequence[int]
 log = logging.getLogger(__name__)
 

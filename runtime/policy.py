@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.runner import NEVER
 
 POINTS = {"fast": 0.95, "balanced": 0.99, "faithful": 0.999}  # operating points: the agreement with full depth promised
-NEVER = 2.0  # a threshold no probability reaches
 FORMS = (
     "full, depth=N, threshold=T, threshold for the bundle's calibrated one, an operating point's name, lossless, "
     "mean-depth=M or ms-per-token=T"

@@ -18,6 +18,7 @@ from rrt_edge.runtime.rows import Hidden
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+NEVER = 2.0  # a threshold no probability reaches
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from rrt_edge.runtime.corpus import NOT_A_RECORD, chat_ids, read_records
 from rrt_edge.runtime.decoder import CHUNK
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.policy import NEVER
 from rrt_edge.runtime.rows import Hidden
-from rrt_edge.runtime.runner import Runner
+from rrt_edge.runtime.runner import NEVER, Runner
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]

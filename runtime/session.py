@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.chat import Message
 from rrt_edge.runtime.decoder import Cancelled, Decoder
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.lossless import LONGEST, Lossless
@@ -22,7 +23,7 @@ from rrt_edge.runtime.session_file import save_session
 from rrt_edge.runtime.stream import Stream
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime.model import Message, Model, Prompt
+    from rrt_edge.runtime.model import Model, Prompt
 
 ContextFull = Literal["error", "truncate-left", "shift"]
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.files import sha256 as sha256_of
+from rrt_edge.runtime.progress import Progress
 
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0: not known), what is done
 Kind = Literal["folder", "archive", "address", "repository"]
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -13,7 +13,8 @@ from typing import Any
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.files import CHUNK, new_folder
 from rrt_edge.runtime.manifest import FILE, Manifest
-from rrt_edge.runtime.source import Progress, fetched, parse_source
+from rrt_edge.runtime.progress import Progress
+from rrt_edge.runtime.source import fetched, parse_source
 
 HOME = "RRT_EDGE_HOME"
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")

@@ -21,7 +21,7 @@ from rrt_edge.runtime.kv_budget import KVBudget
 from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
 from rrt_edge.runtime.open_device import OpenDevice
-from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.runner import NEVER
 
 QUESTIONS = [
     "What does os.path.join do?",

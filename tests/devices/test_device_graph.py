@@ -22,7 +22,7 @@ from rrt_edge.runtime.device_graph import DeviceGraph
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.lossless import DraftLength
 from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Manifest
-from rrt_edge.runtime.policy import NEVER
+from rrt_edge.runtime.runner import NEVER
 from tests.conftest import save_tokenizer
 from tests.devices.decoding import on_device
 from tests.families import CASES, random_model

@@ -16,8 +16,7 @@ from rrt_edge.runtime import Engine, ExitPolicy, Manifest, Model, Sampling
 from rrt_edge.runtime.cache import KVCache
 from rrt_edge.runtime.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.policy import NEVER
-from rrt_edge.runtime.runner import Part
+from rrt_edge.runtime.runner import NEVER, Part
 
 
 class RoundingCache(DynamicCache):

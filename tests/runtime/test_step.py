@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.cache import KVCache
-from rrt_edge.runtime.policy import NEVER
-from rrt_edge.runtime.runner import Part
+from rrt_edge.runtime.runner import NEVER, Part
 
 
 def depth_outputs(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

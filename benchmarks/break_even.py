@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 from rrt_edge.runtime import ExitPolicy, Model
-from rrt_edge.runtime.decoder import Decoder
-from rrt_edge.runtime.lossless import LONGEST, SHALLOW
+from rrt_edge.runtime.decoding.decoder import Decoder
+from rrt_edge.runtime.decoding.lossless import LONGEST, SHALLOW
 
 KV = 320
 

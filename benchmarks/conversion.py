@@ -22,8 +22,8 @@ from rrt_edge.exporters.shapes import SHAPES
 RUN = """
 import json, sys
 from rrt_edge.conversion import convert
-from rrt_edge.runtime.memory import peak_memory_bytes
-import rrt_edge.modeling, transformers.models.llama.modeling_llama
+from rrt_edge.runtime.system.memory import peak_memory_bytes
+import rrt_edge.model.modeling, transformers.models.llama.modeling_llama
 before = peak_memory_bytes()
 report = convert(sys.argv[1], sys.argv[2], loops=2, rank=int(sys.argv[3]))
 kept = [[row.projection, row.kept] for row in report.kept]

@@ -22,11 +22,11 @@ from paper_miniature import NAMES, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
-from rrt_edge.data import PadCollator, encode_chat
-from rrt_edge.options import TrainOptions
-from rrt_edge.runtime.scores import Scores
-from rrt_edge.teacher import predicting, text_of
-from rrt_edge.training import train
+from rrt_edge.runtime.scoring.metrics import Scores
+from rrt_edge.training.data import PadCollator, encode_chat
+from rrt_edge.training.options import TrainOptions
+from rrt_edge.training.teacher import predicting, text_of
+from rrt_edge.training.training import train
 
 MEAN_DEPTHS = (1.2, 1.4, 1.6, 1.8)
 

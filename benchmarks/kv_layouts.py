@@ -23,7 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from rrt_edge.exporters.graph import FLOAT, MICROSOFT, Builder, value
+from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder, value
 
 Float = NDArray[np.float32]
 LAYERS, DEPTHS, SLOTS, HEADS, GROUP, SIZE = 11, 2, 8, 4, 8, 64

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from rrt_edge.runtime import ExitPolicy, Model, Sampling
-from rrt_edge.runtime.reply import Stats
-from rrt_edge.runtime.traces import trace
+from rrt_edge.runtime.decoding.reply import Stats
+from rrt_edge.runtime.measuring.exit_traces import trace
 
 
 def main() -> None:

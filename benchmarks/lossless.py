@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rrt_edge.runtime import ExitPolicy, Generation, Model, Sampling
-from rrt_edge.runtime.decoder import Decoder
+from rrt_edge.runtime.decoding.decoder import Decoder
 
 TOKENS = 10_000
 LONGEST = 64

@@ -25,12 +25,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge  # noqa: F401  registers recursive checkpoints
-from rrt_edge.data import encode_chat
-from rrt_edge.evaluation import score_checkpoint
 from rrt_edge.exporters import export
-from rrt_edge.options import TrainOptions
 from rrt_edge.runtime import Model, Sampling
-from rrt_edge.training import train
+from rrt_edge.training import TrainOptions, train
+from rrt_edge.training.data import encode_chat
+from rrt_edge.training.evaluation import score_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from paper_miniature import BASE, LR, ROOT, TOKENIZER, WORK, Data, make_data

@@ -26,12 +26,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import rrt_edge
-from rrt_edge.checkpoint import Checkpoint
-from rrt_edge.conversion import count_parameters
-from rrt_edge.data import encode_chat, encode_text
-from rrt_edge.evaluation import score_checkpoint
-from rrt_edge.options import TrainOptions
-from rrt_edge.training import train
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.conversion import count_parameters
+from rrt_edge.training import TrainOptions, train
+from rrt_edge.training.data import encode_chat, encode_text
+from rrt_edge.training.evaluation import score_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "samples" / "pydoc"))

@@ -201,9 +201,9 @@ def run_genai(path: str, threads: str, vocabulary: str) -> dict[str, float]:
 
 def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, float]:
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.decoder import Decoder
-    from rrt_edge.runtime.policy import ExitPolicy
-    from rrt_edge.runtime.sampling import Sampler, Sampling
+    from rrt_edge.runtime.decoding.decoder import Decoder
+    from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+    from rrt_edge.runtime.decoding.sampling import Sampler, Sampling
 
     with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
         decoder, sampler = Decoder(model.runner), Sampler(Sampling())

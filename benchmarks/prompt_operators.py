@@ -19,7 +19,7 @@ from typing import Any
 import onnxruntime
 
 from rrt_edge.runtime import ExitPolicy, Model, decoder
-from rrt_edge.runtime.decoder import Decoder
+from rrt_edge.runtime.decoding.decoder import Decoder
 
 CHUNKS = (64, 128, 256)
 

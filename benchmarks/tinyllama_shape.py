@@ -62,7 +62,7 @@ def make_bundle(folder: Path, loops: int, rank: int) -> Path:
 def time_steps(bundle: Path, depths: tuple[int, ...]) -> dict[int, float]:
     """Median seconds a token at each depth, from interleaved steps, each depth with a cache of its own."""
     from rrt_edge.runtime import ExitPolicy, Model
-    from rrt_edge.runtime.decoder import Decoder
+    from rrt_edge.runtime.decoding.decoder import Decoder
 
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 32000, FIRST_KV).tolist()

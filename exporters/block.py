@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.exporters.graph import MICROSOFT, Builder
+from rrt_edge.exporters.builder import MICROSOFT, Builder
 from rrt_edge.exporters.linears import (
     Adapted,
     Bits,

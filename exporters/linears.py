@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.exporters.graph import FLOAT, FLOAT16, MICROSOFT, Builder
+from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.quantize import BLOCK, balance, pad_to_block, quantize
 from rrt_edge.exporters.weights import WeightFile
 

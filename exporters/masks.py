@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rrt_edge.exporters.graph import INT64, Builder, choose_one
+from rrt_edge.exporters.builder import INT64, Builder, choose_one
 from rrt_edge.exporters.linears import RowDepths
 from rrt_edge.exporters.spec import BlockSpec
 

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
-from rrt_edge.configuration import RecursiveConfig
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
-from rrt_edge.exporters.emit import emit
+from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
-from rrt_edge.exporters.outer import GateWeights, OuterWeights
+from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.spec import BlockSpec, spec_of
-from rrt_edge.modeling import GATE_WIDTH
+from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.modeling import GATE_WIDTH
+from rrt_edge.runtime.bundle.manifest import KVRule
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.files import new_folder
-from rrt_edge.runtime.manifest import KVRule
-from rrt_edge.runtime.progress import Progress
+from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.progress import Progress
 
 Float = NDArray[np.float32]
 SPREAD = 0.02  # standard deviation of the weights

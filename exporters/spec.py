@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rrt_edge.configuration import RecursiveConfig
-from rrt_edge.exporters.graph import FLOAT, INT8
-from rrt_edge.families import Family, family_of, head_shape, layer_types, part_sizes, softcap, windows
+from rrt_edge.exporters.builder import FLOAT, INT8
+from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, softcap, windows
+from rrt_edge.runtime.bundle.manifest import Windows, kv_groups
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import Windows, kv_groups
 
 Fact = TypeVar("Fact")
 ACTIVATIONS = {

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from rrt_edge.checkpoint import Checkpoint
-from rrt_edge.conversion import convert
-from rrt_edge.modeling import RecursiveForCausalLM
-from rrt_edge.runtime.chat import ChatTemplate
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.conversion import convert
+from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import Manifest
 from rrt_edge.runtime.model import read_tokenizer
-from rrt_edge.runtime.runner import NEVER, Runner
-from rrt_edge.runtime.scores import log_softmax
+from rrt_edge.runtime.running.runner import NEVER, Runner
+from rrt_edge.runtime.scoring.metrics import log_softmax
 
 POSITIONS = 2000  # the fewest compared
 WINDOW = 128  # tokens a comparison runs at once

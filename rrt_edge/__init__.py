@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rrt_edge.registration import register
+from rrt_edge.model.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
-from rrt_edge.runtime.lazy import lazy_names
+from rrt_edge.runtime.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rrt_edge.configuration import RecursiveConfig
-    from rrt_edge.conversion import convert
+    from rrt_edge.conversion.conversion import convert
     from rrt_edge.exporters import export, verify
-    from rrt_edge.modeling import RecursiveForCausalLM
-    from rrt_edge.training import train
+    from rrt_edge.model.configuration import RecursiveConfig
+    from rrt_edge.model.modeling import RecursiveForCausalLM
+    from rrt_edge.training.training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "RecursiveConfig": "rrt_edge.configuration",
-    "RecursiveForCausalLM": "rrt_edge.modeling",
-    "convert": "rrt_edge.conversion",
-    "train": "rrt_edge.training",
+    "RecursiveConfig": "rrt_edge.model.configuration",
+    "RecursiveForCausalLM": "rrt_edge.model.modeling",
+    "convert": "rrt_edge.conversion.conversion",
+    "train": "rrt_edge.training.training",
     "export": "rrt_edge.exporters",
     "verify": "rrt_edge.exporters",
 }

@@ -21,17 +21,17 @@ from rrt_edge.runtime.errors import (
     OutOfMemoryError,
     RRTEdgeError,
 )
-from rrt_edge.runtime.lazy import lazy_names
+from rrt_edge.runtime.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime.devices import Device, find_devices
+    from rrt_edge.runtime.bundle.manifest import Manifest
+    from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+    from rrt_edge.runtime.decoding.grammar import Grammar
+    from rrt_edge.runtime.decoding.reply import Generation, Stats, Token
+    from rrt_edge.runtime.decoding.sampling import Sampling
     from rrt_edge.runtime.engine import Engine, Request
-    from rrt_edge.runtime.grammar import Grammar
-    from rrt_edge.runtime.manifest import Manifest
     from rrt_edge.runtime.model import Model
-    from rrt_edge.runtime.policy import ExitPolicy
-    from rrt_edge.runtime.reply import Generation, Stats, Token
-    from rrt_edge.runtime.sampling import Sampling
+    from rrt_edge.runtime.running.devices.finding import Device, find_devices
     from rrt_edge.runtime.session import Session
     from rrt_edge.runtime.stream import Stream
 
@@ -60,20 +60,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Device": "rrt_edge.runtime.devices",
-    "find_devices": "rrt_edge.runtime.devices",
+    "Device": "rrt_edge.runtime.running.devices.finding",
+    "find_devices": "rrt_edge.runtime.running.devices.finding",
     "Engine": "rrt_edge.runtime.engine",
     "Request": "rrt_edge.runtime.engine",
-    "Manifest": "rrt_edge.runtime.manifest",
-    "Generation": "rrt_edge.runtime.reply",
+    "Manifest": "rrt_edge.runtime.bundle.manifest",
+    "Generation": "rrt_edge.runtime.decoding.reply",
     "Model": "rrt_edge.runtime.model",
     "Session": "rrt_edge.runtime.session",
     "Stream": "rrt_edge.runtime.stream",
-    "Grammar": "rrt_edge.runtime.grammar",
-    "Stats": "rrt_edge.runtime.reply",
-    "Token": "rrt_edge.runtime.reply",
-    "ExitPolicy": "rrt_edge.runtime.policy",
-    "Sampling": "rrt_edge.runtime.sampling",
+    "Grammar": "rrt_edge.runtime.decoding.grammar",
+    "Stats": "rrt_edge.runtime.decoding.reply",
+    "Token": "rrt_edge.runtime.decoding.reply",
+    "ExitPolicy": "rrt_edge.runtime.decoding.exit_policy",
+    "Sampling": "rrt_edge.runtime.decoding.sampling",
 }
 
 __getattr__ = lazy_names(__name__, _HOMES)

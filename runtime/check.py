@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BundleError
-from rrt_edge.runtime.manifest import Manifest
-from rrt_edge.runtime.runner import Runner
-from rrt_edge.runtime.runners import open_on
+from rrt_edge.runtime.running.opening import open_on
+from rrt_edge.runtime.running.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.decoder import MOST_WAITING
+from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.decoding.decoder import MOST_WAITING
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.prefixes import Held, take_over
+from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
+from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model, Prompt
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.prefixes import Held, take_over
-from rrt_edge.runtime.reply import Generation, Reply, Token
-from rrt_edge.runtime.rows import Hidden, joined
-from rrt_edge.runtime.runner import NEVER, Part, PartDone
-from rrt_edge.runtime.sampling import Sampling
-from rrt_edge.runtime.state import SequenceState
+from rrt_edge.runtime.running.hidden import Hidden, joined
+from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
 
 Float = NDArray[np.float32]
 KV_BUDGET = 1 << 30  # bytes

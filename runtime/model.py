@@ -12,22 +12,22 @@ from types import TracebackType
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.chat import ChatTemplate, Message
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
+from rrt_edge.runtime.bundle.manifest import RULES, KVRule, Manifest
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.grammar import Grammars
+from rrt_edge.runtime.decoding.lossless import DraftLength
+from rrt_edge.runtime.decoding.reply import Generation, Reply
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, BundleError, ContextFullError, DeviceError
-from rrt_edge.runtime.grammar import Grammars
-from rrt_edge.runtime.lossless import DraftLength
-from rrt_edge.runtime.manifest import RULES, KVRule, Manifest
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.providers import VARIABLE
-from rrt_edge.runtime.reply import Generation, Reply
-from rrt_edge.runtime.runner import Runner
-from rrt_edge.runtime.runners import open_on
-from rrt_edge.runtime.sampling import Sampling
+from rrt_edge.runtime.library.store import find_bundle
+from rrt_edge.runtime.running.devices.providers import VARIABLE
+from rrt_edge.runtime.running.opening import open_on
+from rrt_edge.runtime.running.runner import Runner
+from rrt_edge.runtime.running.weight_cache import GRAPH_FILES, packed_graph
 from rrt_edge.runtime.session import ContextFull, Session
 from rrt_edge.runtime.session_file import load_session
-from rrt_edge.runtime.store import find_bundle
 from rrt_edge.runtime.stream import Stream
-from rrt_edge.runtime.weight_cache import GRAPH_FILES, packed_graph
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 Prompt = str | Sequence[int]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.chat import Message
-from rrt_edge.runtime.decoder import Cancelled, Decoder
+from rrt_edge.runtime.bundle.chat_template import Message
+from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
+from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
+from rrt_edge.runtime.decoding.sampling import Picked, Sampling
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.lossless import LONGEST, Lossless
-from rrt_edge.runtime.manifest import KVRule
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.reply import Generation, Reply, Stats, Token
-from rrt_edge.runtime.sampling import Picked, Sampling
 from rrt_edge.runtime.session_file import save_session
 from rrt_edge.runtime.stream import Stream
 

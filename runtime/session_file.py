@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rrt_edge.runtime.bundle.manifest import RULES
 from rrt_edge.runtime.errors import BadInputError, BundleError
-from rrt_edge.runtime.files import new_file
-from rrt_edge.runtime.manifest import RULES
-from rrt_edge.runtime.rows import on_host
+from rrt_edge.runtime.running.hidden import on_host
+from rrt_edge.runtime.system.files import new_file
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.model import Model

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from types import TracebackType
 
-from rrt_edge.runtime.reply import Generation, Token
+from rrt_edge.runtime.decoding.reply import Generation, Token
 
 
 class Stream:

@@ -45,7 +45,7 @@ def test_the_wheel_asks_for_nothing_heavy(wheel: zipfile.ZipFile) -> None:
         "safetensors", "platformdirs", "prompt_toolkit", "huggingface_hub", "markdown-it-py", "packaging",
     }  # fmt: skip
     entries = wheel.read(f"{information}/entry_points.txt").decode()
-    assert "rrt-edge = rrt_edge.cli:main" in entries and "rrt-edge = rrt_edge.llm_plugin" in entries
+    assert "rrt-edge = rrt_edge.cli:main" in entries and "rrt-edge = rrt_edge.integrations.llm" in entries
 
 
 def test_the_package_under_test_is_the_installed_one() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.providers import DEVICES
+from rrt_edge.runtime.running.devices.providers import DEVICES
 
 
 @click.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
@@ -50,7 +50,7 @@ def verify(
         tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}
         print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths", "device")}, "tolerance": tolerance})
     else:
-        from rrt_edge.terminal import verification_table
+        from rrt_edge.cli.terminal import verification_table
 
         Console().print(verification_table(str(bundle), report))
     if report.problem:
@@ -64,8 +64,8 @@ def verify(
 @guarded
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what is inside a bundle."""
-    from rrt_edge.runtime.manifest import Manifest
-    from rrt_edge.terminal import manifest_table
+    from rrt_edge.cli.terminal import manifest_table
+    from rrt_edge.runtime.bundle.manifest import Manifest
 
     manifest = Manifest.read(bundle)
     if as_json:

@@ -44,7 +44,7 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
     name = "bundle"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | _NotFound:
-        from rrt_edge.runtime.store import find_bundle
+        from rrt_edge.runtime.library.store import find_bundle
 
         try:
             return find_bundle(value)
@@ -53,7 +53,7 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Installed names with the folders here, or folders alone where no name fits."""
-        from rrt_edge.runtime.store import installed_names
+        from rrt_edge.runtime.library.store import installed_names
 
         try:
             names = [name for name in installed_names() if name.startswith(incomplete)]

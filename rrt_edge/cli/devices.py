@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from rrt_edge.cli.common import Command, guarded, json_option, print_json
-from rrt_edge.runtime.providers import DEVICES, VARIABLE, device_for
+from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE, device_for
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rrt_edge.runtime.devices import Device
+    from rrt_edge.runtime.running.devices.finding import Device
 
 device_option = click.option(
     "--device",
@@ -46,7 +46,7 @@ def devices(as_json: bool) -> None:
 
     Each device is tried with a small sum, in a process of its own.
     """
-    from rrt_edge.runtime.device_choice import tried_devices
+    from rrt_edge.runtime.running.devices.choice import tried_devices
 
     found = tried_devices()
     if as_json:
@@ -69,7 +69,7 @@ def _table(found: list[Device]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("device", "hardware", "memory", "provider"):

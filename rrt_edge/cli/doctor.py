@@ -115,7 +115,7 @@ def _unmet() -> list[tuple[Any, str | None, str | None]]:
 
 
 def _machine(report: Report) -> None:
-    from rrt_edge.runtime.machine import this_machine
+    from rrt_edge.runtime.system.machine import this_machine
 
     machine = this_machine()
     report.sections["machine"] = asdict(machine)
@@ -133,7 +133,7 @@ def _onnxruntime(report: Report) -> None:
     found: dict[str, Any] = {"providers": None, "telemetry_off": None}
     report.sections["onnxruntime"] = found
     try:
-        importlib.import_module("rrt_edge.runtime.graph")  # sets ORT_DISABLE_TELEMETRY before onnxruntime reads it
+        importlib.import_module("rrt_edge.runtime.running.cpu")  # turns telemetry off first
         onnxruntime = importlib.import_module("onnxruntime")
     except Exception as error:  # a library that does not load raises ImportError or OSError, and others by build
         remedy = "pip install --force-reinstall onnxruntime"
@@ -151,7 +151,7 @@ def _onnxruntime(report: Report) -> None:
 
 def _bundles(report: Report, asked: Path | None) -> None:
     """The installed bundles; what is wrong with the one asked for is told elsewhere."""
-    from rrt_edge.runtime.store import HOME, bundles_folder, downloads_folder, installed
+    from rrt_edge.runtime.library.store import HOME, bundles_folder, downloads_folder, installed
 
     folder = bundles_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -174,8 +174,8 @@ def _bundles(report: Report, asked: Path | None) -> None:
 
 
 def _bundle(report: Report, bundle: Path) -> None:
-    from rrt_edge.runtime.manifest import Manifest
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
+    from rrt_edge.runtime.bundle.manifest import Manifest
 
     found: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
     report.sections["bundle"] = found
@@ -227,7 +227,7 @@ def _shown(report: Report) -> Group:
 
 def _words(value: Any, name: str) -> str:
     """A value as people read it."""
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
 
     if isinstance(value, dict):  # what is there, and what is not
         there = [key if held is True else f"{key} {held}" for key, held in value.items() if held]

@@ -18,11 +18,11 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rrt_edge.runtime.store import Installed
+    from rrt_edge.runtime.library.store import Installed
 
 
 def _names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    from rrt_edge.runtime.store import installed_names
+    from rrt_edge.runtime.library.store import installed_names
 
     return [CompletionItem(name) for name in installed_names() if name.startswith(incomplete)]
 
@@ -32,7 +32,7 @@ def _names(context: click.Context, parameter: click.Parameter, incomplete: str) 
 @guarded
 def list_bundles(as_json: bool) -> None:
     """List the installed bundles."""
-    from rrt_edge.runtime.store import bundles_folder, installed
+    from rrt_edge.runtime.library.store import bundles_folder, installed
 
     found = installed()
     if as_json:
@@ -50,7 +50,7 @@ def _table(found: list[Installed]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("name", "size", "family", "loops", "bits", "exit gate"):
@@ -83,8 +83,8 @@ def pull(source: str, name: str | None, sha256: str | None, revision: str | None
     repository OWNER/NAME. Every hash is checked before the bundle appears; an interrupted download goes on when it is
     pulled again.
     """
-    from rrt_edge.runtime.store import pull as run
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
+    from rrt_edge.runtime.library.store import pull as run
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # our own lines say what its warnings would
     try:
@@ -127,9 +127,9 @@ def _bytes_bar(console: Console, shown: bool) -> Iterator[Callable[[int, int, st
 @guarded
 def remove(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete installed bundles."""
-    from rrt_edge.runtime.store import find_installed
-    from rrt_edge.runtime.store import remove as run
-    from rrt_edge.terminal import size
+    from rrt_edge.cli.terminal import size
+    from rrt_edge.runtime.library.store import find_installed
+    from rrt_edge.runtime.library.store import remove as run
 
     found = [find_installed(name) for name in dict.fromkeys(names)]
     if not yes:

@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
-from rrt_edge.options import TrainOptions, options_from, read_yaml
+from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import KV_BITS
+from rrt_edge.training.options import TrainOptions, options_from, read_yaml
 
 DEMO = Path("samples/pydoc/recursive")
 
@@ -72,8 +72,8 @@ def convert(
     **options: Any,
 ) -> None:
     """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
-    from rrt_edge.conversion import convert as run
-    from rrt_edge.terminal import kept_table, progress_bar, size, two_columns
+    from rrt_edge.cli.terminal import kept_table, progress_bar, size, two_columns
+    from rrt_edge.conversion.conversion import convert as run
 
     quiet_transformers()
     console = Console(stderr=True)
@@ -188,9 +188,9 @@ def train(
     """
     import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
 
-    from rrt_edge.distributed import is_main
-    from rrt_edge.terminal import progress_bar
-    from rrt_edge.training import train as run
+    from rrt_edge.cli.terminal import progress_bar
+    from rrt_edge.training.distributed import is_main
+    from rrt_edge.training.training import train as run
 
     flags = {name: value for name, value in given.items() if value is not None}
     options = options_from({**(read_yaml(config) if config else {}), **flags})
@@ -235,8 +235,8 @@ def export(
     if len(paths) > 2:
         raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
     source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
+    from rrt_edge.cli.terminal import export_table, progress_bar
     from rrt_edge.exporters import export as run
-    from rrt_edge.terminal import export_table, progress_bar
 
     quiet_transformers()
     console = Console(stderr=True)

@@ -16,8 +16,8 @@ from rich.console import Console
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.devices import device_option
 from rrt_edge.runtime import errors
+from rrt_edge.runtime.bundle.manifest import KV_BITS, RULES
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.manifest import KV_BITS, RULES
 
 
 @click.command(
@@ -74,14 +74,14 @@ def bench(
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
     if as_json:
         return print_json(rows)
-    from rrt_edge.terminal import bench_report
+    from rrt_edge.cli.terminal import bench_report
 
     return Console().print(bench_report(name, rows))
 
 
 def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:
+    from rrt_edge.cli.terminal import progress_bar
     from rrt_edge.exporters.shapes import random_bundle
-    from rrt_edge.terminal import progress_bar
 
     with progress_bar(console, not as_json) as progress:
         random_bundle(shape, where, progress=progress, **options)
@@ -89,9 +89,9 @@ def _write_random(shape: str, where: Path, console: Console, as_json: bool, **op
 
 def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: bool) -> list[dict[str, Any]]:
     """The rows, from a process of its own: this one's memory and threads are not to be measured."""
-    from rrt_edge.terminal import progress_bar
+    from rrt_edge.cli.terminal import progress_bar
 
-    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.bench", str(bundle), json.dumps(settings)]
+    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.measuring.bench", str(bundle), json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert process.stdout is not None
     rows: list[dict[str, Any]] | None = None

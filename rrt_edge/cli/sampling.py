@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rrt_edge.cli.common import Command
+from rrt_edge.runtime.bundle.manifest import RULES
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import RULES
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Grammar, Sampling

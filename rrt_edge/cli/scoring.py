@@ -10,12 +10,12 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.runtime.decoding.exit_policy import POINTS
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.policy import POINTS
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.scores import Example, Scores
+    from rrt_edge.runtime.scoring.metrics import Example, Scores
 
 
 @click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
@@ -31,7 +31,7 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     Perplexity, likeliest tokens and exact answers are of what the assistant says in chats, or of all of a text;
     agreement is with full depth. Each token is scored behind the right ones, under the KV rule exact.
     """
-    from rrt_edge.terminal import scores_table
+    from rrt_edge.cli.terminal import scores_table
 
     scores, points = _scores(model, data, max_length)
     rows = {f"depth={depth}": scores.at_depth(depth) for depth in range(1, scores.depths + 1)}
@@ -58,9 +58,9 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rrt_edge.checkpoint import Checkpoint
-    from rrt_edge.data import read_examples as read
-    from rrt_edge.evaluation import score_checkpoint
+    from rrt_edge.conversion.checkpoint import Checkpoint
+    from rrt_edge.training.data import read_examples as read
+    from rrt_edge.training.evaluation import score_checkpoint
 
     checkpoint = Checkpoint(model)
     if not checkpoint.is_recursive:
@@ -73,7 +73,7 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
 
 def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
     """The scores of a bundle, and the texts they are of."""
-    from rrt_edge.runtime.scores import read_examples, score_bundle
+    from rrt_edge.runtime.scoring.metrics import read_examples, score_bundle
 
     examples = read_examples(model, data, min(max_length, model.context))
     return score_bundle(model.runner, examples), examples
@@ -104,11 +104,11 @@ def calibrate(
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
     was not trained on: 5,000 tokens or more for a promise of 99.9 %.
     """
+    from rrt_edge.cli.terminal import calibration_table
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.calibration import calibrate as run
-    from rrt_edge.runtime.calibration import curve, depth_seconds, speed_up
-    from rrt_edge.runtime.manifest import Manifest
-    from rrt_edge.terminal import calibration_table
+    from rrt_edge.runtime.bundle.manifest import Manifest
+    from rrt_edge.runtime.scoring.calibration import calibrate as run
+    from rrt_edge.runtime.scoring.calibration import curve, depth_seconds, speed_up
 
     wanted = _points(agreement, name)
     manifest = Manifest.read(bundle)
@@ -125,7 +125,7 @@ def calibrate(
     gate = dataclasses.replace(manifest.gate, points={**others, **kept}, threshold=threshold)
     dataclasses.replace(manifest, gate=gate).write(bundle)
     if plot is not None:
-        from rrt_edge.plots import plot_calibration
+        from rrt_edge.training.plots import plot_calibration
 
         plot_calibration(points, scores.reliability(), plot)
     if as_json:

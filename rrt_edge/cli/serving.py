@@ -11,8 +11,8 @@ import click
 
 from rrt_edge.cli.common import BundlePath, guarded
 from rrt_edge.cli.devices import device_option, where_to_run
+from rrt_edge.runtime.bundle.manifest import RULES
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.manifest import RULES
 
 KEY_VARIABLE = "RRT_EDGE_API_KEY"
 
@@ -50,7 +50,7 @@ def serve(
     ended; a second Ctrl-C at once.
     """
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.generation_config import default_sampling
+    from rrt_edge.runtime.decoding.default_sampling import default_sampling
     from rrt_edge.runtime.server.app import ServerOptions, hosts_for
     from rrt_edge.runtime.server.serving import listen, run
 

@@ -36,8 +36,8 @@ def generate(
     context_full: Any, device: str, kv_budget: int | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
+    from rrt_edge.cli.terminal import depth_text, legend
     from rrt_edge.runtime import Model
-    from rrt_edge.terminal import depth_text, legend
 
     sampling = read_sampling(given)
     if prompt_ids is not None and prompt is not None:
@@ -127,7 +127,7 @@ def chat(
     context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
-    from rrt_edge.chat.conversation import Chat
+    from rrt_edge.cli.chat.conversation import Chat
     from rrt_edge.runtime import Model
 
     sampling = read_sampling(given)

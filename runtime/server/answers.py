@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.reply import Generation, Token
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.manifest import KVRule
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.server.answers import Answers
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.metrics import Metrics

@@ -10,8 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.errors import RRTEdgeError
-from rrt_edge.runtime.reply import Generation, Token
 from rrt_edge.runtime.server.answers import Answers, usage
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.protocol import Ask, api_error

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.grammar import Grammar
+from rrt_edge.runtime.decoding.sampling import MOST_LOGPROBS, Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError
-from rrt_edge.runtime.grammar import Grammar
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.sampling import MOST_LOGPROBS, Sampling
 
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16

@@ -11,9 +11,9 @@ from types import FrameType
 
 import uvicorn
 
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.sampling import Sampling
 from rrt_edge.runtime.server.app import ServerOptions, create_app
 
 

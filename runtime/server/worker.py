@@ -8,11 +8,11 @@ import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.reply import Token
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import Engine, Request
 from rrt_edge.runtime.errors import RRTEdgeError
-from rrt_edge.runtime.policy import ExitPolicy
-from rrt_edge.runtime.reply import Token
-from rrt_edge.runtime.sampling import Sampling
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from evaluate import evaluate_checkpoint, read_chats
 
 import rrt_edge
-from rrt_edge.options import TrainOptions
-from rrt_edge.training import train
+from rrt_edge.training import TrainOptions, train
 
 TEACHER = Path(__file__).parent / "teacher"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from rrt_edge.runtime.manifest import DEVICE_GRAPHS, Manifest
+from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Manifest
 from tests.exporters.test_graph import DOCS
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import Model
-from rrt_edge.runtime import download as downloading
-from rrt_edge.runtime.graph import Graph
+from rrt_edge.runtime.library import download as downloading
+from rrt_edge.runtime.running.cpu import Graph
 
 
 @pytest.fixture(scope="module")

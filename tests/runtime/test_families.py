@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import rrt_edge
 from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
-from rrt_edge.runtime.decoder import Decoder
+from rrt_edge.runtime.decoding.decoder import Decoder
 from tests.conftest import save_tokenizer
 from tests.families import random_model
 

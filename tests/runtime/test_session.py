@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, ExitPolicy, Model, Sampling
-from rrt_edge.runtime.policy import Steering
-from rrt_edge.runtime.runner import NEVER
+from rrt_edge.runtime.decoding.exit_policy import Steering
+from rrt_edge.runtime.running.runner import NEVER
 from tests.runtime.replies import LONG, PROMPT, ids_of
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rrt_edge.runtime import BadInputError, ExitPolicy, Model, Sampling, Session, Stream
-from rrt_edge.runtime.graph import Graph
+from rrt_edge.runtime.running.cpu import Graph
 from tests.runtime.replies import LONG, PROMPT, ids_of
 
 

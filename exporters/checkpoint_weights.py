@@ -1,0 +1,96 @@
+"""Reads a recursive checkpoint into what the emitter takes: projections apart, constant factors folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.exporters.block import LayerWeights, Norm
+from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
+from rrt_edge.exporters.linears import Adapted
+from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.model.families import Family, Linear, family_of, head_shape, part_sizes
+from rrt_edge.model.lora import adapter_names, split_rows
+
+Float = NDArray[np.float32]
+GATE = ("inner", "inner_bias", "outer", "bias")
+NOTHING = np.zeros(0, np.float32)
+
+
+def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:
+    """The block's layers, read one by one."""
+    family = family_of(checkpoint.config.text_config)
+    for index in range(spec.layers):
+        prefix = f"model.block.{index}"
+        parts: dict[str, Adapted] = {}
+        for linear in family.linears:
+            parts.update(_projections(checkpoint, linear, f"{prefix}.{linear.path}"))
+        for added in ("o", "down"):
+            parts[added] = _scaled(parts[added], spec.residual_scale)
+        norms = {role: _norm(checkpoint, family, spec, f"{prefix}.{path}") for role, path in family.norms.items()}
+        yield LayerWeights(
+            norms=norms,
+            q=parts["q"],
+            k=parts["k"],
+            v=parts["v"],
+            o=parts["o"],
+            gate=parts.get("gate"),
+            up=parts["up"],
+            down=parts["down"],
+        )
+        checkpoint.close()
+
+
+def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
+    gate = [checkpoint.tensor(f"exit_gate.{name}").numpy() for name in GATE] if spec.loops > 1 else [NOTHING] * 4
+    return OuterWeights(
+        embedding=checkpoint.tensor("model.embed_tokens.weight").numpy(),
+        norm=_norm(checkpoint, family_of(checkpoint.config.text_config), spec, "model.norm"),
+        head=None if spec.tied_head else checkpoint.tensor("lm_head.weight").numpy(),
+        gate=GateWeights(*gate),
+    )
+
+
+def _projections(checkpoint: Checkpoint, linear: Linear, path: str) -> dict[str, Adapted]:
+    """The projections whose rows one linear of the checkpoint holds."""
+    text = checkpoint.config.text_config
+    sizes = {part: part_sizes(text)[part] for part in linear.parts}
+    groups = head_shape(text)[0] if linear.by_head else 1
+    weights = split_rows(checkpoint.tensor(f"{path}.weight"), sizes, groups)
+    biases: dict[str, torch.Tensor] = {}
+    if f"{path}.bias" in checkpoint:
+        bias = checkpoint.tensor(f"{path}.bias")
+        biases = {part: rows.movedim(0, -1) for part, rows in split_rows(bias.movedim(-1, 0), sizes, groups).items()}
+    found = {}
+    for part in linear.parts:
+        names = [f"{path}.{name}" for name in adapter_names(part, len(linear.parts) > 1)]
+        a, b = (checkpoint.tensor(name).numpy() if name in checkpoint else None for name in names)
+        found[part] = Adapted(weights[part].numpy(), biases[part].numpy() if biases else None, a, b)
+    return found
+
+
+def _scaled(linear: Adapted, scale: float) -> Adapted:
+    """A linear whose output is multiplied by a constant."""
+    if scale == 1:
+        return linear
+    weight, bias, b = (None if one is None else one * scale for one in (linear.weight, linear.bias, linear.b))
+    assert weight is not None
+    return Adapted(weight, bias, linear.a, b)
+
+
+def _norm(checkpoint: Checkpoint, family: Family, spec: BlockSpec, path: str) -> Norm:
+    """A norm, or those of all depths stacked."""
+
+    def read(name: str) -> Float | None:
+        if f"{path}.{name}" in checkpoint:
+            return np.asarray(checkpoint.tensor(f"{path}.{name}").numpy())
+        own = [f"{path}.{loop}.{name}" for loop in range(spec.loops)]
+        return np.stack([checkpoint.tensor(one).numpy() for one in own]) if own[0] in checkpoint else None
+
+    weight = read("weight")
+    assert weight is not None
+    return Norm(weight + np.float32(family.norm_offset), read("bias"))

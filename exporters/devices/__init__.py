@@ -1,0 +1,1 @@
+"""The graphs that devices run in the place of the loop graph."""

@@ -1,0 +1,111 @@
+"""What stands around the block in every graph form: the embedding, the exit gate, the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.exporters.block import Norm
+from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
+from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.quantize import BLOCK, quantize
+from rrt_edge.exporters.spec import BlockSpec
+
+Float = NDArray[np.float32]
+ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
+
+
+@dataclass(frozen=True)
+class GateWeights:
+    """`inner` [loops - 1, width, H], `inner_bias` and `outer` [loops - 1, width], `bias` [loops - 1]."""
+
+    inner: Float
+    inner_bias: Float
+    outer: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
+class OuterWeights:
+    """The weights around the block. `head` is None where it is the embedding."""
+
+    embedding: Float
+    norm: Norm
+    head: Float | None
+    gate: GateWeights
+
+
+def packs_embedding(spec: BlockSpec, bits: int) -> bool:
+    """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
+    return bits in (4, 8) and spec.hidden % BLOCK == 0
+
+
+def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:
+    """What enters the first layer for token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
+    rows = _rows_of(graph, linears, spec, bits, embedding, ids)
+    if spec.embedding_scale == 1:
+        return rows
+    return graph.op("Mul", rows, graph.constant(spec.embedding_scale, linears.dtype))
+
+
+def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:
+    weights = linears.weights
+    if packs_embedding(spec, bits):
+        if "embedding.rows" not in weights:
+            packed = quantize(embedding, bits)
+            weights.add("embedding.packed", packed.packed, "embedding")
+            weights.add("embedding.scales", packed.scales, "embedding")
+            weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * bits // 8))
+        tensors = ("embedding.rows", ids, "embedding.scales")
+        sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        return graph.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
+    stored = np.float16 if bits == 16 else np.float32
+    weights.add("embedding", embedding.astype(stored), "embedding")
+    rows = graph.op("Gather", "embedding", ids, axis=0)
+    return graph.op("Cast", rows, to=FLOAT) if bits == 16 else rows
+
+
+def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: OuterWeights, normed: str) -> str:
+    """Logits of normed rows [.., H]; a tied head of the embedding's precision shares its bytes in the file."""
+    if spec.logits_scale != 1:
+        normed = graph.op("Mul", normed, graph.constant(spec.logits_scale, linears.dtype))
+    if outer.head is None and bits.head == bits.embedding and packs_embedding(spec, bits.head):
+        name = "embedding"
+    else:
+        name, matrix = "head", outer.embedding if outer.head is None else outer.head
+        linears.write(name, lambda: matrix, bits.head, "head")
+    logits = linears.matmul(graph, normed, name, spec.hidden, spec.vocabulary, bits.head)
+    if spec.logits_softcap is None:
+        return logits
+    cap = graph.constant(spec.logits_softcap, linears.dtype)
+    return graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, cap)), cap)
+
+
+def exit_gate(
+    graph: Builder, linears: Linears, spec: BlockSpec, gate: GateWeights, normed: str, depths: RowDepths
+) -> str:
+    """Probability that the token of a row's depth is full depth's, float32 [B, S], from normed rows [B, S, H] in
+    float32; 1 at the last depth."""
+    scores = graph.constant([[[ALWAYS]]], np.float32)
+    if spec.loops > 1:
+        scores = _gate_scores(graph, linears, spec, gate, normed)
+    score = graph.op("Mul", scores, depths.equal(range(1, spec.loops + 1), FLOAT))
+    return graph.op("Sigmoid", graph.op("ReduceSum", score, graph.constant([2]), keepdims=0))
+
+
+def _gate_scores(graph: Builder, linears: Linears, spec: BlockSpec, gate: GateWeights, normed: str) -> str:
+    """What the gate of each depth says to every row, before the sigmoid: [B, S, loops]."""
+
+    def kept(name: str, array: Float) -> str:
+        return linears.weights.add(f"exit_gate.{name}", array.astype(np.float32), "gate")
+
+    depths, width, hidden = gate.inner.shape
+    outer = np.zeros((depths * width, spec.loops), np.float32)
+    for depth, column in enumerate(gate.outer):
+        outer[depth * width : (depth + 1) * width, depth] = column
+    inner = graph.op("MatMul", normed, kept("inner", gate.inner.reshape(-1, hidden).T))
+    inner = graph.op("Add", inner, kept("inner_bias", gate.inner_bias.ravel()))
+    inner = graph.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.0)  # SiLU
+    return graph.op("Add", graph.op("MatMul", inner, kept("outer", outer)), kept("bias", np.append(gate.bias, ALWAYS)))

@@ -1,0 +1,21 @@
+"""From a pretrained checkpoint to a recursive one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rrt_edge.runtime.system.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rrt_edge.conversion.conversion import ConvertReport, Kept, Parameters, convert
+
+__all__ = ["ConvertReport", "Kept", "Parameters", "convert"]
+
+_HOMES = {
+    "ConvertReport": "rrt_edge.conversion.conversion",
+    "Kept": "rrt_edge.conversion.conversion",
+    "Parameters": "rrt_edge.conversion.conversion",
+    "convert": "rrt_edge.conversion.conversion",
+}
+
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,1 @@
+"""rrt-edge inside other tools: lm-evaluation-harness, llm and optimum."""

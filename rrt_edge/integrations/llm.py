@@ -1,0 +1,105 @@
+"""A plug-in for the `llm` command line: installed bundles as models `rrt-edge/NAME` (extra `[llm]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import llm
+from llm.parts import TextPart
+from pydantic import Field
+
+from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.library.store import bundles_folder, installed_names
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime import Model, Stats
+
+
+@llm.hookimpl  # type: ignore[untyped-decorator]
+def register_models(register: Callable[[llm.Model], None]) -> None:
+    for name in installed_names():
+        register(RecursiveModel(name))
+
+
+class RecursiveModel(llm.Model):  # type: ignore[misc]
+    """One installed bundle; it is loaded at the first prompt and stays loaded."""
+
+    can_stream = True
+    supports_schema = True
+
+    class Options(llm.Options):  # type: ignore[misc]
+        exit_policy: str | None = Field(
+            default=None,
+            description="full, depth=N, threshold=T, threshold, an operating point, lossless, mean-depth=M or "
+            "ms-per-token=T; by default threshold where the bundle has a calibrated one, else full",
+        )
+        max_tokens: int = Field(default=1024, description="Tokens generated at most")
+        temperature: float = Field(default=0.0, description="0 always takes the likeliest token")
+        top_p: float = Field(default=1.0, description="Only the likeliest tokens that make up this share")
+        top_k: int = Field(default=0, description="Only the k likeliest tokens; 0: all")
+        seed: int | None = Field(default=None, description="Makes sampling repeatable")
+        stop: str | None = Field(default=None, description="End where this text comes")
+
+    def __init__(self, name: str) -> None:
+        self.model_id = f"rrt-edge/{name}"
+        self._name = name
+        self._loaded: Model | None = None
+
+    def __str__(self) -> str:
+        return self.model_id
+
+    def execute(
+        self, prompt: llm.Prompt, stream: bool, response: llm.Response, conversation: llm.Conversation | None
+    ) -> Iterator[str]:
+        """The reply to a prompt, with those before it in the conversation."""
+        try:
+            model = self._model()
+            tokens = self._stream(model, prompt, _messages(prompt))
+            for token in tokens:
+                yield token.text
+            stats = tokens.generation.stats
+        except RRTEdgeError as error:
+            raise llm.ModelError(str(error)) from error
+        response.set_usage(input=stats.prompt_tokens, output=stats.generated_tokens)
+        response.response_json = _told(stats)
+
+    def _model(self) -> Model:
+        from rrt_edge.runtime import Model
+
+        if self._loaded is None:
+            self._loaded = Model.load(bundles_folder() / self._name)
+        return self._loaded
+
+    def _stream(self, model: Model, prompt: llm.Prompt, messages: list[dict[str, str]]) -> Any:
+        from rrt_edge.runtime import Grammar, Sampling
+
+        given = prompt.options
+        sampling = Sampling(
+            temperature=given.temperature,
+            top_p=given.top_p,
+            top_k=given.top_k,
+            seed=given.seed,
+            max_tokens=given.max_tokens,
+            stop=(given.stop,) if given.stop else (),
+            grammar=None if prompt.schema is None else Grammar.json_schema(prompt.schema),
+        )
+        policy = given.exit_policy or ("full" if model.manifest.gate.threshold is None else "threshold")
+        if model.template is None:
+            return model.stream("".join(message["content"] for message in messages), sampling, policy)
+        return model.chat(messages, sampling, policy, context_full="truncate-left")
+
+
+def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:
+    """The conversation up to and with a prompt, its text alone."""
+    found = []
+    for message in prompt.messages:
+        text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+        found.append({"role": message.role, "content": text})
+    return found
+
+
+def _told(stats: Stats) -> dict[str, Any]:
+    """What `llm logs` keeps of a reply."""
+    names = ("mean_depth", "block_rows_per_token", "decode_tokens_per_second", "time_to_first_token_s")
+    return {name: getattr(stats, name) for name in names}

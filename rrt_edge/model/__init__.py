@@ -1,0 +1,1 @@
+"""Recursive models in torch: configuration, block, adapters, gate and KV rules."""

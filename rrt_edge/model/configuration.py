@@ -1,0 +1,97 @@
+"""`RecursiveConfig`: the source model's config, and how its layers are shared."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from rrt_edge.model.families import COMPONENTS, FAMILIES, windows
+from rrt_edge.runtime.bundle.manifest import RULES, KVRule
+from rrt_edge.runtime.errors import BadInputError
+
+Rank = int | float  # a float below 1 is a share of full rank
+
+
+class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Configuration of a recursive model.
+
+    Attributes:
+        text_config: the config of the source model, unchanged; its `num_hidden_layers` counts the layers before
+            sharing, which is also the number of KV slots (`loop * layers_per_block + layer`).
+        source: the name of the checkpoint it was made from, where known.
+        loops: times the block is run; divides `text_config.num_hidden_layers`.
+        rank: LoRA rank of each depth on every linear of the block; 0 shares without relaxation. Below 1 it is a share
+            of each linear's full rank.
+        component_ranks: ranks that differ, by component: `attention` (queries and output), `kv`, `ffn`.
+        init: how the block was initialised: `average`, `stepwise`, `lower` or `random`.
+        lora_init: how the adapters were: `svd` (of what sharing lost) or `zero`.
+        own_vectors: whether each depth has norms and biases of its own; the paper shares them.
+        gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
+        kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or
+            `skip`.
+        exit_threshold: the gate value calibrated for leaving early, where one was.
+
+    Raises:
+        BadInputError: `loops` does not divide the layers, a rank is impossible, there is no such KV rule, or it does
+            not go with the model's sliding windows.
+    """
+
+    model_type = "rrt"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+
+    text_config: Any = None  # a PreTrainedConfig; a dict when read from JSON
+    source: str | None = None
+    loops: int = 2
+    rank: int | float = 0
+    component_ranks: Any = None  # dict[str, Rank]
+    init: str = "average"
+    lora_init: str = "svd"
+    own_vectors: bool = False
+    gate_trained: bool = False
+    kv_rule: KVRule = "exact"
+    exit_threshold: float | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        importlib.import_module("rrt_edge.model.modeling")  # so that AutoModelForCausalLM finds the model
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self.component_ranks = dict(self.component_ranks or {})
+        layers = self.text_config.num_hidden_layers
+        if self.loops < 1 or layers % self.loops:
+            choices = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
+            raise BadInputError(f"loops {self.loops} does not divide the {layers} layers; choose one of {choices}")
+        known = set(COMPONENTS.values())
+        for component, rank in {"": self.rank, **self.component_ranks}.items():
+            if component and component not in known:
+                raise BadInputError(f"component_ranks names {component!r}; choose from {', '.join(sorted(known))}")
+            label = f"{component} rank".strip()
+            if rank < 0:
+                raise BadInputError(f"{label} {rank} is negative; 0 shares the block without LoRA")
+            if rank > 1 and rank != int(rank):
+                raise BadInputError(f"{label} {rank} is neither a whole number nor a share of full rank below 1")
+        if self.kv_rule not in RULES:
+            raise BadInputError(f"kv_rule {self.kv_rule!r}: choose from {', '.join(RULES)}")
+        if self.kv_rule == "skip" and self.text_config.model_type in FAMILIES and any(windows(self.text_config)):
+            raise BadInputError("kv_rule skip does not go with a model whose attention slides over a window")
+
+    @property
+    def layers_per_block(self) -> int:
+        return int(self.text_config.num_hidden_layers // self.loops)
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether any linear has adapters."""
+        return any(self.component_ranks.get(component, self.rank) for component in COMPONENTS.values())
+
+    def rank_of(self, part: str, inputs: int, outputs: int) -> int:
+        """The rank of a projection's adapters, at most that of its weight [outputs, inputs]."""
+        rank = self.component_ranks.get(COMPONENTS[part], self.rank)
+        full = min(inputs, outputs)
+        return max(1, round(rank * full)) if 0 < rank < 1 else min(int(rank), full)
+
+
+AutoConfig.register("rrt", RecursiveConfig, exist_ok=True)

@@ -1,0 +1,384 @@
+"""`RecursiveForCausalLM`: one block of the base family's own layers, run several times."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import ModelOutput
+
+from rrt_edge.model.card import write_card
+from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
+from rrt_edge.model.kv_rules import LeftKeyValues, sees_those_inside
+from rrt_edge.model.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
+from rrt_edge.runtime.errors import BadInputError
+
+UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
+GATE_WIDTH = 64  # of the gate's inner layer; 32 is as good, and both cost nothing beside a block
+
+
+@dataclass
+class RecursiveOutput(ModelOutput):  # type: ignore[misc]
+    """Output of `RecursiveForCausalLM`.
+
+    Attributes:
+        loss: cross entropy of the deepest logits, where labels were given.
+        logits: [B, S, V] after the deepest loop run ([N, V] with `logits_mask`).
+        depth_logits: the logits of every depth run, where `output_depths` was set; the last is `logits`.
+        gate_logits: [B, S, n] ([N, n] with `logits_mask`), one column for each depth run but the model's last.
+        exit_depths: [B, S] ([N] with `logits_mask`), the depth each token left at, where some were to.
+        past_key_values: the cache, slot `loop * layers_per_block + layer`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    depth_logits: tuple[Tensor, ...] | None = None
+    gate_logits: Tensor | None = None
+    exit_depths: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class SlotCache:
+    """A view of a cache in which the block's layer k at one depth finds its slot, `first + k`."""
+
+    def __init__(self, cache: Cache, first: int) -> None:
+        self.cache = cache
+        self.first = first
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        updated: tuple[Tensor, Tensor] = self.cache.update(keys, values, self.first + layer, *args, **kwargs)
+        return updated
+
+
+class RecursivePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    config_class = RecursiveConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DepthLoRALinear):
+            std = self.config.text_config.initializer_range
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            for part, rank in module.ranks.items():
+                if rank:
+                    a, b = (getattr(module, name) for name in module.adapter_names(part))
+                    init.normal_(a, mean=0.0, std=std)
+                    init.zeros_(b)
+        if "RotaryEmbedding" in type(module).__name__:  # buffers that no checkpoint holds
+            for name, buffer in type(module)(module.config).named_buffers():
+                init.copy_(module.get_buffer(name), buffer)
+        if "RMSNorm" in type(module).__name__:
+            init.constant_(module.weight, 1.0 - family_of(self.config.text_config).norm_offset)
+        if isinstance(module, ExitGate):
+            module.reset()
+
+
+class ExitGate(nn.Module):
+    """Predicts, from the normed hidden state after each loop but the last, that this depth's token is full depth's.
+
+    `sigmoid(outer[d] . silu(inner[d] x + inner_bias[d]) + bias[d])` after loop d: inner [loops - 1, width, H]. A linear
+    gate is worse than softmax's largest probability, which costs a whole LM head; this one is better
+    (benchmarks/gate.py).
+    """
+
+    def __init__(self, hidden: int, depths: int) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.empty(depths, GATE_WIDTH, hidden))
+        self.inner_bias = nn.Parameter(torch.empty(depths, GATE_WIDTH))
+        self.outer = nn.Parameter(torch.empty(depths, GATE_WIDTH))
+        self.bias = nn.Parameter(torch.empty(depths))
+
+    def reset(self) -> None:
+        """Untrained: it never asks to leave, and can learn to."""
+        init.normal_(self.inner, std=self.inner.shape[-1] ** -0.5)
+        init.zeros_(self.inner_bias)
+        init.zeros_(self.outer)
+        init.constant_(self.bias, UNTRAINED_GATE_BIAS)
+
+    def forward(self, normed: Tensor, index: int) -> Tensor:  # [..., H] -> [...]
+        inner = F.silu(F.linear(normed, self.inner[index], self.inner_bias[index]))
+        logits: Tensor = inner @ self.outer[index] + self.bias[index]
+        return logits
+
+
+class RecursiveModel(RecursivePreTrainedModel):
+    """Embedding, looped block and final norm."""
+
+    def __init__(self, config: RecursiveConfig) -> None:
+        super().__init__(config)
+        text, family = config.text_config, family_of(config.text_config)
+        text._attn_implementation = config._attn_implementation  # the layers read it from their own config
+        if softcap(text, "attn_logit_softcapping") and text._attn_implementation == "sdpa":
+            text._attn_implementation = "eager"  # sdpa knows no soft-cap and would leave it out
+        self.family, self.layer_types, self.windows = family, layer_types(text), windows(text)
+        self.embedding_scale = family.embedding_scale(text)
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, text.pad_token_id)
+        self.block = nn.ModuleList(family.decoder_layer(text, layer) for layer in range(config.layers_per_block))
+        self.norm = family.norm(text)
+        self.rotary_emb = family.rotary(text)
+        self.depth = Depth()
+        for layer in self.block:
+            self._relax(layer)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _relax(self, layer: nn.Module) -> None:
+        """Give a layer what each depth has of its own."""
+        config, text = self.config, self.config.text_config
+        heads, sizes = head_shape(text)[0], part_sizes(text)
+        own = config.own_vectors
+        relax(layer, self.family.linears, sizes, config.rank_of, heads, config.loops, self.depth, own)
+        for path in self.family.norms.values() if own else ():
+            one = layer.get_submodule(path)
+            set_submodule(layer, path, DepthNorms([copy.deepcopy(one) for _ in range(config.loops)], self.depth))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [B, S]
+        attention_mask: Tensor | None = None,  # [B, P + S]
+        position_ids: Tensor | None = None,  # [B, S]
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,  # [B, S, H]
+        depth: int | None = None,
+        exit_depths: Tensor | None = None,  # [B, S]; 0: where the gate says so
+        leaves: Callable[[Tensor, int], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each.
+
+        `leaves(normed, loop)` is the gate's word, bool [B, S].
+
+        Raises:
+            BadInputError: `exit_depths` with a cache or with gradient checkpointing.
+        """
+        if exit_depths is not None and (past_key_values is not None or self.gradient_checkpointing):
+            raise BadInputError("exit_depths go with whole texts, without a cache and without gradient checkpointing")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids)
+        hidden = inputs_embeds
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        masking = {
+            "config": self.config.text_config,
+            "inputs_embeds": hidden,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        masks = self._masks(masking)
+        rotary = self._rotary(hidden, position_ids)
+        rule = self.config.kv_rule if exit_depths is not None else "exact"
+        of_left = LeftKeyValues() if rule == "latest" else None
+        states = hidden  # that tokens left with
+
+        normed: list[Tensor] = []
+        for loop in range(depth or self.config.loops):
+            if exit_depths is not None and loop:
+                if leaves is not None:
+                    exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
+                left = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
+                if rule == "propagate":
+                    of_left, states = LeftKeyValues(), torch.where((exit_depths == loop)[..., None], hidden, states)
+                    entering = torch.where(left[..., None], states, hidden)
+                    self._run_block(loop, entering, masks, position_ids, rotary, of_left, left[..., None])
+                if of_left is not None:
+                    of_left.left = left
+                if rule == "skip":
+                    masks = self._masks({**masking, "and_mask_function": sees_those_inside(left)})
+            cache = past_key_values if of_left is None else of_left
+            arguments = (loop, hidden, masks, position_ids, rotary, cache)
+            if self.gradient_checkpointing and self.training:
+                hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
+            else:
+                hidden = self._run_block(*arguments)
+            normed.append(self.norm(hidden))
+        return normed
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[B, S] -> [B, S, H], scaled where the family scales."""
+        embedded: Tensor = self.embed_tokens(input_ids)
+        return embedded if self.embedding_scale == 1 else embedded * self.embedding_scale
+
+    def _masks(self, masking: dict[str, Any]) -> dict[str, Tensor]:
+        """The attention mask of each type of layer there is."""
+        makers: dict[str, Callable[..., Tensor]] = {
+            FULL: create_causal_mask,
+            SLIDING: create_sliding_window_causal_mask,
+        }
+        return {kind: makers[kind](**masking) for kind in set(self.layer_types)}
+
+    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
+        """cos and sin for each type of layer there is."""
+        kinds = set(self.layer_types)
+        if self.family.rotary_by_type:
+            return {kind: self.rotary_emb(hidden, position_ids, kind) for kind in kinds}
+        return dict.fromkeys(kinds, self.rotary_emb(hidden, position_ids))
+
+    def _run_block(
+        self,
+        loop: int,
+        hidden: Tensor,
+        masks: dict[str, Tensor],
+        position_ids: Tensor,
+        rotary: dict[str, Any],
+        cache: Cache | LeftKeyValues | None,
+        frozen: Tensor | None = None,
+    ) -> Tensor:
+        """One run of the block; `frozen`, bool [B, S, 1]: tokens whose state stays what it is."""
+        self.depth.index = loop
+        first = loop * self.config.layers_per_block
+        slots: SlotCache | LeftKeyValues | None = None
+        if isinstance(cache, LeftKeyValues):
+            slots = cache
+        elif cache is not None:
+            slots = SlotCache(cache, first)
+        for slot, layer in enumerate(self.block, first):
+            kind = self.layer_types[slot]
+            attention: Any = getattr(layer, "self_attn", None)
+            if hasattr(attention, "sliding_window"):
+                attention.sliding_window = self.windows[slot]  # flash attention has no mask to read it from
+            updated = layer(
+                hidden,
+                attention_mask=masks[kind],
+                position_ids=position_ids,
+                position_embeddings=rotary[kind],
+                use_cache=slots is not None,
+                **{self.family.cache_argument: slots},
+            )
+            hidden = updated if frozen is None else torch.where(frozen, hidden, updated)
+        return hidden
+
+
+class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A recursive language model; works with transformers' `generate()` and Trainer."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: RecursiveConfig) -> None:
+        super().__init__(config)
+        self.model = RecursiveModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.exit_gate = ExitGate(config.text_config.hidden_size, config.loops - 1) if config.loops > 1 else None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        depth: int | None = None,
+        output_depths: bool = False,
+        logits_mask: Tensor | None = None,
+        exit_depths: Tensor | None = None,
+        exit_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> RecursiveOutput:
+        """Run the model.
+
+        Args:
+            labels: [B, S], -100 where there is no loss.
+            logits_to_keep: compute logits for the last n positions only (0: all), as `generate()` asks.
+            depth: loops to run, 1 to `config.loops`; all by default.
+            output_depths: also return the logits of every depth run.
+            exit_depths: [B, S], the depth each token of a whole text leaves at; the others see it by `config.kv_rule`.
+                At depths behind its own, what is returned of a token is what it would be had it alone gone on.
+            exit_threshold: tokens with 0 in `exit_depths` leave at the first depth whose gate reaches it.
+            logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        leaves = None if exit_threshold is None else partial(self._leaves, exit_threshold)
+        normed = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            depth,
+            exit_depths,
+            leaves,
+            **kwargs,
+        )
+        if logits_mask is not None:
+            normed = [hidden[logits_mask] for hidden in normed]  # [N, H]
+            exit_depths = None if exit_depths is None else exit_depths[logits_mask]
+        elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+            normed = [hidden[:, kept] for hidden in normed]
+
+        depth_logits = tuple(self._logits(hidden) for hidden in (normed if output_depths else normed[-1:]))
+        logits = depth_logits[-1]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return RecursiveOutput(
+            loss=loss,
+            logits=logits,
+            depth_logits=depth_logits if output_depths else None,
+            gate_logits=self._gate_logits(normed),
+            exit_depths=None if exit_depths is None else self._exits(normed, exit_depths, leaves),
+            past_key_values=past_key_values,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As transformers', with a model card."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_card(Path(save_directory), self.config)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(normed) / getattr(self.config.text_config, "logits_scaling", 1)
+        cap = softcap(self.config.text_config, "final_logit_softcapping")
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _leaves(self, threshold: float, normed: Tensor, loop: int) -> Tensor:
+        """Whether each token's gate after a loop reaches the threshold."""
+        assert self.exit_gate is not None
+        reached: Tensor = torch.sigmoid(self.exit_gate(normed, loop)) >= threshold
+        return reached
+
+    def _exits(
+        self, normed: list[Tensor], exit_depths: Tensor, leaves: Callable[[Tensor, int], Tensor] | None
+    ) -> Tensor:
+        """The depth each token left at."""
+        if leaves is not None:
+            for loop, hidden in enumerate(normed[: self.config.loops - 1]):
+                exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(hidden, loop), loop + 1)
+        return exit_depths.where(exit_depths > 0, self.config.loops)
+
+    def _gate_logits(self, normed: list[Tensor]) -> Tensor | None:
+        gated = normed[: self.config.loops - 1]
+        if self.exit_gate is None:
+            return None
+        columns = [self.exit_gate(hidden.detach(), index) for index, hidden in enumerate(gated)]  # it only reads
+        return torch.stack(columns, dim=-1)
+
+
+AutoModelForCausalLM.register(RecursiveConfig, RecursiveForCausalLM, exist_ok=True)

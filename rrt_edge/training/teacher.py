@@ -1,0 +1,136 @@
+"""The teacher of a distillation: a model beside the student, or what it said, kept on disk once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.progress import Progress
+from rrt_edge.training.data import IGNORED, Example, PadCollator
+from rrt_edge.training.losses import divergence
+from rrt_edge.training.options import Divergence
+
+META = "teacher.json"
+
+
+def predicting(labels: Tensor) -> Tensor:
+    """The positions that predict a label: bool [B, S]."""
+    return F.pad(labels[:, 1:] != IGNORED, (0, 1))
+
+
+def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a model reads of a batch."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """Runs the teacher for every batch."""
+
+    model: PreTrainedModel
+
+    def loss(self, student: Tensor, batch: dict[str, Tensor], asked: Tensor, kind: Divergence, t: float) -> Tensor:
+        """Divergence of the student's logits [N, V] from the teacher's at the positions asked for, at temperature t."""
+        with torch.no_grad():
+            taught = self.model(**text_of(batch)).logits[asked]
+        return divergence(student, taught, kind, t)
+
+
+class CachedTeacher:
+    """The k largest logits at each position that predicts a label, and how much the others weigh together.
+
+    The student is compared with these k tokens and with all others as one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.temperature = json.loads((folder / META).read_text("utf-8"))["temperature"]
+        self._starts: NDArray[np.int64] = np.load(folder / "starts.npy")
+        self._tokens: NDArray[np.int32] = np.load(folder / "tokens.npy", mmap_mode="r")
+        self._logits: NDArray[np.float16] = np.load(folder / "logits.npy", mmap_mode="r")
+        self._others: NDArray[np.float32] = np.load(folder / "others.npy")
+
+    def loss(self, student: Tensor, batch: dict[str, Tensor], asked: Tensor, kind: Divergence, t: float) -> Tensor:
+        """Forward KL, as `OnlineTeacher` has it; `asked` may leave out some of the positions that predict a label."""
+        assert kind == "forward-kl" and t == self.temperature
+        rows = np.concatenate([np.arange(*self._starts[index : index + 2]) for index in batch["index"].tolist()])
+        rows = rows[asked[predicting(batch["labels"])].cpu().numpy()]
+        tokens = torch.from_numpy(self._tokens[rows].astype(np.int64)).to(student.device)
+        logits = torch.from_numpy(self._logits[rows].astype(np.float32)).to(student.device) / t
+        others = torch.from_numpy(self._others[rows]).to(student.device)
+        p = torch.log_softmax(torch.cat([logits, others[:, None]], dim=-1), dim=-1)  # [N, k + 1]
+        q = torch.log_softmax(student.float() / t, dim=-1).gather(-1, tokens)
+        rest = torch.log1p(-q.exp().sum(dim=-1, keepdim=True).clamp(max=1 - 1e-6))
+        return F.kl_div(torch.cat([q, rest], dim=-1), p, log_target=True, reduction="batchmean") * t**2
+
+
+@torch.no_grad()
+def cache_teacher(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    collator: PadCollator,
+    folder: Path,
+    *,
+    top_k: int,
+    temperature: float,
+    batch: int,
+    progress: Progress | None = None,
+) -> None:
+    """Write what a `CachedTeacher` reads, where `folder` does not hold it already.
+
+    Raises:
+        BadInputError: the folder holds the cache of another teacher, data or option.
+        RRTEdgeError: the disk is full.
+    """
+    made_of = {"of": fingerprint(model, examples), "top_k": top_k, "temperature": temperature}
+    if (folder / META).is_file():
+        found = json.loads((folder / META).read_text("utf-8"))
+        wrong = next((name for name, value in made_of.items() if found.get(name) != value), None)
+        if wrong is None:
+            return
+        raise BadInputError(f"{folder / META}: {wrong}: made of another teacher, data or option; choose another folder")
+    counts = [sum(label != IGNORED for label in example["labels"][1:]) for example in examples]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    with new_folder(folder, "teacher cache", lambda path: (path / META).is_file()) as made:
+        shape = (int(starts[-1]), top_k)
+        tokens = np.lib.format.open_memmap(made / "tokens.npy", "w+", np.int32, shape)
+        logits = np.lib.format.open_memmap(made / "logits.npy", "w+", np.float16, shape)
+        others = np.zeros(shape[0], np.float32)
+        for first in range(0, len(examples), batch):
+            rows = collator(examples[first : first + batch])
+            found_logits = model(**text_of(rows)).logits[predicting(rows["labels"])].float()
+            largest = found_logits.topk(top_k, dim=-1)
+            span = slice(int(starts[first]), int(starts[min(first + batch, len(examples))]))
+            tokens[span], logits[span] = largest.indices.numpy(), largest.values.numpy()
+            left = (found_logits / temperature).scatter(-1, largest.indices, -torch.inf)
+            others[span] = torch.logsumexp(left, dim=-1).clamp(min=-1e4).numpy()
+            if progress is not None:
+                progress(min(first + batch, len(examples)), len(examples), "examples taught")
+        tokens.flush()
+        logits.flush()
+        np.save(made / "others.npy", others)
+        np.save(made / "starts.npy", starts)
+        (made / META).write_text(json.dumps(made_of), "utf-8")
+
+
+def fingerprint(model: PreTrainedModel, examples: Sequence[Example]) -> str:
+    """A hash of the teacher's last weights and of the training text."""
+    digest = hashlib.sha256()
+    parameters: list[Any] = list(model.parameters())
+    digest.update(parameters[-1].detach().float().cpu().numpy().tobytes())
+    for example in examples:
+        digest.update(np.array(example["input_ids"], np.int64).tobytes())
+        digest.update(np.array(example["labels"], np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""transformers' Trainer for the stages: their losses, learning rates by part, evaluation of every depth."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer
+
+from rrt_edge.conversion.checkpoint import SINGLE
+from rrt_edge.training.distributed import (
+    is_main,
+    load_model,
+    load_optimizer,
+    model_state,
+    processes,
+    save_optimizer,
+    share_of_mean,
+    wait,
+)
+from rrt_edge.training.evaluation import depth_scores
+from rrt_edge.training.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
+from rrt_edge.training.options import Stage, TrainOptions
+from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
+
+BY_GATE = 0.5  # share of tokens that leave as the gate says, where it does
+THRESHOLDS = (0.5, 1.0)  # of the gate in training: one of these for each batch
+
+
+class StageTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with the loss of one stage, computed at the labelled positions only."""
+
+    def __init__(
+        self, *, stage: Stage, teacher: OnlineTeacher | CachedTeacher | None, options: TrainOptions, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.is_distributed_loading_by_transformers = processes() > 1  # sharded before: nobody else wraps the model
+        self.stage, self.teacher, self.options = stage, teacher, options
+        self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
+        if isinstance(teacher, OnlineTeacher):
+            teacher.model.to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        asked = predicting(inputs["labels"])  # [B, S]
+        targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
+        loops, depth, options = self.accelerator.unwrap_model(model).config.loops, None, self.options
+        if self.stage == "early-exit" and options.exit_loss == "stochastic":
+            depth = self._drawn.randint(1, loops)
+        outputs = model(
+            **text_of(inputs),
+            logits_mask=asked,
+            output_depths=self.stage != "uptrain" and depth is None,
+            depth=depth,
+            **self._exits(model, asked, loops),
+        )
+        loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _drawn(self) -> random.Random:
+        """Of this step; the same in every process."""
+        return random.Random(f"{self.options.seed}/{self.state.global_step}")
+
+    def _exits(self, model: Any, asked: Tensor, loops: int) -> dict[str, Any]:
+        """Where the tokens of a batch leave, under a rule by which that matters."""
+        if self.stage == "uptrain" or self.accelerator.unwrap_model(model).config.kv_rule == "exact":
+            return {}
+        if not self._by_gate:
+            return {"exit_depths": draw_exits(asked, loops)}
+        return {"exit_depths": draw_exits(asked, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
+
+    @property
+    def _by_gate(self) -> bool:
+        return self.stage == "early-exit" and self.options.gate_learns_early
+
+    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
+        options = self.options
+        if self.stage == "gate":
+            return gate_loss(outputs.gate_logits, outputs.depth_logits)
+        if self.stage == "early-exit" and options.exit_loss == "weighted":
+            loss = weighted_exit_loss(outputs.depth_logits, targets)
+        else:
+            loss = self._taught(outputs.logits, targets, inputs, asked, options.kd_weight)
+            if outputs.depth_logits is not None:
+                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, inputs, asked)
+        if self._by_gate and outputs.depth_logits is not None:
+            loss = loss + gate_loss(outputs.gate_logits, outputs.depth_logits)
+        return loss
+
+    def _early(
+        self, depth_logits: tuple[Tensor, ...], targets: Tensor, inputs: dict[str, Tensor], asked: Tensor
+    ) -> Tensor:
+        """The earlier loops' losses, distilled from the last loop or from the teacher."""
+        weight = self.options.exit_kd_weight
+        if not self.options.exit_teacher:
+            return exit_loss(depth_logits, targets, weight)
+        return torch.stack([self._taught(one, targets, inputs, asked, weight) for one in depth_logits[:-1]]).sum()
+
+    def _taught(
+        self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, weight: float
+    ) -> Tensor:
+        """Cross entropy of logits [N, V], and the divergence from the teacher's where there is one."""
+        loss = F.cross_entropy(logits.float(), targets)
+        if self.teacher is None or not weight:
+            return loss
+        options = self.options
+        return loss + weight * self.teacher.loss(logits, inputs, asked, options.divergence, options.temperature)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        state = model_state(self.model) if processes() > 1 else None
+        if is_main():
+            self.model.save_pretrained(folder, state_dict=state)
+            torch.save(self.args, folder / "training_args.bin")
+        wait()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(model or self.model, Path(resume_from_checkpoint) / SINGLE)
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_optimizer(self.model, self._plain_optimizer, self.lr_scheduler.state_dict(), Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            schedule = load_optimizer(self.model, self._plain_optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with learning rates of their own for adapters and gate; only matrices decay."""
+        held: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if held is None:
+            options, base = self.options, self.args.learning_rate
+            lora = options.lora_lr if options.lora_lr and self.stage == "uptrain" else base
+            groups: dict[tuple[float, float], list[Tensor]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    lr = options.gate_lr if "exit_gate" in name else lora if ".lora_" in name else base
+                    decay = options.weight_decay if parameter.dim() > 1 else 0.0
+                    groups.setdefault((lr, decay), []).append(parameter)
+            described = [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
+            self.optimizer = held = torch.optim.AdamW(described, lr=base, betas=(0.9, self.args.adam_beta2))
+        return held
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Perplexity and agreement at every depth."""
+        training = self.model.training
+        self.model.eval()
+        batches = (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(eval_dataset))
+        scores = depth_scores(self.model, islice(batches, self.options.eval_batches))
+        self.model.train(training)
+        metrics: dict[str, float] = {}
+        for score in scores:
+            metrics[f"{metric_key_prefix}_perplexity_{score.depth}"] = round(score.perplexity, 4)
+            metrics[f"{metric_key_prefix}_agreement_{score.depth}"] = round(score.agreement, 4)
+        self.log(metrics)
+        return metrics

@@ -1,0 +1,1 @@
+"""What a bundle holds, read and checked: its manifest, chat template, tokenizer and graphs for devices."""

@@ -1,0 +1,330 @@
+"""`manifest.json`: what a bundle holds. Everything in it is checked and bounded before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.system.files import sha256
+
+KVRule = Literal["exact", "propagate", "latest", "skip"]  # what a row that leaves early leaves behind: state.py
+RULES: tuple[KVRule, ...] = get_args(KVRule)
+FILE = "manifest.json"
+DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
+KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
+FORMAT = "rrt-edge bundle"
+VERSION = 1
+LARGEST_MANIFEST = 4 << 20  # bytes
+WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
+Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
+
+
+def kv_groups(windows: Windows) -> tuple[tuple[int, ...], ...]:
+    """The layers of the block whose windows are the same at every depth, together: they hold the same rows."""
+    groups: dict[tuple[int | None, ...], list[int]] = {}
+    for layer, pattern in enumerate(zip(*windows, strict=True)):
+        groups.setdefault(pattern, []).append(layer)
+    return tuple(tuple(layers) for layers in groups.values())
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shapes the runtime needs. `context_length` in tokens; `layers_per_block` KV slots at each of `loops` depths.
+
+    `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`. `windows`: how
+    many tokens each layer attends to, by loop and layer, where any has such a limit. `short_context`: the context up to
+    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE).
+    """
+
+    family: str
+    loops: int
+    layers_per_block: int
+    rank: int
+    hidden_size: int
+    attention_heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    context_length: int
+    pasts: int
+    kv_bits: int
+    windows: Windows | None = None
+    short_context: int | None = None
+
+    @cached_property
+    def kv_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The layers of the block that hold the same rows at every depth."""
+        return kv_groups(self.windows or ((None,) * self.layers_per_block,) * self.loops)
+
+    def window(self, depth: int, group: int) -> int | None:
+        """How many tokens the layers of a KV group attend to at a depth; None: all."""
+        return self.windows[depth - 1][self.kv_groups[group][0]] if self.windows else None
+
+    @property
+    def kv_planes(self) -> dict[str, tuple[type[np.generic], int]]:
+        """What is kept of a row and head, by its name in the graph: type and numbers."""
+        if self.kv_bits == 32:
+            return {"key": (np.float32, self.head_dim), "value": (np.float32, self.head_dim)}
+        whole, scale = (np.int8, self.head_dim), (np.float32, 1)
+        return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one position at every depth."""
+        return self.kv_bytes(1)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Keys and values of so many tokens at every depth, as far as windows let them be kept."""
+        row_bytes = sum(np.dtype(kind).itemsize * count for kind, count in self.kv_planes.values())
+        rows = tokens * self.loops * self.layers_per_block
+        if self.windows is not None:
+            bounds = [tokens if window is None else window + WINDOW_SPARE for row in self.windows for window in row]
+            rows = sum(min(tokens, bound) for bound in bounds)
+        return rows * self.key_value_heads * row_bytes
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The exit gate: `kind` is `mlp`, `linear` or `none`; `threshold` is the calibrated one, where there is one.
+
+    `points`: thresholds of named operating points (`rrt-edge calibrate`).
+    """
+
+    kind: str
+    trained: bool
+    threshold: float | None
+    points: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Bits of the weights, as asked for and part by part; `block_size` weights share a scale."""
+
+    bits: int
+    block_size: int
+    parts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of manifest.json; `verification` records a check passed under loosened tolerances."""
+
+    architecture: Architecture
+    gate: Gate
+    quantization: Quantization
+    kv_rule: KVRule
+    eos_token_ids: tuple[int, ...]
+    weight_bytes: dict[str, int]
+    unshared_weight_bytes: int
+    provenance: dict[str, Any]
+    files: dict[str, File]
+    verification: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, bundle: Path) -> Manifest:
+        """Read and check the manifest of a bundle folder.
+
+        Raises:
+            BundleError: the folder or its manifest is missing, damaged or of another version; names file and field.
+        """
+        path = bundle / FILE
+        if not bundle.is_dir():
+            raise BundleError(f"{bundle}: no such bundle folder; make one with rrt-edge export")
+        if not path.is_file():
+            raise BundleError(f"{bundle}: holds no {FILE}, so it is not a bundle; make one with rrt-edge export")
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise BundleError(f"{path}: larger than {LARGEST_MANIFEST} bytes; this is no manifest")
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
+        return _Reader(path).manifest(fields)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of what a conversation depends on: graph, weights and tokenizer."""
+        names = ("model.onnx", "model.onnx.data", "tokenizer.json")
+        hashes = [self.files[name].sha256 for name in names if name in self.files]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def write(self, bundle: Path) -> None:
+        """Write manifest.json into a bundle folder, beside the old one first."""
+        fields = {"format": FORMAT, "format_version": VERSION, **dataclasses.asdict(self)}
+        partial = bundle / f".{FILE}.partial"
+        partial.write_text(json.dumps(fields, indent=2) + "\n", "utf-8", newline="\n")
+        partial.replace(bundle / FILE)
+
+    def check_sizes(self, bundle: Path) -> None:
+        """Raise `BundleError` where a file is missing or has another size than recorded."""
+        for name, file in self.files.items():
+            path = bundle / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing from the bundle; export or copy it again")
+            if path.stat().st_size != file.bytes:
+                found = path.stat().st_size
+                raise BundleError(f"{path}: {found} bytes, the manifest says {file.bytes}; export or copy it again")
+
+    def check_hashes(self, bundle: Path, but: Collection[str] = ()) -> None:
+        """Raise `BundleError` where a file's SHA-256 is not the one recorded; reads every byte of them but `but`."""
+        self.check_sizes(bundle)
+        for name, file in self.files.items():
+            if name not in but and sha256(bundle / name) != file.sha256:
+                raise BundleError(
+                    f"{bundle / name}: its SHA-256 is not the manifest's; the file was changed or damaged"
+                )
+
+
+def list_files(bundle: Path) -> dict[str, File]:
+    """Size and SHA-256 of every file of a bundle but the manifest."""
+    names = sorted(path.name for path in bundle.iterdir() if path.is_file() and path.name != FILE)
+    return {name: File((bundle / name).stat().st_size, sha256(bundle / name)) for name in names}
+
+
+class _Reader:
+    """Turns parsed JSON into a `Manifest`, naming the field in every complaint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fail(self, field: str, problem: str) -> BundleError:
+        return BundleError(f"{self.path}: {field} {problem}")
+
+    def manifest(self, fields: Any) -> Manifest:
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise self.fail("format", f"is not {FORMAT!r}; this is not a bundle's manifest")
+        if fields.get("format_version") != VERSION:
+            version = fields.get("format_version")
+            raise self.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
+        gate, quantization = self.table(fields, "gate"), self.table(fields, "quantization")
+        kv_rule = self.text(fields, "kv_rule")
+        if kv_rule not in RULES:
+            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {', '.join(RULES)}")
+        verification = fields.get("verification")
+        if verification is not None and not isinstance(verification, dict):
+            raise self.fail("verification", "must be an object or null")
+        return Manifest(
+            architecture=self.architecture(self.table(fields, "architecture")),
+            gate=self.gate(gate),
+            quantization=Quantization(
+                bits=self.count(quantization, "bits", 4, 32),
+                block_size=self.count(quantization, "block_size", 16, 256),
+                parts=self.counts(quantization, "parts", 32),
+            ),
+            kv_rule=kv_rule,
+            eos_token_ids=self.eos(fields),
+            weight_bytes=self.counts(fields, "weight_bytes", 1 << 50),
+            unshared_weight_bytes=self.count(fields, "unshared_weight_bytes", 0, 1 << 50),
+            provenance=dict(self.table(fields, "provenance")),
+            files=self.files(self.table(fields, "files")),
+            verification=verification,
+        )
+
+    def architecture(self, fields: Mapping[str, Any]) -> Architecture:
+        read = Architecture(
+            family=self.text(fields, "family"),
+            loops=self.count(fields, "loops", 1, 64),
+            layers_per_block=self.count(fields, "layers_per_block", 1, 1024),
+            rank=self.count(fields, "rank", 0, 1 << 16),
+            hidden_size=self.count(fields, "hidden_size", 1, 1 << 17),
+            attention_heads=self.count(fields, "attention_heads", 1, 1 << 12),
+            key_value_heads=self.count(fields, "key_value_heads", 1, 1 << 12),
+            head_dim=self.count(fields, "head_dim", 1, 1 << 12),
+            vocabulary=self.count(fields, "vocabulary", 1, 1 << 22),
+            context_length=self.count(fields, "context_length", 1, 1 << 24),
+            pasts=self.count(fields, "pasts", 1, 1 << 10),
+            kv_bits=self.count(fields, "kv_bits", 8, 32),
+            windows=self.windows(fields.get("windows")),
+            short_context=self.count(fields, "short_context", 1, 1 << 24) if fields.get("short_context") else None,
+        )
+        sizes = [len(row) for row in read.windows or ()]
+        if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
+            raise self.fail("windows", f"must be {read.loops} lists of {read.layers_per_block} entries, or null")
+        if read.kv_bits not in KV_BITS:
+            raise self.fail("kv_bits", f"{read.kv_bits} is not known; known: {', '.join(map(str, KV_BITS))}")
+        if read.pasts < read.loops:
+            raise self.fail("pasts", f"{read.pasts} is less than the {read.loops} loops")
+        if read.attention_heads % read.key_value_heads:
+            raise self.fail("key_value_heads", f"{read.key_value_heads} does not divide the attention heads")
+        return read
+
+    def windows(self, found: Any) -> Windows | None:
+        if found is None:
+            return None
+        rows: list[Any] = found if isinstance(found, list) else [None]
+        entries = [entry for row in rows for entry in (row if isinstance(row, list) else [0])]
+        if not all(entry is None or (type(entry) is int and entry > 0) for entry in entries):
+            raise self.fail("windows", "must be a list for each loop of a window or null for each layer, or null")
+        return tuple(tuple(row) for row in rows)
+
+    def gate(self, fields: Mapping[str, Any]) -> Gate:
+        kind, trained, threshold = self.text(fields, "kind"), fields.get("trained"), fields.get("threshold")
+        if kind not in ("mlp", "linear", "none"):
+            raise self.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
+        if not isinstance(trained, bool):
+            raise self.fail("gate.trained", "must be true or false")
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise self.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
+        points = fields.get("points", {})
+        if not isinstance(points, dict) or not all(
+            isinstance(value, (int, float)) and 0 <= value <= 1 for value in points.values()
+        ):
+            raise self.fail("gate.points", "must be names and thresholds between 0 and 1")
+        return Gate(kind, trained, threshold, dict(points))
+
+    def files(self, fields: Mapping[str, Any]) -> dict[str, File]:
+        for name, entry in fields.items():
+            parts = PurePosixPath(name).parts
+            if len(parts) != 1 or parts[0] in ("..", ".") or "\\" in name or ":" in name:
+                raise self.fail(f"files[{name!r}]", "leaves the bundle's folder")
+            if not isinstance(entry, dict):
+                raise self.fail(f"files[{name!r}]", "must be an object of bytes and sha256")
+        for needed in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+            if needed not in fields:
+                raise self.fail("files", f"does not list {needed}")
+        return {
+            name: File(self.count(entry, "bytes", 0, 1 << 50), self.text(entry, "sha256"))
+            for name, entry in fields.items()
+        }
+
+    def eos(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
+        ids = fields.get("eos_token_ids")
+        if not isinstance(ids, list) or not all(type(value) is int and value >= 0 for value in ids):
+            raise self.fail("eos_token_ids", "must be a list of token ids")
+        return tuple(ids)
+
+    def table(self, fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        found = fields.get(name)
+        if not isinstance(found, dict):
+            raise self.fail(name, "is missing or not an object")
+        return found
+
+    def text(self, fields: Mapping[str, Any], name: str) -> str:
+        found = fields.get(name)
+        if not isinstance(found, str):
+            raise self.fail(name, "is missing or not a string")
+        return found
+
+    def count(self, fields: Mapping[str, Any], name: str, least: int, most: int) -> int:
+        found = fields.get(name)
+        if type(found) is not int or not least <= found <= most:
+            raise self.fail(name, f"is {found!r}; it must be a whole number from {least} to {most}")
+        return found
+
+    def counts(self, fields: Mapping[str, Any], name: str, most: int) -> dict[str, int]:
+        table = self.table(fields, name)
+        return {key: self.count(table, key, 0, most) for key in table}

@@ -1,0 +1,1 @@
+"""From hidden states to tokens: exit policies, KV rules, sampling, grammars and text."""

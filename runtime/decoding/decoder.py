@@ -1,0 +1,182 @@
+"""Early-exit decoding of one sequence, by the KV rule of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.sequence import SequenceState
+from rrt_edge.runtime.running.hidden import Hidden, joined
+from rrt_edge.runtime.running.runner import NEVER, Pass, Runner
+
+Float = NDArray[np.float32]
+Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
+CHUNK = 128  # rows a call at most: what it computes with takes as much memory as several layers
+SCORES_BYTES = 32 << 20  # attention scores of a layer: over a long past a call takes fewer rows
+MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
+
+
+@dataclass(frozen=True)
+class Step:
+    """Logits [V] of the next token, the depth they come from, and the gate's value there."""
+
+    logits: Float
+    depth: int
+    gate: float
+
+
+class Cancelled(Exception):
+    """Somebody asked a decoder to stop; what it holds is whole."""
+
+
+class Decoder:
+    """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten.
+
+    `cancelled`, set by any thread, ends a call before its next block step.
+    """
+
+    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
+        self.runner = runner
+        self.loops = runner.architecture.loops
+        self.state = SequenceState(runner, rule)
+        self.block_rows = 0
+        self.cancelled = False
+        self.prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
+        self._binding = runner.bind()
+
+    @property
+    def length(self) -> int:
+        """Tokens fed so far."""
+        return self.state.length
+
+    def fork(self) -> Decoder:
+        """Another decoder of the same tokens, which shares what is held."""
+        other = Decoder(self.runner, self.state.rule)
+        other.state, other.prompt_end = self.state.fork(), self.prompt_end
+        return other
+
+    @property
+    def chunk(self) -> int:
+        """Rows that the next call may take: what bounds the memory of attention scores over so long a past."""
+        row_bytes = self.runner.architecture.attention_heads * (self.length + CHUNK) * 4
+        return max(1, min(CHUNK, SCORES_BYTES // row_bytes))
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens at `length` and behind (`SequenceState.rewind`)."""
+        self.state.rewind(length)
+
+    def prefill(self, ids: Sequence[int], policy: ExitPolicy, lazy: bool = False) -> None:
+        """Feed prompt tokens whose logits nobody needs, through every depth the policy may use.
+
+        With `lazy` (under `exact`) they run depth 1 alone, and the others when a later token goes deeper.
+        """
+        last = 1 if lazy and self.state.rule == "exact" else policy.depth or self.loops
+        start = 0
+        while start < len(ids):
+            stop = start + self.chunk
+            self._check_cancelled()
+            with self._whole_or_nothing():
+                self._run_down(np.asarray(ids[start:stop], np.int64), 1, last, NEVER, 0)
+            start = stop
+        self.prompt_end = self.length
+
+    def step(self, token: int, policy: ExitPolicy) -> Step:
+        """Feed one token; returns the logits behind it from the depth the policy lets it leave at."""
+        last = policy.depth or self.loops
+        self._check_cancelled()
+        with self._whole_or_nothing():
+            done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1)
+            for depth in range(done.last, last):
+                if self._generated_waiting(depth) > MOST_WAITING:
+                    self._catch_up(depth, 0)
+        return Step(done.logits[-1], done.last, float(done.gate[-1]))
+
+    def forced(self, ids: Sequence[int], policy: ExitPolicy) -> Iterator[Float]:
+        """Feed a given text; yields the logits [n, V] behind its tokens, in order, as `step` gives them."""
+        if policy.may_leave:
+            for index, token in enumerate(ids):
+                yield self.step(token, policy.at(index)).logits[None]
+            return
+        start = 0
+        while start < len(ids):
+            rows = np.asarray(ids[start : start + self.chunk], np.int64)
+            with self._whole_or_nothing():
+                yield self._run_down(rows, 1, policy.depth or self.loops, NEVER, len(rows)).logits
+            start += len(rows)
+
+    def verify(self, count: int, token: int | None = None) -> Float:
+        """Run all that waits through all depths, then `token` where given; returns the last `count` rows' logits."""
+        self._check_cancelled()
+        with self._whole_or_nothing():
+            if token is not None:
+                return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
+            self._catch_up(1, max(count, self.chunk))
+            return self._run_down(self.state.waiting[0].take(), 2, self.loops, NEVER, count).logits
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise Cancelled
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
+        length = self.length
+        try:
+            yield
+        except Cancelled:
+            self.rewind(length)  # the rows on their way are lost, those that waited are where they were or deeper
+            raise
+        except BaseException:
+            self.rewind(0)  # rows on their way are lost: what is held must not depend on them
+            raise
+
+    def _run_down(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
+        """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
+        new, left = len(rows), self.state.nothing
+        while True:
+            stop = self._next_waiting(first, last)
+            done = self._run(rows, first, stop, threshold, wanted, left)
+            if done.last == last or float(done.gate[-1]) >= threshold:
+                self.state.leave(done.last, joined(left, done.hidden))
+                return done
+            self._catch_up(done.last, self.chunk - new)
+            left, rows = self.state.deeper(done.last, left, done.hidden)
+            first = done.last + 1
+
+    def _next_waiting(self, first: int, last: int) -> int:
+        """The first depth from `first` on after which rows wait, or `last`."""
+        return next((depth for depth in range(first, last) if len(self.state.waiting[depth - 1])), last)
+
+    def _generated_waiting(self, depth: int) -> int:
+        """Generated tokens that wait after a depth."""
+        lengths = self.state.cache.lengths
+        return min(len(self.state.waiting[depth - 1]), lengths[depth - 1] - self.prompt_end)
+
+    def _catch_up(self, depth: int, room: int) -> None:
+        """Run the rows that wait after a depth through the next one, in chunks, until at most `room` are left."""
+        waiting = self.state.waiting[depth - 1]
+        while len(waiting) > max(room, 0):
+            self._check_cancelled()
+            left, rows = self.state.overdue(depth, self.chunk)
+            done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
+            self.state.leave(depth + 1, joined(left, done.hidden))
+
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Hidden) -> Pass:
+        done = self.runner.run(
+            self._binding,
+            self.state.cache,
+            rows,
+            left=left,
+            position=self.state.first_position(first, len(left) + len(rows)),
+            first=first,
+            last=last,
+            threshold=threshold,
+            logit_rows=range(max(0, len(rows) - wanted), len(rows)),
+        )
+        self.block_rows += len(rows) * (done.last - first + 1)
+        return done

@@ -1,0 +1,31 @@
+"""A bundle's generation_config.json: how its makers want tokens to be chosen where a request does not say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.errors import BadInputError, BundleError
+
+FILE = "generation_config.json"
+FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+
+
+def default_sampling(bundle: Path) -> Sampling:
+    """As transformers' `generate` reads it: greedy where it does not say `do_sample`.
+
+    Raises:
+        BundleError: the file is damaged, or a value out of range.
+    """
+    path = bundle / FILE
+    if not path.is_file():
+        return Sampling()
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        given = {name: found[name] for name in FIELDS if found.get(name) is not None}
+        if not found.get("do_sample"):
+            return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
+        return Sampling(**{"temperature": 1.0, **given})
+    except (OSError, ValueError, AttributeError, TypeError, BadInputError) as error:
+        raise BundleError(f"{path}: cannot be used ({error})") from error

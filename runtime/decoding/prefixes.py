@@ -1,0 +1,49 @@
+"""Prompts that begin alike: what one request has run is taken over by another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rrt_edge.runtime.decoding.sequence import SequenceState
+
+LEAST = 16  # tokens: a shorter beginning is run again
+
+
+@dataclass(frozen=True)
+class Held:
+    """A state and the tokens fed to it, the first `prompt` of which ran all loops up to `depth` (None: all)."""
+
+    ids: Sequence[int]
+    state: SequenceState
+    prompt: int
+    depth: int | None
+    moving: bool  # some rows are on their way between depths
+
+    def usable(self, prompt: Sequence[int], depth: int | None) -> int:
+        """How many tokens of a new prompt need not be run; its last always is."""
+        pairs = zip(self.ids[: self.state.length], prompt[:-1], strict=False)
+        shared = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if shared is None:
+            shared = min(len(self.ids), self.state.length, len(prompt) - 1)
+        if self.moving:
+            shared = min(shared, self.state.cache.lengths[-1])
+        if self.state.rule != "exact":  # what a reply's tokens left behind depends on where they left
+            shared = min(shared, self.prompt) if self.depth == depth else 0
+        return shared if shared >= LEAST and self.state.cache.reaches(shared) else 0
+
+
+def take_over(
+    held: Iterable[Held], prompt: Sequence[int], depth: int | None, fresh: SequenceState
+) -> tuple[SequenceState, int]:
+    """A state for a prompt, and how many of its tokens it holds already: of the best among `held`, else `fresh`."""
+    best, count = None, 0
+    for one in held:
+        usable = one.usable(prompt, depth)
+        if usable > count:
+            best, count = one, usable
+    if best is None:
+        return fresh, 0
+    state = best.state.fork()
+    state.rewind(count)
+    return state, count

@@ -1,0 +1,166 @@
+"""One generated reply: its tokens and text as they come, when it ends, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from rrt_edge.runtime.decoding.detokenizer import TextStream
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Steering
+from rrt_edge.runtime.decoding.grammar import Constraint
+from rrt_edge.runtime.decoding.sampling import Picked, Sampler, Sampling
+from rrt_edge.runtime.system.memory import peak_memory_bytes
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token: the text it completes, its id, the depth it left at and the gate's value there.
+
+    Where `Sampling.logprobs` asks for them: its log probability, and the likeliest tokens with theirs, by id.
+
+    The token that ends a reply comes too, with what text was held back. In lossless mode the depth is 1 where the draft
+    of loop 1 stood, and full depth where it did not.
+    """
+
+    text: str
+    id: int
+    depth: int
+    gate: float
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation cost. Times in seconds.
+
+    `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
+    `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
+    `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted` count lossless mode's drafts.
+    `device`: what the model ran on.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_tokens_per_second: float
+    decode_tokens_per_second: float
+    time_to_first_token_s: float
+    longest_gap_s: float
+    mean_depth: float
+    block_rows_per_token: float
+    drafted: int
+    accepted: int
+    peak_memory_bytes: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation; `finish_reason` is `stop` (the model, a stop string or a stop id ended it), `length` or
+    `cancelled`."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str
+    stats: Stats
+
+
+@dataclass
+class Drafts:
+    """How many tokens lossless mode drafted, and how many of them stood."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
+class Reply:
+    """A reply under way: `history` holds the tokens of prompt and reply, `finish_reason` is empty until it ends."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        policy: ExitPolicy,
+        room: int,
+        ends: Collection[int],
+        constraint: Constraint | None = None,
+        shifts: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """`room`: the tokens the context leaves; `ends`: the model's tokens that end a reply; `shifts`: the oldest
+        tokens make room for more."""
+        ends = {*ends, *sampling.stop_ids}
+        self.history = list(prompt)
+        self.sampler = Sampler(sampling, len(prompt), ends, constraint)
+        self._steering = Steering(policy)
+        self.drafts = Drafts()
+        self.finish_reason = ""
+        self.dropped = 0  # tokens at the history's beginning that no cache holds any more
+        self._text = TextStream(tokenizer, sampling.stop)
+        self.shifts, self._device = shifts, device
+        self._limit = sampling.max_tokens if shifts else min(sampling.max_tokens, room)
+        self._ends = ends
+        self._prompt_tokens = len(prompt)
+        self._depths: list[int] = []
+        self._started = self._latest = time.perf_counter()
+        self._first = self._longest_gap = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the reply so far."""
+        return len(self._depths)
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """Of the token that comes next."""
+        return self._steering.policy(len(self._depths))
+
+    def take(self, picked: Picked) -> Token:
+        """Add a token; sets `finish_reason` where it is the last."""
+        token = picked.token
+        self.history.append(token)
+        self._depths.append(picked.depth)
+        self._tick()
+        piece = "" if token in self._ends else self._text.push(token)
+        if token in self._ends or self._text.stopped:
+            self.finish_reason = "stop"
+        elif len(self._depths) >= self._limit:
+            self.finish_reason = "length"
+        if self.finish_reason:
+            piece += self._text.flush()
+        return Token(piece, token, picked.depth, picked.gate, picked.logprob, picked.top)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if len(self._depths) == 1:
+            self._first = now - self._started
+            self._steering.observe(self._depths[-1], None)
+        else:
+            self._longest_gap = max(self._longest_gap, now - self._latest)
+            self._steering.observe(self._depths[-1], now - self._latest)
+        self._latest = now
+
+    def stats(self, block_rows: int) -> Stats | None:
+        """What the reply cost so far, or None before its first token; `block_rows` since the last prompt token."""
+        count = len(self._depths)
+        if not count:
+            return None
+        decode = self._latest - self._started - self._first
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=count,
+            prompt_tokens_per_second=round(self._prompt_tokens / self._first, 2),
+            decode_tokens_per_second=round((count - 1) / decode, 2) if count > 1 else 0.0,
+            time_to_first_token_s=round(self._first, 4),
+            longest_gap_s=round(self._longest_gap, 4),
+            mean_depth=round(sum(self._depths) / count, 4),
+            block_rows_per_token=round(block_rows / count, 4),
+            drafted=self.drafts.drafted,
+            accepted=self.drafts.accepted,
+            peak_memory_bytes=peak_memory_bytes(),
+            device=self._device,
+        )

@@ -1,0 +1,121 @@
+"""What is held of one sequence, and the KV rules: what a row that leaves early leaves behind."""
+
+from __future__ import annotations
+
+from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.running.hidden import Hidden, joined
+from rrt_edge.runtime.running.runner import Cache, Runner
+
+WAITING = ("exact", "propagate")  # rules under which a row that leaves waits for a later one to go deeper
+
+
+class WaitingRows:
+    """Hidden states [n, H] of rows that wait after one depth, in order of position."""
+
+    def __init__(self, nothing: Hidden) -> None:
+        self._parts = [nothing]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: Hidden) -> None:
+        self._parts.append(rows)
+        self._count += len(rows)
+
+    def take(self, count: int | None = None) -> Hidden:
+        """The first rows (all by default), which wait no longer."""
+        rows = joined(*self._parts)
+        count = len(rows) if count is None else min(count, len(rows))
+        self._parts, self._count = [rows[count:]], len(rows) - count
+        return rows[:count]
+
+    def all(self) -> Hidden:
+        """The rows, which go on waiting."""
+        return joined(*self._parts)
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first rows."""
+        self.take_back(self.take()[:count])
+
+    def fork(self) -> WaitingRows:
+        other = WaitingRows.__new__(WaitingRows)
+        other._parts, other._count = list(self._parts), self._count
+        return other
+
+    def take_back(self, rows: Hidden) -> None:
+        """Put rows in front of those that wait."""
+        self._parts.insert(0, rows)
+        self._count += len(rows)
+
+
+class SequenceState:
+    """The cache of one sequence and, under `exact` and `propagate`, the rows that wait.
+
+    - `exact`: a row that leaves after depth d waits with its hidden state in `waiting[d - 1]`, the rows that depth d
+      has and depth d + 1 lacks; the next row to go deeper takes them along (synchronised decoding, as in FREE, arXiv
+      2310.05424).
+    - `propagate`: it waits likewise; the depths it skips compute keys and values from that state, which stays as it is
+      (CALM, arXiv 2207.07061).
+    - `latest`: the depths it skips read its deepest keys and values (Huginn, arXiv 2502.05171).
+    - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
+    """
+
+    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
+        self.rule = rule
+        self.loops = runner.architecture.loops
+        self.nothing = runner.no_rows
+        self.cache: Cache = runner.new_cache()
+        self.waiting = [WaitingRows(self.nothing) for _ in range(1, self.loops)]
+
+    @property
+    def length(self) -> int:
+        """Tokens that have run depth 1."""
+        return len(self.cache.positions[0])
+
+    def first_position(self, depth: int, count: int) -> int:
+        """The position of the first of `count` rows that are about to run a depth."""
+        if depth == 1 or self.rule in WAITING:
+            return len(self.cache.positions[depth - 1])  # they stand right behind those that have
+        return self.length - count
+
+    def leave(self, depth: int, hidden: Hidden) -> None:
+        """Rows [n, H], the last to have run `depth`, go no deeper for now."""
+        if self.rule in WAITING and depth < self.loops:
+            self.waiting[depth - 1].add(hidden)
+        if self.rule == "latest":
+            for deeper in range(depth + 1, self.loops + 1):
+                self.cache.copy_last(len(hidden), depth, deeper)
+
+    def deeper(self, depth: int, left: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
+        """What runs the next depth when `rows` [n, H] go on: (states that have left, rows), those that wait included.
+
+        `left` [f, H] are those taken along before.
+        """
+        waiting = self.waiting[depth - 1].take()
+        if self.rule == "propagate":
+            return joined(waiting, left), rows
+        return left, joined(waiting, rows)
+
+    def overdue(self, depth: int, count: int) -> tuple[Hidden, Hidden]:
+        """The first `count` rows that wait after a depth, to run the next alone: (states that have left, rows)."""
+        waiting = self.waiting[depth - 1].take(count)
+        nothing = waiting[:0]
+        return (waiting, nothing) if self.rule == "propagate" else (nothing, waiting)
+
+    def fork(self) -> SequenceState:
+        """Another state of the same tokens, which shares what is held."""
+        other = SequenceState.__new__(SequenceState)
+        other.rule, other.loops, other.nothing = self.rule, self.loops, self.nothing
+        other.cache = self.cache.fork()
+        other.waiting = [rows.fork() for rows in self.waiting]
+        return other
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens at `length` and behind; all of them, where a sliding window has left too few behind."""
+        if not self.cache.reaches(length):
+            length = 0
+        for depth in range(1, self.loops):
+            first = len(self.cache.positions[depth])  # position of the first row waiting after this depth
+            self.waiting[depth - 1].keep(max(0, length - first))
+        self.cache.truncate(length)

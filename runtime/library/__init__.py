@@ -1,0 +1,1 @@
+"""The bundles installed on this machine, and how they get there."""

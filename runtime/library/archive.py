@@ -1,0 +1,114 @@
+"""Unpack a bundle's archive without trusting it: plain files only, inside the folder, no more than a bundle can be."""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from rrt_edge.runtime.bundle.manifest import FILE
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import CHUNK
+from rrt_edge.runtime.system.progress import Progress
+
+MOST_FILES = 1000
+LARGEST = 64 << 30  # bytes unpacked
+EXPANSION = 20  # weights hardly compress, so an archive that grows more than so many times ...
+SPARE = 64 << 20  # ... and by these bytes is no bundle's
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
+def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = None) -> Path:
+    """Unpack a .zip or a (compressed) .tar.
+
+    Args:
+        archive: what to read; its contents decide what it is, not its name.
+        folder: an empty folder to unpack into.
+        shown: what messages call the archive.
+
+    Returns:
+        The folder that holds the bundle's manifest: `folder`, or the one folder in the archive.
+
+    Raises:
+        BadInputError: it is damaged, holds no bundle, leaves the folder, has links or devices, or is too large.
+    """
+    size = archive.stat().st_size
+    limit = min(LARGEST, EXPANSION * size + SPARE)
+    written = 0
+    try:
+        for count, (path, file) in enumerate(_files(archive, shown)):
+            if count == MOST_FILES:
+                raise BadInputError(f"{shown}: has more than {MOST_FILES} files; this is no bundle's archive")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file, target.open("xb") as out:
+                while piece := file.read(CHUNK):
+                    written += len(piece)
+                    if written > limit:
+                        raise BadInputError(f"{shown}: unpacks to more than {limit} bytes; this is no bundle's archive")
+                    out.write(piece)
+                    if progress is not None:
+                        progress(written, 0, "unpacking")
+    except _DAMAGED as error:
+        raise BadInputError(f"{shown}: damaged, or not an archive that can be read ({error})") from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadInputError(f"{shown}: has two files of one name; this is no bundle's archive") from error
+    return _holder(folder, shown)
+
+
+def _files(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """The files of an archive, in its order."""
+    if zipfile.is_zipfile(archive):
+        return _of_zip(archive, shown)
+    if tarfile.is_tarfile(archive):
+        return _of_tar(archive, shown)
+    raise BadInputError(f"{shown}: neither a .zip nor a .tar.gz; a bundle is published as one of them")
+
+
+def _of_zip(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as zipped:
+        for info in zipped.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _not_plain(shown, info.filename)
+            path = _inside(info.orig_filename, shown)
+            if not info.is_dir():
+                yield path, zipped.open(info)
+
+
+def _of_tar(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            if not (member.isreg() or member.isdir()):
+                raise _not_plain(shown, member.name)
+            path = _inside(member.name, shown)
+            if member.isreg() and (file := tar.extractfile(member)) is not None:
+                yield path, file
+
+
+def _inside(name: str, shown: str) -> PurePosixPath:
+    """The member's path, where it stays in the folder on every system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0"):
+        raise BadInputError(f"{shown}: {name!r} would leave the bundle's folder; do not trust this archive")
+    return path
+
+
+def _not_plain(shown: str, name: str) -> BadInputError:
+    return BadInputError(f"{shown}: {name!r} is a link or a device, not a file; do not trust this archive")
+
+
+def _holder(folder: Path, shown: str) -> Path:
+    found = [path.parent for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInputError(f"{shown}: holds {len(found)} bundles; unpack it and pull the folder that you want")
+    raise BadInputError(f"{shown}: holds no {FILE} at its top or in its folder, so it is not a bundle's archive")

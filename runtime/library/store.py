@@ -1,0 +1,236 @@
+"""The bundles a user has installed: a folder for each, found by its short name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.bundle.manifest import FILE, Manifest
+from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.library.source import fetched, parse_source
+from rrt_edge.runtime.system.files import CHUNK, new_folder
+from rrt_edge.runtime.system.progress import Progress
+
+HOME = "RRT_EDGE_HOME"
+_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
+_SHOWN = 5  # names an error lists
+_LONG = 1000  # characters; no path is as long
+
+
+def home() -> Path:
+    """The folder of all that is kept for this user: RRT_EDGE_HOME, or rrt-edge's place among the user's data."""
+    given = os.environ.get(HOME)
+    if given:
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("rrt-edge")
+
+
+def bundles_folder() -> Path:
+    """Where installed bundles are, each in a folder of its name."""
+    return home() / "bundles"
+
+
+def downloads_folder() -> Path:
+    """Where unfinished downloads wait for the pull that goes on with them."""
+    return home() / "downloads"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An installed bundle; `problem` says why it cannot be used, where it cannot, and `manifest` may be None then."""
+
+    name: str
+    folder: Path
+    bytes: int
+    manifest: Manifest | None
+    problem: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What `rrt-edge list --json` says of it."""
+        found: dict[str, Any] = {"name": self.name, "folder": str(self.folder), "bytes": self.bytes}
+        if self.manifest is not None:
+            shape, gate = self.manifest.architecture, self.manifest.gate
+            found |= {"family": shape.family, "loops": shape.loops, "bits": self.manifest.quantization.bits}
+            found |= {"kv_rule": self.manifest.kv_rule, "gate_trained": gate.trained, "threshold": gate.threshold}
+        return {**found, "problem": self.problem}
+
+
+def installed_names() -> list[str]:
+    """The names of the installed bundles, without a look inside."""
+    folder = bundles_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def installed() -> list[Installed]:
+    """The installed bundles by name, the damaged ones with what is wrong; hashes are not checked."""
+    return [look_at(bundles_folder() / name) for name in installed_names()]
+
+
+def look_at(folder: Path) -> Installed:
+    """What the manifest of a bundle folder says, and what the folder lacks of it."""
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    manifest = None
+    try:
+        manifest = Manifest.read(folder)
+        manifest.check_sizes(folder)
+    except BundleError as error:
+        return Installed(folder.name, folder, held, manifest, str(error).partition("; ")[0])  # without its remedy
+    return Installed(folder.name, folder, held, manifest)
+
+
+def find_bundle(text: str | Path) -> Path:
+    """The folder that a path or the short name of an installed bundle stands for; a folder that exists wins.
+
+    Raises:
+        BundleError: there is neither; names the installed bundles that are spelled nearly so.
+    """
+    if _is_folder(Path(text)):
+        return Path(text)
+    name = str(text)
+    if len(name) > _LONG:  # a prompt in the place of a bundle
+        raise BundleError(f"{name[:40]}...: no such bundle folder; the bundle comes first")
+    if "/" in name or os.sep in name or name in ("", ".", ".."):
+        raise BundleError(f"{name}: no such bundle folder; make one with rrt-edge export")
+    if _NAME.fullmatch(name) and (bundles_folder() / name).is_dir():
+        return bundles_folder() / name
+    raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {_near(name)}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # longer than a name can be
+        return False
+
+
+def _near(name: str) -> str:
+    names = installed_names()
+    if not names:
+        return "make one with rrt-edge export, or get one with rrt-edge pull"
+    by_lower = {known.lower(): known for known in names}
+    close = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, _SHOWN, 0.5)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"installed: {', '.join(names[:_SHOWN])}{more}"
+
+
+def find_installed(name: str) -> Installed:
+    """The installed bundle of that name, damaged or not.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    folder = _place(name)
+    if not folder.is_dir():
+        raise BadInputError(f"{name}: no such bundle is installed; {_near(name)}")
+    return look_at(folder)
+
+
+def remove(name: str) -> int:
+    """Delete an installed bundle; returns the bytes that are free again.
+
+    Raises:
+        BadInputError: there is no bundle of that name.
+        RRTEdgeError: it cannot be deleted.
+    """
+    bundle = find_installed(name)
+    try:
+        if bundle.folder.is_symlink():  # what it points to is not ours
+            bundle.folder.unlink()
+            return 0
+        aside = bundle.folder.with_name(f".{name}.removed")
+        shutil.rmtree(aside, ignore_errors=True)
+        bundle.folder.rename(aside)  # so that nobody sees half of it
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise RRTEdgeError(f"{bundle.folder}: cannot be removed ({error}); end the programs that use it") from error
+    return bundle.bytes
+
+
+def _place(name: str) -> Path:
+    """Where a bundle of that name is, or would be."""
+    if not _NAME.fullmatch(name):
+        raise BadInputError(f"{name!r}: not a bundle's name; it may have letters, digits, dots, dashes, underscores")
+    return bundles_folder() / name
+
+
+def pull(
+    source: str,
+    name: str | None = None,
+    *,
+    sha256: str | None = None,
+    revision: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Installed:
+    """Install a bundle under a short name. Nothing appears under it before every hash of the bundle is right.
+
+    An interrupted download goes on where it stopped when the same bundle is pulled again.
+
+    Args:
+        source: a bundle's folder, its .zip or .tar.gz, the https address of one, or a Hugging Face repository
+            `owner/name`.
+        name: the short name; by default that of the folder, the archive or the repository.
+        sha256: the archive's, in hexadecimal; needed with an address.
+        revision: branch, tag or commit of the repository.
+        force: replace an installed bundle of that name.
+        progress: called with bytes done, bytes in all (0 where that is not known) and what is being done.
+
+    Raises:
+        BadInputError: the source, the name or an option is wrong, the hash differs, or what came is not a bundle.
+        RRTEdgeError: the connection or the disk failed.
+    """
+    asked = parse_source(source, sha256, revision)
+    out = _place(name or asked.name)
+    if out.is_symlink():
+        raise BadInputError(f"{out.name}: is a link in {out.parent}; remove it first: rrt-edge rm {out.name}")
+    if out.exists() and not force:
+        raise BadInputError(f"{out.name}: installed already; choose another --name, or replace it with --force")
+    try:
+        with fetched(asked, downloads_folder(), progress) as (folder, ours):
+            _install(folder, out, ours, source, progress)
+    except OSError as error:
+        raise RRTEdgeError(f"{error.filename or home()}: {error.strerror or error}; nothing was installed") from error
+    return look_at(out)
+
+
+def _install(folder: Path, out: Path, ours: bool, source: str, progress: Progress | None) -> None:
+    """Check a bundle and put its files, and no others, where they belong; moved where the folder is ours."""
+    partial = None
+    try:
+        manifest = Manifest.read(folder)
+        manifest.check_sizes(folder)
+        with new_folder(out, "bundle", lambda _: True) as partial:
+            if not ours:
+                _copy(manifest, folder, partial, progress)
+            if progress is not None:
+                progress(0, 0, "checking")
+            manifest.check_hashes(folder if ours else partial)
+            if ours:
+                for file in (FILE, *manifest.files):
+                    shutil.move(folder / file, partial / file)
+    except BundleError as error:  # of folders that are gone by the time it is read
+        said = str(error).replace(str(partial), source)
+        raise BundleError(said.replace(str(folder), source)) from error
+
+
+def _copy(manifest: Manifest, folder: Path, out: Path, progress: Progress | None) -> None:
+    total = sum(file.bytes for file in manifest.files.values())
+    done = 0
+    for name in (FILE, *manifest.files):
+        with (folder / name).open("rb") as source, (out / name).open("xb") as target:
+            while piece := source.read(CHUNK):
+                target.write(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(min(done, total), total, "copying")

@@ -1,0 +1,1 @@
+"""How fast a bundle runs on this machine."""

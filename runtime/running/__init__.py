@@ -1,0 +1,1 @@
+"""The block run by onnxruntime, on the CPU or on a device, with the keys and values of a sequence."""

@@ -1,0 +1,317 @@
+"""The bundle's graph in onnxruntime: one call runs one sequence through some depths, or several through one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.bundle.manifest import RULES, Architecture, KVRule
+from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
+from rrt_edge.runtime.running.hidden import Hidden, on_host
+from rrt_edge.runtime.running.kv_budget import KVBudget
+from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, Pass
+from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.system.memory import return_unused
+from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+INPUTS = (
+    "input_ids", "hidden", "row_depth", "position_ids", "first", "last", "threshold", "logit_rows", "slot_rows",
+    "row_threshold", "past_length",
+)  # fmt: skip
+PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
+OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth")  # and new rows of each plane of the cache
+MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
+_NO_SLOTS = np.zeros(0, np.int64)
+_NO_THRESHOLDS = np.zeros(0, np.float32)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _scalar(value: float) -> NDArray[Any]:
+    """An int64 or float input; the same array for the same value, so that it is bound once."""
+    return np.array(value, np.float32 if isinstance(value, float) else np.int64)
+
+
+class Graph:
+    """One onnxruntime session over model.onnx, shared by every conversation: the `Runner` on the CPU.
+
+    Raises:
+        BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        architecture: Architecture,
+        rule: KVRule,
+        threads: int | None,
+        context: int = 1,
+        budget: KVBudget | None = None,
+    ) -> None:
+        """
+        Args:
+            rule: the one the checkpoint was trained for.
+            context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
+            budget: what keys and values of all conversations may take.
+        """
+        self.architecture, self.budget = architecture, budget or KVBudget()
+        short = architecture.short_context
+        self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
+        self.propagates = rule == "propagate"
+        options = session_options(threads)
+        try:
+            path = str(bundle / "model.onnx")
+            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
+                path, options, providers=[CPU]
+            )
+        except Exception as error:  # onnxruntime raises several unrelated types
+            raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({first_line(error)})") from error
+        self._check_contract(bundle / "model.onnx")
+        self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
+        self._no_ids = np.zeros((1, 0), np.int64)
+        self._closing = Closing()
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise BadInputError("this model is closed; load the bundle again")
+        return self._session
+
+    @property
+    def rules(self) -> tuple[KVRule, ...]:
+        """All, but `propagate` where the checkpoint was not trained for it."""
+        return tuple(rule for rule in RULES if rule != "propagate" or self.propagates)
+
+    @property
+    def bits(self) -> int:
+        return 32
+
+    @property
+    def slots(self) -> int:
+        return self.architecture.pasts
+
+    @property
+    def most_rows(self) -> int:
+        return sys.maxsize
+
+    @property
+    def no_rows(self) -> Float:
+        rows: Float = self._no_hidden[0]
+        return rows
+
+    def new_cache(self) -> KVCache:
+        return KVCache(self.architecture, self.budget, self._closing)
+
+    def hidden(self, rows: Float) -> Float:
+        return rows
+
+    def kv_bytes(self, tokens: int) -> int:
+        return self.architecture.kv_bytes(tokens)
+
+    def bind(self) -> Binding:
+        """A binding for one conversation; its cache stays bound between calls."""
+        binding = Binding(self.session.io_binding(), self.architecture)
+        self._closing.add(binding)
+        return binding
+
+    def close(self) -> None:
+        self._closing.close()
+        self._session = None
+        return_unused()
+
+    def run(
+        self,
+        binding: Binding,
+        cache: KVCache,
+        rows: Int | Hidden,
+        *,
+        position: int,
+        first: int,
+        last: int,
+        threshold: float,
+        logit_rows: Sequence[int],
+        left: Hidden | None = None,
+    ) -> Pass:
+        """`Runner.run`, in one call."""
+        states = self._no_hidden[0] if left is None else on_host(left)
+        count = len(states) + len(rows)
+        entering = rows.ndim == 1
+        rows = on_host(rows)
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": rows[None] if entering else self._no_ids,
+            "hidden": self._no_hidden if entering else rows[None],
+            "row_depth": np.full((1, count), first, np.int64),
+            "position_ids": np.arange(position, position + count, dtype=np.int64)[None],
+            "first": _scalar(first),
+            "last": _scalar(last),
+            "threshold": _scalar(float(threshold)),
+            "logit_rows": np.array(logit_rows, np.int64),
+            "slot_rows": _NO_SLOTS,
+            "row_threshold": _NO_THRESHOLDS,
+            **self._past_lengths([cache.held(depth) for depth in range(1, len(cache.lengths) + 1)]),
+            **self._left(states, _NO_SLOTS),
+            **self._constant,
+        }
+        pasts = [self._buffers(cache, depth) for depth in range(1, len(cache.lengths) + 1)]
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
+        ran = len(gate)
+        for index in range(ran):
+            depth, new = first + index, [plane[index, 0] for plane in planes]
+            binding.append(depth - 1, cache, depth, new, position)
+        return Pass(first, first + ran - 1, logits, hidden[0], gate[-1, 0])
+
+    def step(self, binding: Binding, parts: Sequence[Part]) -> list[PartDone]:
+        """`Runner.step`, in one call."""
+        ordered = sorted(range(len(parts)), key=lambda index: parts[index].depth)  # ids stand before hidden states
+        chosen = [parts[index] for index in ordered]
+        ids = [on_host(part.rows) for part in chosen if part.rows.ndim == 1]
+        states = [on_host(part.rows) for part in chosen if part.rows.ndim == 2]
+        lefts = [self._no_hidden[0] if part.left is None else on_host(part.left) for part in chosen]
+        left = [len(states_left) for states_left in lefts]
+        counts = [len(part.rows) for part in chosen]
+        depths = [part.depth for part in chosen]
+        held = [part.cache.held(part.depth) for part in chosen]
+        starts = [part.position for part in chosen]
+        positions = [np.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
+        for start, before, count in zip(starts, left, counts, strict=True):
+            positions.append(np.arange(start + before, start + before + count))
+        thresholds = np.concatenate([part.thresholds for part in chosen])
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": np.concatenate(ids)[None] if ids else self._no_ids,
+            "hidden": np.concatenate(states)[None] if states else self._no_hidden,
+            "row_depth": np.repeat(depths + depths, left + counts)[None],
+            "position_ids": np.concatenate(positions)[None],
+            "first": _scalar(1),
+            "last": _scalar(1),
+            "threshold": _scalar(NEVER),
+            "logit_rows": _NO_SLOTS,
+            "slot_rows": self._padded(counts),
+            "row_threshold": thresholds,
+            **self._past_lengths(held),
+            **self._left(np.concatenate(lefts), self._padded(left)),
+            **self._constant,
+        }
+        pasts = [self._buffers(part.cache, part.depth) for part in chosen]
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
+        done: dict[int, PartDone] = {}
+        row = before = answered = 0
+        for slot, (index, part, count, gone) in enumerate(zip(ordered, chosen, counts, left, strict=True)):
+            own, behind = slice(row, row + count), slice(sum(left) + row, sum(left) + row + count)
+            for own_keys, position in ((slice(before, before + gone), 0), (behind, gone)):
+                new = [plane[0, 0, :, :, own_keys] for plane in planes]
+                binding.append(slot, part.cache, part.depth, new, part.position + position)
+            reached = int((gate[0, 0, own] >= part.thresholds).sum())
+            done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + reached])
+            row, before, answered = row + count, before + gone, answered + reached
+        return [done[index] for index in range(len(parts))]
+
+    def _left(self, states: Float, slot_rows: Int) -> dict[str, NDArray[Any]]:
+        if not self.propagates:
+            return {}
+        return {"left_hidden": states[None], "slot_left_rows": slot_rows}
+
+    def _padded(self, counts: Sequence[int]) -> Int:
+        padded = np.zeros(self.architecture.pasts, np.int64)
+        padded[: len(counts)] = counts
+        return padded
+
+    def _past_lengths(self, held: Sequence[Sequence[int]]) -> dict[str, Int]:
+        """Valid rows of each past, for each KV group."""
+        groups = enumerate(zip(*held, strict=True))
+        return {f"past_length{_suffix(group)}": self._padded(lengths)[None] for group, lengths in groups}
+
+    def _buffers(self, cache: KVCache, depth: int) -> list[Planes]:
+        return [cache.buffers(depth, group) for group in range(len(self.architecture.kv_groups))]
+
+    def _check_contract(self, path: Path) -> None:
+        shape = self.architecture
+        found = {value.name: value.shape for value in self.session.get_inputs()}
+        outputs = [*OUTPUTS, *(f"new_{plane}" for plane in shape.kv_planes)]
+        missing = [name for name in outputs if name not in {value.name for value in self.session.get_outputs()}]
+        placed = [(group, layer) for group, layers in enumerate(shape.kv_groups) for layer in layers]
+        for past in range(1, shape.pasts + 1):
+            for group, layer in placed:
+                for plane, (_, width) in shape.kv_planes.items():
+                    name = f"past_{plane}.{past}.{layer}"
+                    if found.get(name) != ["batch", shape.key_value_heads, f"past_{past}{_suffix(group)}", width]:
+                        missing.append(name)
+        slots = len(shape.kv_planes) * shape.pasts * shape.layers_per_block
+        wanted_inputs = len(INPUTS) + (len(PROPAGATING_INPUTS) if self.propagates else 0)
+        wanted_inputs += len(shape.kv_groups) - 1 + len(self._constant)
+        if missing or len(found) != slots + wanted_inputs:
+            raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
+
+
+class Binding:
+    """Inputs and outputs bound for one caller: a past is bound again only where it has moved."""
+
+    def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
+        self._io: onnxruntime.IOBinding | None = binding
+        self._groups = architecture.kv_groups
+        self._nothing = [no_rows(architecture, group) for group in range(len(self._groups))]
+        self._planes = tuple(architecture.kv_planes)
+        self._outputs = (*OUTPUTS, *(f"new_{plane}" for plane in self._planes))
+        self._bound: list[list[NDArray[Any] | None]] = [[None] * len(self._groups) for _ in range(architecture.pasts)]
+        self._fed: dict[str, NDArray[Any]] = {}
+        self._many_before = False
+        self._giving_back = onnxruntime.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(
+        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[list[Planes]]
+    ) -> list[Any]:
+        """Run with `pasts`, planes [layers, 1, KV, P, width] by KV group, as the first and nothing as the others."""
+        empty: list[list[Planes]] = [[*self._nothing]] * (len(self._bound) - len(pasts))
+        for index, groups in enumerate([*pasts, *empty]):
+            for group, planes in enumerate(groups):
+                self._bind(index, group, planes)
+        for name, array in feeds.items():
+            if self._fed.get(name) is not array:
+                self.binding.bind_cpu_input(name, array)
+                self._fed[name] = array
+        for name in self._outputs:
+            self.binding.bind_output(name)
+        try:
+            many = feeds["row_depth"].size >= MANY_ROWS
+            done_with_many, self._many_before = self._many_before and not many, many
+            session.run_with_iobinding(self.binding, self._giving_back if done_with_many else None)
+        except Exception as error:  # onnxruntime raises several unrelated types
+            raise RRTEdgeError(f"onnxruntime failed while running the model: {first_line(error)}") from error
+        return list(self.binding.copy_outputs_to_cpu())
+
+    def close(self) -> None:
+        """Let go of all that is bound, and of the session with it."""
+        self._io = None
+
+    @property
+    def binding(self) -> onnxruntime.IOBinding:
+        if self._io is None:
+            raise BadInputError("this model is closed; load the bundle again")
+        return self._io
+
+    def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
+        """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""
+        for group, nothing in enumerate(self._nothing):
+            if not cache.takes(depth, group, rows[0].shape[2]):
+                self._bind(past, group, nothing)
+        cache.append(depth, rows, position)
+
+    def _bind(self, past: int, group: int, planes: Planes) -> None:
+        if self._bound[past][group] is not planes[0]:
+            for name, plane in zip(self._planes, planes, strict=True):
+                for index, layer in enumerate(self._groups[group]):
+                    self.binding.bind_cpu_input(f"past_{name}.{past + 1}.{layer}", plane[index])
+            self._bound[past][group] = planes[0]
+
+
+def _suffix(group: int) -> str:
+    """Behind the names of what belongs to a KV group: nothing where it is the first."""
+    return f".{group}" if group else ""

@@ -1,0 +1,196 @@
+"""Keys and values of one sequence in a device's memory, grown in steps; the device writes new rows where they stay."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.bundle.manifest import Architecture
+from rrt_edge.runtime.running.kv_budget import KVBudget
+from rrt_edge.runtime.system.closing import Closing
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+STEP = 256  # rows a buffer grows by at least: room that is not used costs memory alone
+SHARE = 4  # or this part of what is held, so that long texts are not copied often
+
+
+class Memory(Protocol):
+    """Where buffers come from."""
+
+    architecture: Architecture
+    dtype: type[np.generic]
+    budget: KVBudget
+    context: int
+    closing: Closing  # closes caches, forks included
+
+    def plane(self, rows: NDArray[Any]) -> OrtValue:
+        """A copy of rows [1, KV, room, D] on the device."""
+
+    def download(self, plane: OrtValue) -> NDArray[Any]:
+        """A copy of such rows on the host."""
+
+    def grown(self, plane: OrtValue, room: int) -> OrtValue:
+        """A copy with so many rows, of which the new ones are zeros."""
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Keys and values of one depth's layers, `planes[2 * layer]` and `planes[2 * layer + 1]`: [1, KV, room, D] each.
+
+    Where forks share it, the first rows up to `used` stay as they are.
+    """
+
+    planes: list[OrtValue]
+    room: int = 0
+    used: int = 0
+    shared: bool = False
+
+    def takes(self, start: int, stop: int) -> bool:
+        """Whether rows from `start` to `stop` can be written as it is."""
+        return stop <= self.room and not (self.shared and self.used > start)
+
+
+class DeviceCache:
+    """As `KVCache`, for the KV rule `exact`: what a depth holds are the rows from position 0 on.
+
+    Layers that attend to a sliding window keep all rows: the device looks at those within the window.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.positions: list[list[int]] = [[] for _ in range(memory.architecture.loops)]
+        self._buffers = [Buffer([]) for _ in self.positions]
+        memory.closing.add(self)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows that have run each depth."""
+        return [len(held) for held in self.positions]
+
+    def room_for(self, depth: int, count: int) -> Buffer:
+        """The buffer of a depth, with room for so many rows more; another one where it had to grow.
+
+        Raises:
+            OutOfMemoryError: there is no room for it.
+        """
+        start = len(self.positions[depth - 1])
+        buffer = self._buffers[depth - 1]
+        if not buffer.takes(start, start + count):
+            room = min(room_of(start), room_of(self.memory.context, 0))
+            buffer = self._buffers[depth - 1] = self._grown(buffer, max(room, room_of(start + count, 0)))
+        return buffer
+
+    def add(self, depth: int, count: int, position: int) -> None:
+        """The device has written so many rows, at positions from `position` on, behind those the depth had."""
+        held = self.positions[depth - 1]
+        held.extend(range(position, position + count))
+        self._buffers[depth - 1].used = len(held)
+
+    def reaches(self, length: int) -> bool:
+        """All rows are kept."""
+        return True
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows at position `length` and behind; with none left, their memory too."""
+        for index, held in enumerate(self.positions):
+            del held[bisect_left(held, length) :]
+            if not held:
+                self._buffers[index] = Buffer([])
+
+    def fork(self) -> DeviceCache:
+        """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
+        other = DeviceCache.__new__(DeviceCache)
+        other.memory = self.memory
+        other.positions = [list(held) for held in self.positions]
+        other._buffers = list(self._buffers)
+        other.memory.closing.add(other)
+        for buffer in self._buffers:
+            buffer.shared = True
+        return other
+
+    def copy_last(self, count: int, depth: int, to: int) -> None:
+        """For KV rules that the device does not follow."""
+        raise NotImplementedError("the KV rule exact copies no rows")
+
+    def close(self) -> None:
+        """Give the memory back; nothing is held any more."""
+        self.truncate(0)
+
+    def rows(self, depth: int, group: int) -> tuple[int, list[NDArray[Any]]]:
+        """As `KVCache.rows`, copied to the host in the types that the bundle keeps on the CPU."""
+        count, planes = len(self.positions[depth - 1]), self._buffers[depth - 1].planes
+        shape = self.memory.architecture
+        layers = shape.kv_groups[group]
+        found = []
+        for side in (0, 1):
+            whole = np.zeros((len(layers), shape.key_value_heads, count, shape.head_dim), np.float32)
+            for index, layer in enumerate(layers if planes else ()):
+                whole[index] = self.memory.download(planes[2 * layer + side])[0, :, :count]
+            found.append(whole)
+        return 0, found if shape.kv_bits == 32 else quantized(found)
+
+    def restore(
+        self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]
+    ) -> None:
+        """As `KVCache.restore`. Rows that were dropped were out of every window: zeros stand in their place."""
+        shape, count = self.memory.architecture, len(positions)
+        self.positions[depth - 1] = list(positions)
+        if not count:
+            return
+        room = room_of(count, 0)
+        buffer = self._buffers[depth - 1]
+        if not buffer.planes:
+            buffer = self._buffers[depth - 1] = self._grown(Buffer([]), room)
+            buffer.used = count
+        for side, rows in enumerate(planes if shape.kv_bits == 32 else dequantized(planes)):
+            for index, layer in enumerate(shape.kv_groups[group]):
+                padded = np.zeros((1, shape.key_value_heads, room, shape.head_dim), self.memory.dtype)
+                padded[0, :, first:count] = rows[index]
+                buffer.planes[2 * layer + side] = self.memory.plane(padded)
+
+    def _grown(self, buffer: Buffer, room: int) -> Buffer:
+        shape, memory = self.memory.architecture, self.memory
+        size = buffer_bytes(shape, room, memory.dtype)
+        memory.budget.take(size)
+        try:
+            if buffer.planes:
+                planes = [memory.grown(plane, room) for plane in buffer.planes]
+            else:
+                nothing = np.zeros((1, shape.key_value_heads, room, shape.head_dim), memory.dtype)
+                planes = [memory.plane(nothing) for _ in range(2 * shape.layers_per_block)]
+        except BaseException:
+            memory.budget.give(size)
+            raise
+        made = Buffer(planes, room)
+        memory.budget.give_with(made, size)
+        return made
+
+
+def room_of(rows: int, spare: int = SHARE) -> int:
+    """Rows of a buffer that holds so many, and a share of them more where there is one."""
+    room = rows + (rows // spare if spare else 0)
+    return max(1, -(-room // STEP)) * STEP
+
+
+def buffer_bytes(shape: Architecture, room: int, dtype: type[np.generic]) -> int:
+    """What the planes of one depth take."""
+    return 2 * shape.layers_per_block * shape.key_value_heads * room * shape.head_dim * np.dtype(dtype).itemsize
+
+
+def quantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Keys and values [.., D] as integers, and a scale [.., 1] for each row and head, as the loop graph keeps them."""
+    scales = [np.maximum(np.abs(plane).max(axis=-1, keepdims=True) / 127, 1e-12).astype(np.float32) for plane in planes]
+    whole = [np.rint(plane / scale).astype(np.int8) for plane, scale in zip(planes, scales, strict=True)]
+    return [*whole, *scales]
+
+
+def dequantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """What `quantized` keeps, as numbers."""
+    return [whole * scale for whole, scale in zip(planes[:2], planes[2:], strict=True)]

@@ -1,0 +1,171 @@
+"""Which device `auto` takes: the one that was fastest in a short trial, kept for each machine and bundle.
+
+A trial runs in a process of its own, so that a driver that crashes or hangs there costs nothing but the trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
+from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.library.store import home
+from rrt_edge.runtime.running.devices.finding import Device, find_devices, other_devices
+from rrt_edge.runtime.running.devices.providers import PROVIDERS, VARIABLE
+from rrt_edge.runtime.system.files import new_file
+from rrt_edge.runtime.system.machine import this_machine
+from rrt_edge.runtime.system.onnxruntime import onnxruntime
+
+PATIENCE = 300  # seconds of a trial
+DAY = 24 * 3600.0  # seconds
+log = logging.getLogger(__name__)
+
+
+def choose_device(bundle: Path, manifest: Manifest) -> str:
+    """The device that runs a bundle fastest here. Trials, failures and the choice are logged."""
+    reason = why_cpu_only(bundle, manifest.architecture, manifest.kv_rule)
+    if reason is not None:
+        log.info("device cpu: %s", reason)
+        return "cpu"
+    others = _hardware()
+    if not others:
+        log.info("device cpu: there is no other")
+        return "cpu"
+    if getattr(sys, "frozen", False) or not sys.executable:  # it would start the application itself
+        log.warning("device cpu: this program cannot try %s; name one", ", ".join(one.name for one in others))
+        return "cpu"
+    key = _key(manifest, others)
+    known = _read().get(key, {})
+    untried = [name for name in ("cpu", *(one.name for one in others)) if not _counts(known.get(name))]
+    if untried:
+        log.warning("trying which device runs %s fastest: %s", bundle, ", ".join(untried))
+        known = {**known, **{name: _measured(bundle, name) for name in untried}}
+        _keep(key, known)
+    seconds = {name: float(found) for name, found in known.items() if isinstance(found, float)}
+    for name, found in known.items():
+        if isinstance(found, dict):
+            log.warning("device %s is left out: %s", name, found["problem"])
+    chosen = min(seconds, key=lambda name: seconds[name], default="cpu")
+    told = ", ".join(f"{name} {found:.2f} s" for name, found in seconds.items())
+    log.info("device %s: the fastest in a trial (%s)", chosen, told or "none ended")
+    return chosen
+
+
+def record_failure(manifest: Manifest, device: str, problem: str) -> None:
+    """A device that ended its trial did not load a bundle: it is left out for a day."""
+    key = _key(manifest, _hardware())
+    _keep(key, {**_read().get(key, {}), device: _failed(problem)})
+
+
+def _hardware() -> list[Device]:
+    """What `auto` may take beside the CPU."""
+    return [one for one in other_devices() if one.usable and not one.software]
+
+
+def _counts(found: Any) -> bool:
+    """Whether what is known of a device still holds: a time does, a failure for a day."""
+    return isinstance(found, float) or (isinstance(found, dict) and time.time() - found["at"] < DAY)
+
+
+def _failed(problem: str) -> dict[str, Any]:
+    return {"problem": problem, "at": time.time()}
+
+
+def _key(manifest: Manifest, devices: list[Device]) -> str:
+    """A name for this machine, what it runs with, and the bundle."""
+    plugins = [plugin.replace("_", "-") for one in devices for plugin in PROVIDERS[one.name].plugins]
+    facts = [manifest.fingerprint, onnxruntime.__version__, this_machine().processor]
+    facts += [f"{one.name} {one.hardware}" for one in devices] + [f"{name} {_version(name)}" for name in plugins]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tried_devices() -> list[Device]:
+    """`find_devices`, each tried with a small sum: what does not run it is not usable."""
+    found = []
+    for device in find_devices():
+        problem = _trial(device.name).get("problem") if device.usable and device.name != "cpu" else None
+        found.append(device if problem is None else dataclasses.replace(device, usable=False, problem=str(problem)))
+    return found
+
+
+def _measured(bundle: Path, device: str) -> Any:
+    """Seconds of a prompt and a reply, or the problem."""
+    told = _trial(device, str(bundle))
+    return _failed(str(told["problem"])) if "problem" in told else float(told["seconds"])
+
+
+def _trial(*arguments: str) -> dict[str, Any]:
+    """What `device_trial` says: `seconds`, or the `problem`."""
+    command = [sys.executable, "-P", "-m", "rrt_edge.runtime.measuring.device_trial", *arguments]
+    hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=PATIENCE,
+            env={**os.environ, VARIABLE: "cpu"}, creationflags=hidden,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"problem": f"the trial did not end within {PATIENCE} s"}
+    except OSError as error:
+        return {"problem": f"the trial could not be run ({error})"}
+    try:
+        told = json.loads(ended.stdout.splitlines()[-1])
+        if "seconds" in told or "problem" in told:
+            return dict(told)
+    except (IndexError, ValueError, TypeError):  # it said something else, or nothing
+        pass
+    last = (ended.stderr.strip().splitlines() or [""])[-1]
+    return {"problem": f"the trial ended with status {ended.returncode}" + (f" ({last})" if last else "")}
+
+
+def _place() -> Path:
+    return home() / "devices.json"
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    """What is known of devices, by bundle and machine: seconds, or a problem and when it was."""
+    try:
+        kept = json.loads(_place().read_text("utf-8"))
+        return {key: sound for key, found in kept.items() if (sound := _sound(found))}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _sound(found: Any) -> dict[str, Any]:
+    """The entries that say something."""
+    if not isinstance(found, dict):
+        return {}
+    return {
+        name: one
+        for name, one in found.items()
+        if isinstance(one, float)
+        or (isinstance(one, dict) and isinstance(one.get("problem"), str) and isinstance(one.get("at"), float))
+    }
+
+
+def _keep(key: str, known: dict[str, Any]) -> None:
+    """Beside what another process may have written meanwhile."""
+    place = _place()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(place) as partial:
+            partial.write_text(json.dumps({**_read(), key: known}, indent=1), "utf-8")
+    except (OSError, RRTEdgeError) as error:
+        log.info("%s: the choice cannot be kept (%s)", place, error)

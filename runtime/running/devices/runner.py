@@ -1,0 +1,391 @@
+"""The block on a device, driven depth by depth from the host: hidden states, keys and values stay on the device.
+
+Only the gate comes back at each depth, and the logits that are asked for. The graphs are in the bundle's archive of
+them (docs/graph.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
+from rrt_edge.runtime.bundle.manifest import Architecture, KVRule
+from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
+from rrt_edge.runtime.running.devices.attention_check import MANY, rows_at_once
+from rrt_edge.runtime.running.devices.binding import DeviceBinding
+from rrt_edge.runtime.running.devices.cache import Buffer, DeviceCache, buffer_bytes, room_of
+from rrt_edge.runtime.running.devices.device import OpenDevice
+from rrt_edge.runtime.running.hidden import DeviceRows, Hidden, Piece
+from rrt_edge.runtime.running.kv_budget import KVBudget
+from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, Pass
+from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.system.memory import return_unused
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, IOBinding, OrtValue
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+AT_ONCE = ("block", "head", "join", "grow")  # loaded at once; `step` when several sequences first share one
+HEAVY = {"MatMulNBits", "MatMul", "GroupQueryAttention"}
+DTYPES: dict[str, type[np.generic]] = {"float16": np.float16, "float32": np.float32}
+log = logging.getLogger(__name__)
+
+
+class DeviceGraph:
+    """A bundle on a device, shared by every conversation: the `Runner` of the KV rule `exact`."""
+
+    rules: tuple[KVRule, ...] = ("exact",)
+
+    def __init__(
+        self,
+        bundle: Path,
+        architecture: Architecture,
+        device: OpenDevice,
+        *,
+        context: int = 1,
+        threads: int | None = None,
+        budget: KVBudget | None = None,
+        precision: str | None = None,
+        profile: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
+            budget: what keys and values of all conversations may take.
+            precision: `float16` or `float32`; by default the first that the device computes with.
+            profile: where sessions write their profiles, as the beginning of the files' names.
+
+        Raises:
+            DeviceError: the device cannot run the bundle; says why.
+            BundleError: the archive of graphs is damaged.
+        """
+        self.architecture, self.device, self.budget = architecture, device, budget or KVBudget()
+        self.context, self._bundle, self._threads, self._profile = context, bundle, threads, profile
+        self._archive, self._host = read_archive(bundle), OpenDevice("cpu")
+        self.slots = self._archive.slots
+        short = architecture.short_context
+        self._constant = {} if short is None else {"long_context": np.array(context > short)}
+        self._sessions: dict[str, InferenceSession] = {}
+        self._scratch: Buffer | None = None
+        self.closing, self._step_fits = Closing(), True
+        halves = device.keeps_memory and not self._archive.overflows_float16
+        with device.lock:
+            self._load([precision] if precision else PRECISIONS if halves else ["float32"])
+
+    def _load(self, precisions: Sequence[str]) -> None:
+        """With the first precision that works; a token is run to know."""
+        for precision in precisions:
+            self.precision = precision
+            self.dtype: type[np.generic] = DTYPES[precision]
+            try:
+                self.most_rows = self._checked_rows(precision)
+                self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
+                self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], self._bundle, self._threads)
+                self._tell_taken()
+                binding, cache = self.bind(), self.new_cache()
+                tried = self.run(
+                    binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
+                    threshold=NEVER, logit_rows=[0],
+                )  # fmt: skip
+                cache.close()
+                if np.isfinite(tried.logits).all():
+                    log.info("device %s: %s computes in %s", self.device.name, self._bundle, precision)
+                    return
+                problem = RRTEdgeError(f"device {self.device.name}: computes no numbers in {precision}")
+            except OutOfMemoryError:
+                self.close()
+                raise
+            except RRTEdgeError as error:
+                problem = error
+            log.info("device %s: not in %s: %s", self.device.name, precision, problem)
+            self.close()
+        if isinstance(problem, DeviceError):
+            raise problem
+        raise DeviceError(str(problem)) from problem
+
+    def _checked_rows(self, precision: str) -> int:
+        """Rows that a call may bring so that every kind of attention is right.
+
+        Raises:
+            DeviceError: not even few rows are.
+        """
+        most = []
+        for number, wanted in enumerate(self._archive.attentions):
+            session = self._session(f"{precision}/attend.{number}")
+            most.append(rows_at_once(session, self.device, self.architecture, self.dtype, wanted))
+            if not most[-1]:
+                raise DeviceError(f"device {self.device.name}: its attention is wrong{wanted}; use the CPU")
+        if min(most) < MANY:
+            log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
+        return min(most)
+
+    def _tell_taken(self) -> None:
+        """Say what of the heavy work the device leaves to the CPU.
+
+        Raises:
+            DeviceError: all of it.
+        """
+        there, left = self.device.taken(self._sessions["block"])
+        if self.device.name != "cpu" and not there & HEAVY:
+            raise DeviceError(f"device {self.device.name}: takes no product of this model; use the CPU")
+        if there and left & HEAVY:
+            log.warning("device %s: the CPU runs %s of it", self.device.name, ", ".join(sorted(left & HEAVY)))
+
+    def _session(self, name: str) -> InferenceSession:
+        form = name.partition("/")[2]
+        profile = None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{form}")
+        return self.device.session(self._archive.graphs[name], self._bundle, self._threads, profile)
+
+    def _row_shape(self, rows: int) -> tuple[int, int, int]:
+        return self.architecture.key_value_heads, rows, self.architecture.head_dim
+
+    @property
+    def bits(self) -> int:
+        return 8 * np.dtype(self.dtype).itemsize
+
+    @property
+    def no_rows(self) -> DeviceRows:
+        return DeviceRows(self.device, self.architecture.hidden_size)
+
+    def new_cache(self) -> DeviceCache:
+        return DeviceCache(self)
+
+    def hidden(self, rows: Float) -> DeviceRows:
+        if not len(rows):
+            return self.no_rows
+        return self._rows([Piece(self.device.upload(rows[None].astype(self.dtype)), 0, len(rows))])
+
+    def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
+        return DeviceRows(self.device, self.architecture.hidden_size, pieces)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
+        room = min(room_of(tokens), room_of(max(tokens, self.context), 0))
+        return self.architecture.loops * buffer_bytes(self.architecture, room, self.dtype)
+
+    def bind(self) -> DeviceBinding:
+        """What one caller at a time runs with: its keys and values stay bound between calls."""
+        binding = DeviceBinding(self)
+        self.closing.add(binding)
+        return binding
+
+    def session(self, form: str) -> InferenceSession:
+        """The session of a form, which is loaded where it was not yet."""
+        if not self._sessions:
+            raise BadInputError("this model is closed; load the bundle again")
+        if form not in self._sessions:
+            self._sessions[form] = self._session(f"{self.precision}/{form}")
+        return self._sessions[form]
+
+    def close(self) -> None:
+        """Give all memory back; conversations cannot go on."""
+        with self.device.lock:
+            self.closing.close()
+            self._sessions.clear()
+            self._scratch = None
+            self.device.release()
+        return_unused()
+
+    def scratch(self) -> Buffer:
+        """Keys and values of one row, which nobody reads, for slots without a sequence."""
+        if self._scratch is None:
+            plane = self.plane(np.zeros((1, *self._row_shape(1)), self.dtype))
+            self._scratch = Buffer([plane] * (2 * self.architecture.layers_per_block), 1)
+        return self._scratch
+
+    def end_profiling(self) -> dict[str, Path]:
+        """The files of the sessions' profiles, which end here, by form."""
+        return {form: Path(session.end_profiling()) for form, session in self._sessions.items() if form != ROWS}
+
+    def plane(self, rows: NDArray[Any]) -> OrtValue:
+        """A copy of rows [1, KV, room, D] on the device."""
+        return self.device.upload(rows)
+
+    def download(self, plane: OrtValue) -> NDArray[Any]:
+        """A copy of rows of the device on the host."""
+        return self.device.download(plane)
+
+    def grown(self, plane: OrtValue, room: int) -> OrtValue:
+        """A copy with so many rows, of which the new ones are zeros."""
+        with self.device.working():
+            session = self.session("grow")
+            made = self.device.empty((1, *self._row_shape(room)), self.dtype)
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("kept", plane)
+            binding.bind_cpu_input("pads", np.array([0, 0, 0, 0, 0, 0, room - plane.shape()[2], 0], np.int64))
+            binding.bind_ortvalue_output("grown", made)
+            self.device.run(session, binding)
+            return made
+
+    def run(
+        self,
+        binding: DeviceBinding,
+        cache: DeviceCache,
+        rows: Int | Hidden,
+        *,
+        position: int,
+        first: int,
+        last: int,
+        threshold: float,
+        logit_rows: Sequence[int],
+        left: Hidden | None = None,
+    ) -> Pass:
+        """`Runner.run`, a call for each depth; the gate is waited for only where it decides or is the last."""
+        with self.device.working():
+            for depth in range(first, last + 1):
+                part = Part(cache, depth, rows, position, np.zeros(0, np.float32))
+                hidden, gate = self._through(binding, part, depth == last or threshold < NEVER)
+                rows = hidden
+                if depth == last or gate[-1] >= threshold:
+                    break
+            logits = self._logits(binding, hidden, np.array(logit_rows, np.int64))
+        return Pass(first, depth, logits, hidden, gate)
+
+    def _through(self, binding: DeviceBinding, part: Part, wants_gate: bool) -> tuple[DeviceRows, Float]:
+        """Run one part through its depth, as many rows a call as attention is right for."""
+        rows, gates = self.no_rows, []
+        for start in range(0, len(part.rows), self.most_rows):
+            piece = dataclasses.replace(
+                part, rows=part.rows[start : start + self.most_rows], position=part.position + start
+            )
+            hidden, gate = self._call("block", binding, [piece], wants_gate)
+            rows = self._rows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
+            gates.append(gate)
+        return rows, np.concatenate(gates)
+
+    def step(self, binding: DeviceBinding, parts: Sequence[Part]) -> list[PartDone]:
+        """`Runner.step`, in one call where that is not too many rows."""
+        with self.device.working():
+            wants_gate = any((part.thresholds < NEVER).any() for part in parts)
+            if len(parts) == 1 or any(len(part.rows) > self.most_rows for part in parts) or not self._shares():
+                found = [self._through(binding, part, wants_gate) for part in parts]
+            else:
+                hidden, gates = self._call("step", binding, parts, wants_gate)
+                ends = np.cumsum([len(part.rows) for part in parts]).tolist()
+                spans = [(end - len(part.rows), end) for end, part in zip(ends, parts, strict=True)]
+                found = [(self._rows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
+            reached = [gate >= part.thresholds for (_, gate), part in zip(found, parts, strict=True)]
+            logits = self._logits(
+                binding,
+                self._rows([piece for rows, _ in found for piece in rows.pieces]),
+                np.flatnonzero(np.concatenate(reached)),
+            )
+        answered = np.split(logits, np.cumsum([int(ones.sum()) for ones in reached])[:-1])
+        return [PartDone(rows, gate, own) for (rows, gate), own in zip(found, answered, strict=True)]
+
+    def _shares(self) -> bool:
+        """Whether the device has room for the graph that several sequences share; else they take turns."""
+        try:
+            if self._step_fits:
+                self.session("step")
+        except OutOfMemoryError as error:
+            log.warning("%s; requests take turns", error)
+            self._step_fits = False
+        return self._step_fits
+
+    def _call(
+        self, form: str, binding: DeviceBinding, parts: Sequence[Part], wants_gate: bool
+    ) -> tuple[OrtValue, Float]:
+        """Run parts through their depths: (hidden states [1, N, H] on the device, gates [N], of padding too)."""
+        shape, session = self.architecture, self.session(form)
+        slots = 1 if form == "block" else self.slots
+        counts = [len(part.rows) for part in parts] + [1] * (slots - len(parts))  # a slot without a part has a dummy
+        bound = binding.block(form, parts[0].depth)
+        buffers = [part.cache.room_for(part.depth, len(part.rows)) for part in parts]
+        entering = self._enter(parts, counts)
+        for name in ("depth", "cos", "sin", *(f"turn.{number}" for number in range(self._archive.turns))):
+            bound.io.bind_cpu_input(name, entering[name])
+        if slots > 1:
+            bound.io.bind_cpu_input("slot_rows", np.array(counts, np.int64))
+        ids = 0
+        for slot, count in enumerate(counts, 1):
+            part = parts[slot - 1] if slot <= len(parts) else None
+            before = 0 if part is None else len(part.cache.positions[part.depth - 1])
+            bound.io.bind_cpu_input(f"last_row.{slot}", np.array([before + count - 1], np.int32))
+            bound.io.bind_cpu_input(f"length.{slot}", np.array(before + count, np.int32))
+            bound.cache(slot, self.scratch() if part is None else buffers[slot - 1])
+            if part is None:
+                self._bind_rows(bound.io, slot, np.zeros((1, 1, shape.hidden_size), self.dtype))
+            elif isinstance(part.rows, DeviceRows):
+                self._bind_rows(bound.io, slot, self._whole(part.rows))
+            else:
+                embedded = entering["embedded"][:, ids : ids + count].astype(self.dtype)
+                self._bind_rows(bound.io, slot, embedded)
+                ids += count
+        hidden = self.device.empty((1, sum(counts), shape.hidden_size), self.dtype)
+        bound.io.bind_ortvalue_output("hidden_out", hidden)
+        open_depth = any(part.depth < shape.loops for part in parts)  # full depth's gate is 1
+        gates = self._gates(sum(counts), wants_gate and open_depth)
+        bound.io.bind_ortvalue_output("gate", gates)
+        self.device.run(session, bound.io)
+        for part in parts:
+            part.cache.add(part.depth, len(part.rows), part.position)
+        full = np.ones(sum(counts), np.float32)
+        return hidden, gates.numpy()[0] if wants_gate and open_depth else full
+
+    def _gates(self, count: int, read: bool) -> OrtValue:
+        """Where the gates go: to the host, where they are read there."""
+        if read or not self.device.keeps_memory:
+            return self.device.host((1, count), np.float32)
+        return self.device.empty((1, count), np.float32)
+
+    def _enter(self, parts: Sequence[Part], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Embedded ids, rotations and depths from the rows graph; rows of slots without a part are at position 0."""
+        ids = [part.rows for part in parts if isinstance(part.rows, np.ndarray)]
+        depths = [part.depth for part in parts] + [1] * (len(counts) - len(parts))
+        starts = [part.position for part in parts] + [0] * (len(counts) - len(parts))
+        feeds = {
+            "input_ids": np.concatenate([*ids, np.zeros(0, np.int64)])[None],
+            "row_depth": np.repeat(depths, counts)[None],
+            "position_ids": np.concatenate([np.arange(at, at + n) for at, n in zip(starts, counts, strict=True)])[None],
+            **self._constant,
+        }
+        return self._host.call(self.session(ROWS), feeds)
+
+    def _whole(self, rows: DeviceRows) -> Piece:
+        """Rows as part of one tensor."""
+        whole = rows.pieces[0]
+        for piece in rows.pieces[1:]:
+            session = self.session("join")
+            made = self.device.empty((1, len(whole) + len(piece), self.architecture.hidden_size), self.dtype)
+            binding = session.io_binding()
+            for number, one in ((1, whole), (2, piece)):
+                self._bind_rows(binding, number, one)
+            binding.bind_ortvalue_output("joined", made)
+            self.device.run(session, binding)
+            whole = Piece(made, 0, len(whole) + len(piece))
+        return whole
+
+    def _bind_rows(self, binding: IOBinding, number: int, rows: Piece | NDArray[Any]) -> None:
+        if isinstance(rows, Piece):
+            binding.bind_ortvalue_input(f"hidden.{number}", rows.tensor)
+            span = (rows.start, rows.stop)
+        else:
+            binding.bind_cpu_input(f"hidden.{number}", rows)
+            span = (0, rows.shape[1])
+        binding.bind_cpu_input(f"rows.{number}", np.array(span, np.int64))
+
+    def _logits(self, binding: DeviceBinding, rows: DeviceRows, asked: Int) -> Float:
+        """Logits [R, V] of some of the rows, by their ascending numbers."""
+        found, before = [np.zeros((0, self.architecture.vocabulary), np.float32)], 0
+        for tensor, pieces in groupby(rows.pieces, key=lambda piece: piece.tensor):
+            held = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+            own = held[asked[(asked >= before) & (asked < before + len(held))] - before]
+            before += len(held)
+            if len(own):
+                logits = self.device.host((len(own), self.architecture.vocabulary), np.float32)
+                binding.head.bind_ortvalue_input("hidden", tensor)
+                binding.head.bind_cpu_input("rows", own)
+                binding.head.bind_ortvalue_output("logits", logits)
+                self.device.run(self.session("head"), binding.head)
+                found.append(logits.numpy())
+        return np.concatenate(found)

@@ -1,0 +1,168 @@
+"""What runs the block: rows of one sequence through some depths, or of several sequences through one each.
+
+`Graph` is the loop graph on the CPU, `DeviceGraph` the block driven depth by depth on a GPU; decoder and engine work
+with either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.bundle.manifest import Architecture, KVRule
+from rrt_edge.runtime.running.hidden import Hidden
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+NEVER = 2.0  # a threshold no probability reaches
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a run returned, for one sequence of S rows that ran depths `first` to `last`.
+
+    `logits` [R, V] of the rows asked for, `hidden` [S, H] and `gate` [S] after the last depth run; the new keys and
+    values are in the cache already.
+    """
+
+    first: int
+    last: int
+    logits: Float
+    hidden: Hidden
+    gate: Float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
+
+    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
+    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
+    """
+
+    cache: Any
+    depth: int
+    rows: Int | Hidden
+    position: int
+    thresholds: Float
+    left: Hidden | None = None
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What a step returned for a part: `hidden` [n, H], `gate` [n], `logits` [R, V] of rows that reached theirs."""
+
+    hidden: Hidden
+    gate: Float
+    logits: Float
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence: rows at ascending positions, `positions[depth - 1]`, for each depth.
+
+    Rows reach the depths in order, so no depth holds a row that the one before it lacks.
+    """
+
+    positions: list[list[int]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows that have run each depth."""
+
+    def reaches(self, length: int) -> bool:
+        """Whether all is held that a token at position `length` attends to, at every depth."""
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows at position `length` and behind."""
+
+    def fork(self) -> Any:
+        """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
+
+    def copy_last(self, count: int, depth: int, to: int) -> None:
+        """Add the last rows of a depth to another as well."""
+
+    def rows(self, depth: int, group: int) -> tuple[int, list[NDArray[Any]]]:
+        """Rows dropped, and the planes [layers, KV, n, width] of those held, of a KV group at a depth."""
+
+    def restore(
+        self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]
+    ) -> None:
+        """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
+
+
+class Runner(Protocol):
+    """A bundle ready to run; bindings and caches are its own kind."""
+
+    architecture: Architecture
+
+    @property
+    def rules(self) -> tuple[KVRule, ...]:
+        """The KV rules it can follow."""
+
+    @property
+    def bits(self) -> int:
+        """Of the numbers it computes with."""
+
+    @property
+    def slots(self) -> int:
+        """Sequences that a step serves at most."""
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a part for which sequences still share a step."""
+
+    @property
+    def no_rows(self) -> Hidden:
+        """No hidden states, [0, H]."""
+
+    def new_cache(self) -> Any:
+        """A cache that holds nothing."""
+
+    def hidden(self, rows: Float) -> Hidden:
+        """Hidden states [n, H] from the host, where this runner keeps them."""
+
+    def kv_bytes(self, tokens: int) -> int:
+        """What a cache of so many tokens takes."""
+
+    def bind(self) -> Any:
+        """What one caller at a time runs with."""
+
+    def close(self) -> None:
+        """Give all memory back; nobody can go on."""
+
+    def run(
+        self,
+        binding: Any,
+        cache: Any,
+        rows: Int | Hidden,
+        *,
+        position: int,
+        first: int,
+        last: int,
+        threshold: float,
+        logit_rows: Sequence[int],
+        left: Hidden | None = None,
+    ) -> Pass:
+        """Run rows of one sequence through depths `first` to `last`, stopping where the last row's gate says so.
+
+        Args:
+            rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
+            position: of the first of all rows, those in `left` included; the others follow.
+            logit_rows: the rows whose logits are asked for, as indices into `rows`.
+            left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
+                keys and values only; under the rule `propagate`.
+
+        Raises:
+            RRTEdgeError: onnxruntime failed.
+        """
+
+    def step(self, binding: Any, parts: Sequence[Part]) -> list[PartDone]:
+        """Run several sequences' rows through one depth each, at most `slots` of them.
+
+        Raises:
+            RRTEdgeError: onnxruntime failed.
+        """

@@ -1,0 +1,1 @@
+"""What the runtime needs of the machine: files, memory, the user's folder, and onnxruntime itself."""

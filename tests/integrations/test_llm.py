@@ -1,0 +1,68 @@
+"""The plug-in of the `llm` command line, through that command line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rrt_edge.runtime import Model
+from rrt_edge.runtime.library.store import pull
+
+QUESTION = "What does os.path.join do?"
+
+
+@pytest.fixture(scope="module")
+def llm(demo: Path, tmp_path_factory: pytest.TempPathFactory):
+    pytest.importorskip("llm")
+    home = tmp_path_factory.mktemp("home")
+    environment = {**os.environ, "RRT_EDGE_HOME": str(home / "rrt"), "LLM_USER_PATH": str(home / "llm")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RRT_EDGE_HOME", environment["RRT_EDGE_HOME"])
+        pull(str(demo), "pydoc")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "llm", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def answer(demo: Path) -> str:
+    with Model.load(demo) as model:
+        return "".join(token.text for token in model.chat([{"role": "user", "content": QUESTION}], None, "threshold"))
+
+
+def test_installed_bundles_are_its_models(llm) -> None:
+    assert "rrt-edge/pydoc" in llm("models", "list").stdout
+    assert "exit_policy" in llm("models", "list", "--options").stdout
+
+
+def test_it_answers_streamed_or_not_and_goes_on_with_a_conversation(llm, answer: str) -> None:
+    for options in ((), ("--no-stream",)):
+        assert llm("-m", "rrt-edge/pydoc", *options, QUESTION).stdout.strip() == answer
+    assert llm("-m", "rrt-edge/pydoc", "-c", "And heapq.heappush?").stdout.strip()
+    (logged,) = json.loads(llm("logs", "-n", "1", "--json").stdout)
+    assert logged["input_tokens"] > 30  # the turn before is part of it
+    assert logged["response_json"]["mean_depth"] >= 1
+
+
+def test_options_and_schemas_reach_the_model(llm) -> None:
+    deep = llm("-m", "rrt-edge/pydoc", "-o", "exit_policy", "full", "-o", "max_tokens", "5", QUESTION)
+    assert deep.returncode == 0
+    (logged,) = json.loads(llm("logs", "-n", "1", "--json").stdout)
+    assert logged["response_json"]["mean_depth"] == 2 and logged["output_tokens"] == 5
+    schema = (
+        '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
+    )
+    assert json.loads(llm("-m", "rrt-edge/pydoc", "--schema", schema, QUESTION).stdout)["n"] in (1, 2)
+
+
+def test_errors_are_one_line(llm) -> None:
+    wrong = llm("-m", "rrt-edge/pydoc", "-o", "exit_policy", "depth=9", QUESTION)
+    assert wrong.returncode == 1 and "exit policy 'depth=9'" in wrong.stderr and "Traceback" not in wrong.stderr

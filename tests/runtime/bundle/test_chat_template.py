@@ -1,0 +1,263 @@
+"""Chat templates render as transformers renders them, in a sandbox."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from rrt_edge.runtime import BadInputError, BundleError
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+TEMPLATES = {
+    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "llama 3": "{{- bos_token }}\n{%- for m in messages %}\n    {{- '<|start_header_id|>' + m.role + "
+    "'<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
+    "    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}\n{%- endif %}\n",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}",
+    "zephyr": "{% for m in messages %}\n{% if m['role'] == 'user' %}\n{{ '<|user|>\n' + m['content'] + eos_token }}\n"
+    "{% else %}\n{{ '<|assistant|>\n' + m['content'] + eos_token }}\n{% endif %}\n{% if loop.last and "
+    "add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+    "generation tag": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content | tojson }}{% endif %}{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}"
+    "{% endfor %}",
+    "llama 3 with tools": """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("a day, 100 %%") %}
+{%- endif %}
+{%- if messages[0]["role"] == "system" %}
+    {%- set system = messages[0]["content"] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\nToday: " + date_string + "\n\n" }}
+{%- if tools is not none %}
+    {%- for tool in tools %}
+        {{- tool | tojson(indent=4) + "\n" }}
+    {%- endfor %}
+{%- endif %}
+{{- system + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- "<|start_header_id|>" ~ message.role ~ "<|end_header_id|>\n\n" ~ message.content | trim ~ "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|start_header_id|>assistant<|end_header_id|>\n\n" }}
+{%- endif %}
+""",
+    "qwen": """{%- if documents is none and tools %}
+    {{- "<|im_start|>system\nTools:" }}
+    {%- for tool in tools %}
+        {{- "\n" ~ tool | tojson(separators=(",", ":"), sort_keys=true) }}
+    {%- endfor %}
+    {{- "<|im_end|>\n" }}
+{%- elif messages[0].role != "system" %}
+    {{- "<|im_start|>system\nYou help.<|im_end|>\n" }}
+{%- endif %}
+{%- set state = namespace(last=-1) %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {%- set state.last = loop.index0 %}
+    {%- endif %}
+    {{- "<|im_start|>" + message.role + "\n" + message.content + "<|im_end|>\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|im_start|>assistant\n" ~ state.last ~ ("" if thinking | default(true) else "<think></think>") }}
+{%- endif %}
+""",
+    "gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}
+{% endif %}{% for message in messages %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('Roles must alternate user/assistant/user/assistant/...') }}
+{% endif %}
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""",
+    "mistral with system": """{%- if messages[0].role == "system" -%}
+    {%- set system, turns = messages[0].content, messages[1:] -%}
+{%- else -%}
+    {%- set system, turns = none, messages -%}
+{%- endif -%}
+{{- bos_token }}
+{%- for turn in turns %}
+    {%- if (turn.role == "user") != (loop.index0 % 2 == 0) %}
+        {{- raise_exception("After the optional system message, roles must alternate") }}
+    {%- endif %}
+    {%- if turn.role == "user" and loop.last and system %}
+        {{- "[INST] " + system + "\n\n" + turn.content + "[/INST]" }}
+    {%- elif turn.role == "user" %}
+        {{- "[INST] " + turn.content + "[/INST]" }}
+    {%- else %}
+        {{- " " + turn.content + eos_token }}
+    {%- endif %}
+{%- endfor %}""",
+    "tinyllama": """{% for message in messages %}
+    {% if message['role'] == 'system' %}
+{{ '<|system|>\n' + message['content'] + eos_token }}
+    {% elif message['role'] == 'user' %}
+{{ '<|user|>\n' + message['content'] + eos_token }}
+    {% elif message['role'] == 'assistant' %}
+{% generation %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endgeneration %}
+
+    {% endif %}
+    {% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+    {% endif %}
+{% endfor %}
+""",
+    "no tokens": "[{{ pad_token }}{{ unk_token is defined }}{{ tools is none }}{{ documents is none }}]",
+}
+TOOLS = [{"type": "function", "function": {"name": "say", "description": "says <é> & 'more'"}}]
+CHATS = [
+    [{"role": "user", "content": "Hi <b> é"}],
+    [
+        {"role": "user", "content": " Hi "},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "\nNo"},
+    ],
+    [{"role": "system", "content": " Be <brief> "}, {"role": "user", "content": "Hi", "name": "Ann"}],
+    [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi again"}],
+    [{"role": "assistant", "content": "{{ messages }}"}],
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("prompt", [True, False])
+def test_templates_render_as_in_transformers(name: str, prompt: bool) -> None:
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIAL)
+    theirs.chat_template = TEMPLATES[name]
+    ours = ChatTemplate(TEMPLATES[name], SPECIAL)
+    extras: list[dict[str, Any]] = [{}, {"tools": TOOLS}, {"date_string": "1 May", "thinking": False, "bos_token": "!"}]
+    for chat, extra in product(CHATS, extras):
+        try:
+            expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt, **extra)
+        except TemplateError as refusal:
+            with pytest.raises(BadInputError, match=re.escape(str(refusal))):
+                ours.render(chat, add_generation_prompt=prompt, **extra)
+        else:
+            assert ours.render(chat, add_generation_prompt=prompt, **extra) == expected
+
+
+def test_a_templates_refusal_is_one_line() -> None:
+    with pytest.raises(BadInputError, match="roles must alternate"):
+        ChatTemplate(TEMPLATES["mistral"], SPECIAL).render([{"role": "assistant", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ namespace(__call__=1) }}",
+        "{% set n = namespace() %}{% set n._x = 1 %}",
+    ],
+)
+def test_templates_run_in_a_sandbox(attack: str) -> None:
+    with pytest.raises(BadInputError, match="refuses"):
+        ChatTemplate(attack, {}).render(CHATS[0])
+
+
+def test_a_template_cannot_change_the_callers_messages() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    ChatTemplate("{{ dict.update(messages[0], {'role': 'system'}) }}", {}).render(messages)
+    assert messages == [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('one\ntwo') }}",
+        "{{ messages[9].role.name }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ strftime_now(1) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ('%c' * 3) % () }}",
+    ],
+)
+def test_whatever_a_template_raises_is_one_line(source: str) -> None:
+    with pytest.raises(BadInputError, match=r"^the chat template refuses this conversation: [^\n]+$"):
+        ChatTemplate(source, {}).render(CHATS[0])
+
+
+@pytest.mark.parametrize("source", ["{% for %}\n\nx", "{{ 1 | nothing }}", "{% break %}", "{% generation %}", "{{"])
+def test_a_template_that_is_no_jinja_is_one_line(source: str) -> None:
+    with pytest.raises(BadInputError, match=r"^the chat template is not valid: [^\n]+$"):
+        ChatTemplate(source, {})
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ({"role": "user"}, "content is missing"),
+        ({"content": "Hi"}, "role is missing"),
+        ({"role": "user", "content": ["Hi"]}, "content is missing or not a text"),
+        ("Hi", "must be a mapping"),
+    ],
+)
+def test_wrong_messages_are_named(message: Any, wrong: str) -> None:
+    with pytest.raises(BadInputError, match=f"message 2: {wrong}"):
+        ChatTemplate("x", {}).render([*CHATS[0], message])
+
+
+def test_a_folder_may_hold_its_template_in_three_ways(tmp_path: Path) -> None:
+    assert ChatTemplate.from_folder(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "one {{ eos_token }}", "eos_token": {"content": "</s>"}}))
+    template = ChatTemplate.from_folder(tmp_path)
+    assert template is not None and template.render(CHATS[0]) == "one </s>"
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "two"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    template = ChatTemplate.from_folder(tmp_path)
+    assert template is not None and template.render(CHATS[0]) == "two"
+    (tmp_path / "chat_template.jinja").write_text("three")
+    template = ChatTemplate.from_folder(tmp_path)
+    assert template is not None and template.render(CHATS[0]) == "three"
+    config.write_text("{")
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json: not valid JSON"):
+        ChatTemplate.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("tokenizer_config.json", b"[]", "not a JSON object"),
+        ("tokenizer_config.json", b"\xff", "cannot be read"),
+        ("tokenizer_config.json", b"[" * 10**6, "not valid JSON"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "chat_template must be"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 5}]}', "chat_template must be"),
+        ("tokenizer_config.json", b'{"chat_template": "{{"}', "the chat template is not valid"),
+        ("chat_template.jinja", b"\xff", "cannot be read"),
+        ("chat_template.jinja", b"{{", "the chat template is not valid"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, contents: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(BundleError, match=f"{re.escape(str(tmp_path / name))}: {message}"):
+        ChatTemplate.from_folder(tmp_path)
+
+
+def test_templates_without_a_default_are_none_and_only_texts_are_special_tokens(tmp_path: Path) -> None:
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}, {}, 5]}))
+    assert ChatTemplate.from_folder(tmp_path) is None
+    source = "{{ bos_token }}{{ add_bos_token is defined }}{{ pad_token is defined }}"
+    config.write_text(
+        json.dumps({"chat_template": source, "bos_token": "<s>", "add_bos_token": True, "pad_token": None})
+    )
+    template = ChatTemplate.from_folder(tmp_path)
+    assert template is not None
+    assert template.render(CHATS[0]) == "<s>FalseFalse"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -56,7 +55,6 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        importlib.import_module("rrt_edge.model.modeling")  # so that AutoModelForCausalLM finds the model
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.component_ranks = dict(self.component_ranks or {})

@@ -20,9 +20,9 @@ from rrt_edge.conversion.conversion import convert
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.model import read_tokenizer
 from rrt_edge.runtime.running.runner import NEVER, Runner
 from rrt_edge.runtime.scoring.metrics import log_softmax
 

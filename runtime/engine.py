@@ -20,7 +20,7 @@ from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.model import Model, Prompt
+from rrt_edge.runtime.loaded import Loaded, Prompt
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
 
@@ -180,7 +180,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: Loaded,
         *,
         kv_rule: KVRule | None = None,
         kv_budget_bytes: int = KV_BUDGET,

@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,10 @@ from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
 from rrt_edge.runtime.decoding.sampling import Picked, Sampling
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.session_file import save_session
+from rrt_edge.runtime.loaded import Loaded, Prompt
+from rrt_edge.runtime.running.hidden import on_host
+from rrt_edge.runtime.session_file import Conversation, HeldRows, write_conversation
 from rrt_edge.runtime.stream import Stream
-
-if TYPE_CHECKING:
-    from rrt_edge.runtime.model import Model, Prompt
 
 ContextFull = Literal["error", "truncate-left", "shift"]
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class Session:
     new tokens. Not for use by two threads at once, but for `Stream.cancel`.
     """
 
-    def __init__(self, model: Model, kv_rule: KVRule, lazy_prompt: bool) -> None:
+    def __init__(self, model: Loaded, kv_rule: KVRule, lazy_prompt: bool) -> None:
         self.model = model
         self.decoder = Decoder(model.runner, kv_rule)
         self.lazy_prompt = lazy_prompt
@@ -84,7 +83,29 @@ class Session:
             BadInputError: the file cannot be written.
             RRTEdgeError: the disk is full.
         """
-        save_session(self, Path(path))
+        state = self.fork().decoder.state  # whole tokens, where a reply is under way
+        architecture = self.model.manifest.architecture
+        depths, groups = range(1, architecture.loops + 1), range(len(architecture.kv_groups))
+        conversation = Conversation(
+            ids=self.ids,
+            rule=state.rule,
+            prompt_end=self.decoder.prompt_end,
+            positions=state.cache.positions,
+            rows=[[HeldRows(*state.cache.rows(depth, group)) for group in groups] for depth in depths],
+            waiting=[on_host(rows.all()) for rows in state.waiting],
+        )
+        write_conversation(Path(path), conversation, self.model.manifest, self.model.context)
+
+    def resume(self, conversation: Conversation) -> None:
+        """Hold what a conversation held, in an empty session of the same bundle and KV rule."""
+        decoder = self.decoder
+        for depth, (positions, groups) in enumerate(zip(conversation.positions, conversation.rows, strict=True), 1):
+            for group, rows in enumerate(groups):
+                decoder.state.cache.restore(depth, group, rows.first, rows.planes, positions)
+        for waiting, states in zip(decoder.state.waiting, conversation.waiting, strict=True):
+            waiting.add(decoder.runner.hidden(states))
+        decoder.prompt_end = conversation.prompt_end
+        self.hold(decoder, conversation.ids)
 
     def chat(
         self,

@@ -15,7 +15,8 @@ from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.scoring.metrics import Example, Scores
+    from rrt_edge.runtime.scoring.bundle_scores import Example
+    from rrt_edge.runtime.scoring.metrics import Scores
 
 
 @click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
@@ -73,7 +74,7 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
 
 def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
     """The scores of a bundle, and the texts they are of."""
-    from rrt_edge.runtime.scoring.metrics import read_examples, score_bundle
+    from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
 
     examples = read_examples(model, data, min(max_length, model.context))
     return score_bundle(model.runner, examples), examples
@@ -108,7 +109,8 @@ def calibrate(
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
-    from rrt_edge.runtime.scoring.calibration import curve, depth_seconds, speed_up
+    from rrt_edge.runtime.scoring.calibration import depth_seconds, speed_up
+    from rrt_edge.runtime.scoring.metrics import curve
 
     wanted = _points(agreement, name)
     manifest = Manifest.read(bundle)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rrt_edge.runtime import Manifest, Token
     from rrt_edge.runtime.bundle.manifest import Windows
     from rrt_edge.runtime.check import VerifyReport
-    from rrt_edge.runtime.scoring.calibration import Calibrated, Point
-    from rrt_edge.runtime.scoring.metrics import Reliability, Score
+    from rrt_edge.runtime.scoring.calibration import Calibrated
+    from rrt_edge.runtime.scoring.metrics import Point, Reliability, Score
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -28,7 +28,7 @@ class DepthScore:
 
 @torch.no_grad()
 def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -> Scores:
-    """What `rrt_edge.runtime.scoring.metrics.score_bundle` finds of a bundle, of the model in torch.
+    """What `rrt_edge.runtime.scoring.bundle_scores.score_bundle` finds of a bundle, of the model in torch.
 
     Raises:
         BadInputError: there is nothing to score.

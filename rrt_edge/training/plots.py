@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime.scoring.calibration import Point
-    from rrt_edge.runtime.scoring.metrics import Reliability
+    from rrt_edge.runtime.scoring.metrics import Point, Reliability
 
 Log = Sequence[Mapping[str, float]]  # the Trainer's
 

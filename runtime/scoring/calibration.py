@@ -14,18 +14,7 @@ from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import Runner
-from rrt_edge.runtime.scoring.metrics import Scores
-
-GRID = 400  # thresholds tried
-
-
-@dataclass(frozen=True)
-class Point:
-    """A threshold and what it gave on the calibration text: agreement with full depth, mean depth."""
-
-    threshold: float
-    agreement: float
-    mean_depth: float
+from rrt_edge.runtime.scoring.metrics import Point, Scores, curve
 
 
 @dataclass(frozen=True)
@@ -63,17 +52,6 @@ def calibrate(
         chosen = point.threshold
     found = scores.at_depth(scores.depths) if chosen is None else scores.at_threshold(chosen)
     return Calibrated(chosen, agreement, confidence, found.agreement, found.mean_depth, scores.tokens)
-
-
-def curve(scores: Scores) -> list[Point]:
-    """Agreement and mean depth by threshold, from the highest on: at the quantiles of the gate's values."""
-    values = np.unique(np.quantile(scores.gate[:-1], np.linspace(0, 1, GRID))) if scores.depths > 1 else np.ones(1)
-    thresholds = [1.0, *sorted({float(np.float32(value)) for value in values} - {1.0}, reverse=True)]
-    points = []
-    for threshold in thresholds:
-        found = scores.at_threshold(threshold)
-        points.append(Point(threshold, found.agreement, found.mean_depth))
-    return points
 
 
 def binomial_tail(successes: int, trials: int, share: float) -> float:

@@ -1,4 +1,4 @@
-"""What a model says to a known text at every depth, token by token: from it follow the scores of any exit policy.
+"""How good the exits of a model are: scores of every depth and threshold from what it says to a known text.
 
 Under the KV rule `exact` a token's logits at a depth do not depend on where the tokens before it left, so that one pass
 through all depths tells what every threshold would have given.
@@ -7,31 +7,18 @@ through all depths tells what every threshold would have given.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.decoding.decoder import CHUNK
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.running.hidden import Hidden
-from rrt_edge.runtime.running.runner import NEVER, Runner
-from rrt_edge.runtime.scoring.corpus import NOT_A_RECORD, chat_ids, read_records
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
-BINS = 15  # of the reliability diagram
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of a text, and which of them are scored: those after the first that the model should say."""
-
-    ids: Sequence[int]
-    scored: Sequence[bool]
+GRID = 400  # thresholds tried
 
 
 @dataclass(frozen=True)
@@ -53,6 +40,8 @@ class Reliability:
     `expected_error` is the expected calibration error over equal bins; of each bin that holds tokens: the mean
     probability, the share that agrees, the tokens.
     """
+
+    BINS: ClassVar = 15
 
     expected_error: float
     bins: tuple[tuple[float, float, int], ...]
@@ -109,10 +98,10 @@ class Scores:
     def reliability(self) -> Reliability:
         """Of the gates of all depths but the last."""
         given, true = self.gate[:-1].ravel(), self.agrees[:-1].ravel()
-        index = np.minimum((given * BINS).astype(int), BINS - 1)
+        index = np.minimum((given * Reliability.BINS).astype(int), Reliability.BINS - 1)
         bins = [
             (float(given[index == one].mean()), float(true[index == one].mean()), int((index == one).sum()))
-            for one in range(BINS)
+            for one in range(Reliability.BINS)
             if (index == one).any()
         ]
         error = sum(abs(mean - share) * count for mean, share, count in bins) / max(1, len(given))
@@ -141,32 +130,24 @@ def scores_of(logits: Sequence[Float], gate: Float, targets: NDArray[np.int64], 
     return Scores(top == targets, top == top[-1], nll, gate.astype(np.float32), np.full(len(targets), text))
 
 
-def read_examples(model: Model, path: Path, max_tokens: int) -> list[Example]:
-    """The texts of a file as a bundle's tokenizer and chat template have them, each cut to `max_tokens`.
+@dataclass(frozen=True)
+class Point:
+    """A threshold and what it gave on the calibration text: agreement with full depth, mean depth."""
 
-    Raises:
-        BadInputError: the file cannot be read, or holds chats and the bundle has no chat template.
-    """
+    threshold: float
+    agreement: float
+    mean_depth: float
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
-    examples = []
-    for where, record in read_records(path):
-        try:
-            chat = record.get("messages")
-            if chat is None:
-                ids = model.encode(record["text"])
-                said = [True] * len(ids)
-            elif model.template is None:
-                raise BadInputError(f"{where}: a chat, and this bundle has no chat template")
-            else:
-                ids, said = chat_ids(chat, model.template.render, encode)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInputError(f"{where}: {NOT_A_RECORD}") from error
-        examples.append(Example(ids[:max_tokens], said[:max_tokens]))
-    return examples
+def curve(scores: Scores) -> list[Point]:
+    """Agreement and mean depth by threshold, from the highest on: at the quantiles of the gate's values."""
+    values = np.unique(np.quantile(scores.gate[:-1], np.linspace(0, 1, GRID))) if scores.depths > 1 else np.ones(1)
+    thresholds = [1.0, *sorted({float(np.float32(value)) for value in values} - {1.0}, reverse=True)]
+    points = []
+    for threshold in thresholds:
+        found = scores.at_threshold(threshold)
+        points.append(Point(threshold, found.agreement, found.mean_depth))
+    return points
 
 
 def log_softmax(logits: Float) -> NDArray[np.float64]:
@@ -174,30 +155,3 @@ def log_softmax(logits: Float) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
-
-
-def score_bundle(runner: Runner, examples: Iterable[Example]) -> Scores:
-    """Run every example through all depths of a bundle.
-
-    Raises:
-        BadInputError: there is nothing to score.
-        RRTEdgeError: onnxruntime failed.
-    """
-    binding, loops = runner.bind(), runner.architecture.loops
-    parts = []
-    for number, example in enumerate(examples):
-        cache, ids = runner.new_cache(), np.asarray(example.ids, np.int64)
-        asked = np.flatnonzero(np.asarray(example.scored, np.bool_)[1:])  # rows that predict a scored token
-        for start in range(0, len(ids) - 1, CHUNK):
-            rows: NDArray[np.int64] | Hidden = ids[start : min(start + CHUNK, len(ids) - 1)]
-            wanted = asked[(asked >= start) & (asked < start + len(rows))]
-            logits, gates = [], []
-            for depth in range(1, loops + 1):
-                settings = {"position": start, "first": depth, "last": depth, "threshold": NEVER}
-                done = runner.run(binding, cache, rows, **settings, logit_rows=(wanted - start).tolist())  # type: ignore[arg-type]
-                rows = done.hidden
-                logits.append(done.logits)
-                gates.append(done.gate[wanted - start])
-            if len(wanted):
-                parts.append(scores_of(logits, np.stack(gates), ids[wanted + 1], number))
-    return joined(parts)

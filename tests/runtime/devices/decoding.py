@@ -17,7 +17,7 @@ import numpy as np
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
-from rrt_edge.runtime.model import read_tokenizer
+from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget

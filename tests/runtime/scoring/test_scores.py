@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rrt_edge.runtime import BadInputError, ExitPolicy, Model
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.decoder import Decoder
-from rrt_edge.runtime.scoring.calibration import binomial_tail, calibrate, curve
-from rrt_edge.runtime.scoring.metrics import Scores, read_examples, score_bundle
+from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
+from rrt_edge.runtime.scoring.calibration import binomial_tail, calibrate
+from rrt_edge.runtime.scoring.metrics import Scores, curve
 from rrt_edge.training.data import read_examples as read
 from rrt_edge.training.evaluation import score_checkpoint
 

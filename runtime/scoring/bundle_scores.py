@@ -1,0 +1,81 @@
+"""What a bundle says to a known text at every depth, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.decoding.decoder import CHUNK
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.loaded import Loaded
+from rrt_edge.runtime.running.hidden import Hidden
+from rrt_edge.runtime.running.runner import NEVER, Runner
+from rrt_edge.runtime.scoring.corpus import NOT_A_RECORD, chat_ids, read_records
+from rrt_edge.runtime.scoring.metrics import Scores, joined, scores_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a text, and which of them are scored: those after the first that the model should say."""
+
+    ids: Sequence[int]
+    scored: Sequence[bool]
+
+
+def read_examples(model: Loaded, path: Path, max_tokens: int) -> list[Example]:
+    """The texts of a file as a bundle's tokenizer and chat template have them, each cut to `max_tokens`.
+
+    Raises:
+        BadInputError: the file cannot be read, or holds chats and the bundle has no chat template.
+    """
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    examples = []
+    for where, record in read_records(path):
+        try:
+            chat = record.get("messages")
+            if chat is None:
+                ids = model.encode(record["text"])
+                said = [True] * len(ids)
+            elif model.template is None:
+                raise BadInputError(f"{where}: a chat, and this bundle has no chat template")
+            else:
+                ids, said = chat_ids(chat, model.template.render, encode)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(f"{where}: {NOT_A_RECORD}") from error
+        examples.append(Example(ids[:max_tokens], said[:max_tokens]))
+    return examples
+
+
+def score_bundle(runner: Runner, examples: Iterable[Example]) -> Scores:
+    """Run every example through all depths of a bundle.
+
+    Raises:
+        BadInputError: there is nothing to score.
+        RRTEdgeError: onnxruntime failed.
+    """
+    binding, loops = runner.bind(), runner.architecture.loops
+    parts = []
+    for number, example in enumerate(examples):
+        cache, ids = runner.new_cache(), np.asarray(example.ids, np.int64)
+        asked = np.flatnonzero(np.asarray(example.scored, np.bool_)[1:])  # rows that predict a scored token
+        for start in range(0, len(ids) - 1, CHUNK):
+            rows: NDArray[np.int64] | Hidden = ids[start : min(start + CHUNK, len(ids) - 1)]
+            wanted = asked[(asked >= start) & (asked < start + len(rows))]
+            logits, gates = [], []
+            for depth in range(1, loops + 1):
+                settings = {"position": start, "first": depth, "last": depth, "threshold": NEVER}
+                done = runner.run(binding, cache, rows, **settings, logit_rows=(wanted - start).tolist())  # type: ignore[arg-type]
+                rows = done.hidden
+                logits.append(done.logits)
+                gates.append(done.gate[wanted - start])
+            if len(wanted):
+                parts.append(scores_of(logits, np.stack(gates), ids[wanted + 1], number))
+    return joined(parts)

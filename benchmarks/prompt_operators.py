@@ -18,7 +18,8 @@ from typing import Any
 
 import onnxruntime
 
-from rrt_edge.runtime import ExitPolicy, Model, decoder
+from rrt_edge.runtime import ExitPolicy, Model
+from rrt_edge.runtime.decoding import decoder
 from rrt_edge.runtime.decoding.decoder import Decoder
 
 CHUNKS = (64, 128, 256)

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rrt_edge.runtime.running.devices.cache import Buffer
+from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, IOBinding
-
-
-class Sessions(Protocol):
-    """What bindings are made of."""
-
-    slots: int
-
-    def session(self, form: str) -> InferenceSession:
-        """The session of a form."""
-
-    def scratch(self) -> Buffer:
-        """Keys and values of one row, which nobody reads, for slots without a sequence."""
+    from onnxruntime import IOBinding
 
 
 class BoundBlock:
@@ -45,8 +34,8 @@ class BoundBlock:
 class DeviceBinding:
     """One caller's bindings: of the block one for each depth, so that a sequence's stay as they are."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, graphs: LoadedGraphs) -> None:
+        self._graphs = graphs
         self._blocks: dict[tuple[str, int], BoundBlock] = {}
         self._head: IOBinding | None = None
 
@@ -54,14 +43,14 @@ class DeviceBinding:
         """Of the block for one sequence at a depth, or of the step for several."""
         key = (form, depth if form == "block" else 0)
         if key not in self._blocks:
-            slots = 1 if form == "block" else self._sessions.slots
-            self._blocks[key] = BoundBlock(self._sessions.session(form).io_binding(), slots)
+            slots = 1 if form == "block" else self._graphs.slots
+            self._blocks[key] = BoundBlock(self._graphs.session(form).io_binding(), slots)
         return self._blocks[key]
 
     @property
     def head(self) -> IOBinding:
         if self._head is None:
-            self._head = self._sessions.session("head").io_binding()
+            self._head = self._graphs.session("head").io_binding()
         return self._head
 
     def close(self) -> None:

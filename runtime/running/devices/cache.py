@@ -5,39 +5,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.manifest import Architecture
-from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
 STEP = 256  # rows a buffer grows by at least: room that is not used costs memory alone
 SHARE = 4  # or this part of what is held, so that long texts are not copied often
-
-
-class Memory(Protocol):
-    """Where buffers come from."""
-
-    architecture: Architecture
-    dtype: type[np.generic]
-    budget: KVBudget
-    context: int
-    closing: Closing  # closes caches, forks included
-
-    def plane(self, rows: NDArray[Any]) -> OrtValue:
-        """A copy of rows [1, KV, room, D] on the device."""
-
-    def download(self, plane: OrtValue) -> NDArray[Any]:
-        """A copy of such rows on the host."""
-
-    def grown(self, plane: OrtValue, room: int) -> OrtValue:
-        """A copy with so many rows, of which the new ones are zeros."""
 
 
 @dataclass(eq=False)
@@ -63,11 +43,11 @@ class DeviceCache:
     Layers that attend to a sliding window keep all rows: the device looks at those within the window.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self.positions: list[list[int]] = [[] for _ in range(memory.architecture.loops)]
+    def __init__(self, graphs: LoadedGraphs) -> None:
+        self.graphs = graphs
+        self.positions: list[list[int]] = [[] for _ in range(graphs.architecture.loops)]
         self._buffers = [Buffer([]) for _ in self.positions]
-        memory.closing.add(self)
+        graphs.closing.add(self)
 
     @property
     def lengths(self) -> list[int]:
@@ -83,7 +63,7 @@ class DeviceCache:
         start = len(self.positions[depth - 1])
         buffer = self._buffers[depth - 1]
         if not buffer.takes(start, start + count):
-            room = min(room_of(start), room_of(self.memory.context, 0))
+            room = min(room_of(start), room_of(self.graphs.context, 0))
             buffer = self._buffers[depth - 1] = self._grown(buffer, max(room, room_of(start + count, 0)))
         return buffer
 
@@ -107,10 +87,10 @@ class DeviceCache:
     def fork(self) -> DeviceCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = DeviceCache.__new__(DeviceCache)
-        other.memory = self.memory
+        other.graphs = self.graphs
         other.positions = [list(held) for held in self.positions]
         other._buffers = list(self._buffers)
-        other.memory.closing.add(other)
+        other.graphs.closing.add(other)
         for buffer in self._buffers:
             buffer.shared = True
         return other
@@ -126,13 +106,13 @@ class DeviceCache:
     def rows(self, depth: int, group: int) -> tuple[int, list[NDArray[Any]]]:
         """As `KVCache.rows`, copied to the host in the types that the bundle keeps on the CPU."""
         count, planes = len(self.positions[depth - 1]), self._buffers[depth - 1].planes
-        shape = self.memory.architecture
+        shape = self.graphs.architecture
         layers = shape.kv_groups[group]
         found = []
         for side in (0, 1):
             whole = np.zeros((len(layers), shape.key_value_heads, count, shape.head_dim), np.float32)
             for index, layer in enumerate(layers if planes else ()):
-                whole[index] = self.memory.download(planes[2 * layer + side])[0, :, :count]
+                whole[index] = self.graphs.download(planes[2 * layer + side])[0, :, :count]
             found.append(whole)
         return 0, found if shape.kv_bits == 32 else quantized(found)
 
@@ -140,7 +120,7 @@ class DeviceCache:
         self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]
     ) -> None:
         """As `KVCache.restore`. Rows that were dropped were out of every window: zeros stand in their place."""
-        shape, count = self.memory.architecture, len(positions)
+        shape, count = self.graphs.architecture, len(positions)
         self.positions[depth - 1] = list(positions)
         if not count:
             return
@@ -151,25 +131,25 @@ class DeviceCache:
             buffer.used = count
         for side, rows in enumerate(planes if shape.kv_bits == 32 else dequantized(planes)):
             for index, layer in enumerate(shape.kv_groups[group]):
-                padded = np.zeros((1, shape.key_value_heads, room, shape.head_dim), self.memory.dtype)
+                padded = np.zeros((1, shape.key_value_heads, room, shape.head_dim), self.graphs.dtype)
                 padded[0, :, first:count] = rows[index]
-                buffer.planes[2 * layer + side] = self.memory.plane(padded)
+                buffer.planes[2 * layer + side] = self.graphs.plane(padded)
 
     def _grown(self, buffer: Buffer, room: int) -> Buffer:
-        shape, memory = self.memory.architecture, self.memory
-        size = buffer_bytes(shape, room, memory.dtype)
-        memory.budget.take(size)
+        shape, graphs = self.graphs.architecture, self.graphs
+        size = buffer_bytes(shape, room, graphs.dtype)
+        graphs.budget.take(size)
         try:
             if buffer.planes:
-                planes = [memory.grown(plane, room) for plane in buffer.planes]
+                planes = [graphs.grown(plane, room) for plane in buffer.planes]
             else:
-                nothing = np.zeros((1, shape.key_value_heads, room, shape.head_dim), memory.dtype)
-                planes = [memory.plane(nothing) for _ in range(2 * shape.layers_per_block)]
+                nothing = np.zeros((1, shape.key_value_heads, room, shape.head_dim), graphs.dtype)
+                planes = [graphs.plane(nothing) for _ in range(2 * shape.layers_per_block)]
         except BaseException:
-            memory.budget.give(size)
+            graphs.budget.give(size)
             raise
         made = Buffer(planes, room)
-        memory.budget.give_with(made, size)
+        graphs.budget.give_with(made, size)
         return made
 
 

@@ -18,25 +18,20 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.bundle.manifest import Architecture, KVRule
-from rrt_edge.runtime.errors import BadInputError, DeviceError, OutOfMemoryError, RRTEdgeError
-from rrt_edge.runtime.running.devices.attention_check import MANY, rows_at_once
+from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.running.devices.binding import DeviceBinding
 from rrt_edge.runtime.running.devices.cache import Buffer, DeviceCache, buffer_bytes, room_of
 from rrt_edge.runtime.running.devices.device import OpenDevice
+from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 from rrt_edge.runtime.running.hidden import DeviceRows, Hidden, Piece
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, Pass
-from rrt_edge.runtime.system.closing import Closing
-from rrt_edge.runtime.system.memory import return_unused
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, IOBinding, OrtValue
+    from onnxruntime import IOBinding, OrtValue
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
-AT_ONCE = ("block", "head", "join", "grow")  # loaded at once; `step` when several sequences first share one
-HEAVY = {"MatMulNBits", "MatMul", "GroupQueryAttention"}
-DTYPES: dict[str, type[np.generic]] = {"float16": np.float16, "float32": np.float32}
 log = logging.getLogger(__name__)
 
 
@@ -69,162 +64,100 @@ class DeviceGraph:
             BundleError: the archive of graphs is damaged.
         """
         self.architecture, self.device, self.budget = architecture, device, budget or KVBudget()
-        self.context, self._bundle, self._threads, self._profile = context, bundle, threads, profile
-        self._archive, self._host = read_archive(bundle), OpenDevice("cpu")
-        self.slots = self._archive.slots
+        archive = read_archive(bundle)
+        self.slots = archive.slots
         short = architecture.short_context
         self._constant = {} if short is None else {"long_context": np.array(context > short)}
-        self._sessions: dict[str, InferenceSession] = {}
         self._scratch: Buffer | None = None
-        self.closing, self._step_fits = Closing(), True
-        halves = device.keeps_memory and not self._archive.overflows_float16
+        self._step_fits = True
+        halves = device.keeps_memory and not archive.overflows_float16
+        precisions = [precision] if precision else PRECISIONS if halves else ["float32"]
         with device.lock:
-            self._load([precision] if precision else PRECISIONS if halves else ["float32"])
-
-    def _load(self, precisions: Sequence[str]) -> None:
-        """With the first precision that works; a token is run to know."""
-        for precision in precisions:
-            self.precision = precision
-            self.dtype: type[np.generic] = DTYPES[precision]
-            try:
-                self.most_rows = self._checked_rows(precision)
-                self._sessions = {form: self._session(f"{precision}/{form}") for form in AT_ONCE}
-                self._sessions[ROWS] = self._host.session(self._archive.graphs[ROWS], self._bundle, self._threads)
-                self._tell_taken()
-                binding, cache = self.bind(), self.new_cache()
-                tried = self.run(
-                    binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
-                    threshold=NEVER, logit_rows=[0],
-                )  # fmt: skip
-                cache.close()
-                if np.isfinite(tried.logits).all():
-                    log.info("device %s: %s computes in %s", self.device.name, self._bundle, precision)
+            for number, chosen in enumerate(precisions, 1):
+                try:
+                    self.graphs = LoadedGraphs(
+                        archive, bundle, architecture, device, chosen,
+                        context=context, threads=threads, budget=self.budget, profile=profile,
+                    )  # fmt: skip
+                    self.most_rows = self.graphs.most_rows
+                    self._try_a_token()
+                    log.info("device %s: %s computes in %s", device.name, bundle, chosen)
                     return
-                problem = RRTEdgeError(f"device {self.device.name}: computes no numbers in {precision}")
-            except OutOfMemoryError:
-                self.close()
-                raise
-            except RRTEdgeError as error:
-                problem = error
-            log.info("device %s: not in %s: %s", self.device.name, precision, problem)
+                except OutOfMemoryError:
+                    raise
+                except RRTEdgeError as error:
+                    log.info("device %s: not in %s: %s", device.name, chosen, error)
+                    if number == len(precisions):
+                        raise error if isinstance(error, DeviceError) else DeviceError(str(error)) from error
+
+    def _try_a_token(self) -> None:
+        """
+        Raises:
+            RRTEdgeError: onnxruntime failed, or the logits are no numbers; nothing is held any more.
+        """
+        try:
+            binding, cache = self.bind(), self.new_cache()
+            tried = self.run(
+                binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
+                threshold=NEVER, logit_rows=[0],
+            )  # fmt: skip
+            cache.close()
+            if not np.isfinite(tried.logits).all():
+                raise RRTEdgeError(f"device {self.device.name}: computes no numbers in {self.precision}")
+        except BaseException:
             self.close()
-        if isinstance(problem, DeviceError):
-            raise problem
-        raise DeviceError(str(problem)) from problem
+            raise
 
-    def _checked_rows(self, precision: str) -> int:
-        """Rows that a call may bring so that every kind of attention is right.
+    @property
+    def precision(self) -> str:
+        """`float16` or `float32`."""
+        return self.graphs.precision
 
-        Raises:
-            DeviceError: not even few rows are.
-        """
-        most = []
-        for number, wanted in enumerate(self._archive.attentions):
-            session = self._session(f"{precision}/attend.{number}")
-            most.append(rows_at_once(session, self.device, self.architecture, self.dtype, wanted))
-            if not most[-1]:
-                raise DeviceError(f"device {self.device.name}: its attention is wrong{wanted}; use the CPU")
-        if min(most) < MANY:
-            log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
-        return min(most)
-
-    def _tell_taken(self) -> None:
-        """Say what of the heavy work the device leaves to the CPU.
-
-        Raises:
-            DeviceError: all of it.
-        """
-        there, left = self.device.taken(self._sessions["block"])
-        if self.device.name != "cpu" and not there & HEAVY:
-            raise DeviceError(f"device {self.device.name}: takes no product of this model; use the CPU")
-        if there and left & HEAVY:
-            log.warning("device %s: the CPU runs %s of it", self.device.name, ", ".join(sorted(left & HEAVY)))
-
-    def _session(self, name: str) -> InferenceSession:
-        form = name.partition("/")[2]
-        profile = None if self._profile is None else self._profile.with_name(f"{self._profile.name}-{form}")
-        return self.device.session(self._archive.graphs[name], self._bundle, self._threads, profile)
-
-    def _row_shape(self, rows: int) -> tuple[int, int, int]:
-        return self.architecture.key_value_heads, rows, self.architecture.head_dim
+    def end_profiling(self) -> dict[str, Path]:
+        """The files of the sessions' profiles, which end here, by form."""
+        return self.graphs.end_profiling()
 
     @property
     def bits(self) -> int:
-        return 8 * np.dtype(self.dtype).itemsize
+        return 8 * np.dtype(self.graphs.dtype).itemsize
 
     @property
     def no_rows(self) -> DeviceRows:
         return DeviceRows(self.device, self.architecture.hidden_size)
 
     def new_cache(self) -> DeviceCache:
-        return DeviceCache(self)
+        return DeviceCache(self.graphs)
 
     def hidden(self, rows: Float) -> DeviceRows:
         if not len(rows):
             return self.no_rows
-        return self._rows([Piece(self.device.upload(rows[None].astype(self.dtype)), 0, len(rows))])
+        return self._rows([Piece(self.device.upload(rows[None].astype(self.graphs.dtype)), 0, len(rows))])
 
     def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
         return DeviceRows(self.device, self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
         """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
-        room = min(room_of(tokens), room_of(max(tokens, self.context), 0))
-        return self.architecture.loops * buffer_bytes(self.architecture, room, self.dtype)
+        room = min(room_of(tokens), room_of(max(tokens, self.graphs.context), 0))
+        return self.architecture.loops * buffer_bytes(self.architecture, room, self.graphs.dtype)
 
     def bind(self) -> DeviceBinding:
         """What one caller at a time runs with: its keys and values stay bound between calls."""
-        binding = DeviceBinding(self)
-        self.closing.add(binding)
+        binding = DeviceBinding(self.graphs)
+        self.graphs.closing.add(binding)
         return binding
-
-    def session(self, form: str) -> InferenceSession:
-        """The session of a form, which is loaded where it was not yet."""
-        if not self._sessions:
-            raise BadInputError("this model is closed; load the bundle again")
-        if form not in self._sessions:
-            self._sessions[form] = self._session(f"{self.precision}/{form}")
-        return self._sessions[form]
 
     def close(self) -> None:
         """Give all memory back; conversations cannot go on."""
-        with self.device.lock:
-            self.closing.close()
-            self._sessions.clear()
-            self._scratch = None
-            self.device.release()
-        return_unused()
+        self._scratch = None
+        self.graphs.close()
 
-    def scratch(self) -> Buffer:
+    def _dummy(self) -> Buffer:
         """Keys and values of one row, which nobody reads, for slots without a sequence."""
         if self._scratch is None:
-            plane = self.plane(np.zeros((1, *self._row_shape(1)), self.dtype))
+            plane = self.graphs.plane(np.zeros((1, *self.graphs.row_shape(1)), self.graphs.dtype))
             self._scratch = Buffer([plane] * (2 * self.architecture.layers_per_block), 1)
         return self._scratch
-
-    def end_profiling(self) -> dict[str, Path]:
-        """The files of the sessions' profiles, which end here, by form."""
-        return {form: Path(session.end_profiling()) for form, session in self._sessions.items() if form != ROWS}
-
-    def plane(self, rows: NDArray[Any]) -> OrtValue:
-        """A copy of rows [1, KV, room, D] on the device."""
-        return self.device.upload(rows)
-
-    def download(self, plane: OrtValue) -> NDArray[Any]:
-        """A copy of rows of the device on the host."""
-        return self.device.download(plane)
-
-    def grown(self, plane: OrtValue, room: int) -> OrtValue:
-        """A copy with so many rows, of which the new ones are zeros."""
-        with self.device.working():
-            session = self.session("grow")
-            made = self.device.empty((1, *self._row_shape(room)), self.dtype)
-            binding = session.io_binding()
-            binding.bind_ortvalue_input("kept", plane)
-            binding.bind_cpu_input("pads", np.array([0, 0, 0, 0, 0, 0, room - plane.shape()[2], 0], np.int64))
-            binding.bind_ortvalue_output("grown", made)
-            self.device.run(session, binding)
-            return made
 
     def run(
         self,
@@ -286,7 +219,7 @@ class DeviceGraph:
         """Whether the device has room for the graph that several sequences share; else they take turns."""
         try:
             if self._step_fits:
-                self.session("step")
+                self.graphs.session("step")
         except OutOfMemoryError as error:
             log.warning("%s; requests take turns", error)
             self._step_fits = False
@@ -296,13 +229,13 @@ class DeviceGraph:
         self, form: str, binding: DeviceBinding, parts: Sequence[Part], wants_gate: bool
     ) -> tuple[OrtValue, Float]:
         """Run parts through their depths: (hidden states [1, N, H] on the device, gates [N], of padding too)."""
-        shape, session = self.architecture, self.session(form)
+        shape, session = self.architecture, self.graphs.session(form)
         slots = 1 if form == "block" else self.slots
         counts = [len(part.rows) for part in parts] + [1] * (slots - len(parts))  # a slot without a part has a dummy
         bound = binding.block(form, parts[0].depth)
         buffers = [part.cache.room_for(part.depth, len(part.rows)) for part in parts]
         entering = self._enter(parts, counts)
-        for name in ("depth", "cos", "sin", *(f"turn.{number}" for number in range(self._archive.turns))):
+        for name in ("depth", "cos", "sin", *(f"turn.{number}" for number in range(self.graphs.archive.turns))):
             bound.io.bind_cpu_input(name, entering[name])
         if slots > 1:
             bound.io.bind_cpu_input("slot_rows", np.array(counts, np.int64))
@@ -312,16 +245,16 @@ class DeviceGraph:
             before = 0 if part is None else len(part.cache.positions[part.depth - 1])
             bound.io.bind_cpu_input(f"last_row.{slot}", np.array([before + count - 1], np.int32))
             bound.io.bind_cpu_input(f"length.{slot}", np.array(before + count, np.int32))
-            bound.cache(slot, self.scratch() if part is None else buffers[slot - 1])
+            bound.cache(slot, self._dummy() if part is None else buffers[slot - 1])
             if part is None:
-                self._bind_rows(bound.io, slot, np.zeros((1, 1, shape.hidden_size), self.dtype))
+                self._bind_rows(bound.io, slot, np.zeros((1, 1, shape.hidden_size), self.graphs.dtype))
             elif isinstance(part.rows, DeviceRows):
                 self._bind_rows(bound.io, slot, self._whole(part.rows))
             else:
-                embedded = entering["embedded"][:, ids : ids + count].astype(self.dtype)
+                embedded = entering["embedded"][:, ids : ids + count].astype(self.graphs.dtype)
                 self._bind_rows(bound.io, slot, embedded)
                 ids += count
-        hidden = self.device.empty((1, sum(counts), shape.hidden_size), self.dtype)
+        hidden = self.device.empty((1, sum(counts), shape.hidden_size), self.graphs.dtype)
         bound.io.bind_ortvalue_output("hidden_out", hidden)
         open_depth = any(part.depth < shape.loops for part in parts)  # full depth's gate is 1
         gates = self._gates(sum(counts), wants_gate and open_depth)
@@ -349,14 +282,14 @@ class DeviceGraph:
             "position_ids": np.concatenate([np.arange(at, at + n) for at, n in zip(starts, counts, strict=True)])[None],
             **self._constant,
         }
-        return self._host.call(self.session(ROWS), feeds)
+        return self.graphs.host.call(self.graphs.session(ROWS), feeds)
 
     def _whole(self, rows: DeviceRows) -> Piece:
         """Rows as part of one tensor."""
         whole = rows.pieces[0]
         for piece in rows.pieces[1:]:
-            session = self.session("join")
-            made = self.device.empty((1, len(whole) + len(piece), self.architecture.hidden_size), self.dtype)
+            session = self.graphs.session("join")
+            made = self.device.empty((1, len(whole) + len(piece), self.architecture.hidden_size), self.graphs.dtype)
             binding = session.io_binding()
             for number, one in ((1, whole), (2, piece)):
                 self._bind_rows(binding, number, one)
@@ -386,6 +319,6 @@ class DeviceGraph:
                 binding.head.bind_ortvalue_input("hidden", tensor)
                 binding.head.bind_cpu_input("rows", own)
                 binding.head.bind_ortvalue_output("logits", logits)
-                self.device.run(self.session("head"), binding.head)
+                self.device.run(self.graphs.session("head"), binding.head)
                 found.append(logits.numpy())
         return np.concatenate(found)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rrt_edge.runtime import BadInputError, Model, Sampling, device_choice
+from rrt_edge.runtime import BadInputError, Model, Sampling
 from rrt_edge.runtime.errors import DeviceError
+from rrt_edge.runtime.running.devices import choice
 from rrt_edge.runtime.running.devices.finding import Device, find_devices
 
 ABSENT = Device("cuda", "a GPU that is not there", "CUDAExecutionProvider", usable=True)
@@ -26,7 +27,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pretend(monkeypatch: pytest.MonkeyPatch, *others: Device) -> None:
     """These devices, as if they were hardware."""
     hardware = [dataclasses.replace(one, software=False) for one in others]
-    monkeypatch.setattr(device_choice, "other_devices", lambda: hardware)
+    monkeypatch.setattr(choice, "other_devices", lambda: hardware)
 
 
 def load(bundle: Path, caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ from rrt_edge.runtime import Engine, Model, OutOfMemoryError, Sampling
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.running.devices.cache import STEP
+from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from tests.runtime.devices.decoding import on_device
 
@@ -114,14 +115,14 @@ def test_a_conversation_from_a_file_counts(endless: Path, way: str, tmp_path: Pa
 def test_where_the_shared_step_does_not_fit_requests_take_turns(
     endless: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make = DeviceGraph._session
+    make = LoadedGraphs._session
 
-    def full(self: DeviceGraph, name: str) -> object:
+    def full(self: LoadedGraphs, name: str) -> object:
         if name.endswith("step"):
             raise OutOfMemoryError("device cpu: its memory is full")
         return make(self, name)
 
-    monkeypatch.setattr(DeviceGraph, "_session", full)
+    monkeypatch.setattr(LoadedGraphs, "_session", full)
     with on_device(endless, context=4000) as model:
         engine = Engine(model)
         requests = [engine.submit(LONG[at : at + 9], Sampling(max_tokens=6), "threshold=0.5") for at in (0, 20, 40)]

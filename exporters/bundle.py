@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rrt_edge import __version__
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.conversion import Init, convert
 from rrt_edge.exporters.block import LayerWeights
@@ -22,14 +21,15 @@ from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
-from rrt_edge.exporters.quantize import BLOCK, pad_to_block
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
 from rrt_edge.runtime.bundle.manifest import FILE, KV_BITS, Architecture, Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import check_replaceable, new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
+from rrt_edge.runtime.system.version import __version__
 
 Float = NDArray[np.float32]
 BITS = (4, 8, 16, 32)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
-from rrt_edge.exporters.quantize import BLOCK, quantize
 from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.quantisation.blocks import BLOCK, quantize
 
 Float = NDArray[np.float32]
 ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
-from rrt_edge.exporters.quantize import BLOCK, balance, pad_to_block, quantize
 from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.quantisation.blocks import BLOCK, pad_to_block, quantize
+from rrt_edge.quantisation.scales import balance
 
 Float = NDArray[np.float32]
 FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as fast as float at one row

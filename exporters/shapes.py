@@ -20,7 +20,7 @@ from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import GATE_WIDTH
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
@@ -47,7 +47,7 @@ def random_bundle(
     loops: int = 2,
     rank: int = 0,
     bits: int = 4,
-    kv_rule: KVRule = "exact",
+    kv_rule: KVRuleName = "exact",
     kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> None:

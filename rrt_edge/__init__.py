@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rrt_edge.model.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.system.lazy import lazy_names
+from rrt_edge.runtime.system.version import __version__
 
 if TYPE_CHECKING:
     from rrt_edge.conversion.conversion import convert
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from rrt_edge.model.modeling import RecursiveForCausalLM
     from rrt_edge.training.training import train
 
-__version__ = "0.1.0"
 __all__ = [
     "BadInputError",
     "BundleError",
     "RRTEdgeError",
     "RecursiveConfig",
     "RecursiveForCausalLM",
+    "__version__",
     "convert",
     "export",
     "train",

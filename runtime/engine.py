@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.decoding.decoder import MOST_WAITING
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.prefixes import Held, take_over
@@ -182,7 +182,7 @@ class Engine:
         self,
         model: Loaded,
         *,
-        kv_rule: KVRule | None = None,
+        kv_rule: KVRuleName | None = None,
         kv_budget_bytes: int = KV_BUDGET,
         prompt_rows: int = PROMPT_ROWS,
     ) -> None:

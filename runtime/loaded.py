@@ -10,7 +10,8 @@ from typing import Self
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
-from rrt_edge.runtime.bundle.manifest import RULES, KVRule, Manifest
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammars
 from rrt_edge.runtime.decoding.lossless import DraftLength
@@ -97,10 +98,10 @@ class Loaded:
         gate = self.manifest.gate
         return ExitPolicy.parse(exit_policy, self.loops, gate.threshold, gate.points)
 
-    def kv_rule(self, asked: KVRule | None) -> KVRule:
+    def kv_rule(self, asked: KVRuleName | None) -> KVRuleName:
         """The rule asked for, or the bundle's own."""
-        if asked is not None and asked not in RULES:
-            raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(RULES)}")
+        if asked is not None and asked not in KV_RULE_NAMES:
+            raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(KV_RULE_NAMES)}")
         if asked == "skip" and self.manifest.architecture.windows:
             raise BadInputError("kv-rule skip: does not go with this model, whose attention slides over a window")
         if asked == "propagate" and self.device == "cpu" and asked not in self.runner.rules:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
-from rrt_edge.runtime.bundle.manifest import KVRule, Manifest
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Generation
@@ -93,7 +94,7 @@ class Model(Loaded):
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 
-    def session(self, *, kv_rule: KVRule | None = None, lazy_prompt: bool | None = None) -> Session:
+    def session(self, *, kv_rule: KVRuleName | None = None, lazy_prompt: bool | None = None) -> Session:
         """A new conversation.
 
         Args:

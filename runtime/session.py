@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.chat_template import Message
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
@@ -35,7 +35,7 @@ class Session:
     new tokens. Not for use by two threads at once, but for `Stream.cancel`.
     """
 
-    def __init__(self, model: Loaded, kv_rule: KVRule, lazy_prompt: bool) -> None:
+    def __init__(self, model: Loaded, kv_rule: KVRuleName, lazy_prompt: bool) -> None:
         self.model = model
         self.decoder = Decoder(model.runner, kv_rule)
         self.lazy_prompt = lazy_prompt

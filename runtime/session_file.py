@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rrt_edge.runtime.bundle.manifest import RULES, Architecture, KVRule, Manifest
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.files import new_file
 
@@ -42,7 +43,7 @@ class Conversation:
     """
 
     ids: list[int]
-    rule: KVRule
+    rule: KVRuleName
     prompt_end: int
     positions: list[list[int]]
     rows: list[list[HeldRows]]
@@ -95,7 +96,7 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
                 raise BundleError(f"{path}: is a conversation with another bundle ({about['bundle'][:12]}...)")
             if about["long_context"] != _long_context(manifest.architecture, context):
                 raise BadInputError(f"{path}: was made with another context; load the model with that one")
-            if about["kv_rule"] not in RULES:
+            if about["kv_rule"] not in KV_RULE_NAMES:
                 raise ValueError(f"kv_rule {about['kv_rule']!r}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             conversation = _conversation(about, arrays, manifest.architecture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from rrt_edge import __version__
 from rrt_edge.cli.checking import inspect, verify
 from rrt_edge.cli.completion import completion
 from rrt_edge.cli.devices import devices
@@ -15,6 +14,7 @@ from rrt_edge.cli.measuring import bench
 from rrt_edge.cli.scoring import calibrate, evaluate
 from rrt_edge.cli.serving import serve
 from rrt_edge.cli.talking import chat, generate
+from rrt_edge.runtime.system.version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,9 +18,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rrt_edge import __version__
 from rrt_edge.cli.common import EXTRAS, BundlePath, guarded, json_option, print_json
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+from rrt_edge.runtime.system.version import __version__
 
 NEEDED = ("onnxruntime", "numpy", "tokenizers", "jinja2", "huggingface_hub", "click", "rich")
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")

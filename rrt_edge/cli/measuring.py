@@ -16,7 +16,8 @@ from rich.console import Console
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.devices import device_option
 from rrt_edge.runtime import errors
-from rrt_edge.runtime.bundle.manifest import KV_BITS, RULES
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
+from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 
 
@@ -30,7 +31,7 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 @click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")
 @click.option("--rank", default=0, show_default=True, help="For --shape.")
 @click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True, help="For --shape.")
-@click.option("--kv-rule", default="exact", type=click.Choice(RULES), show_default=True, help="For --shape.")
+@click.option("--kv-rule", default="exact", type=click.Choice(KV_RULE_NAMES), show_default=True, help="For --shape.")
 @click.option(
     "--kv-bits",
     default="32",

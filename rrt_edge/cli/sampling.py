@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rrt_edge.cli.common import Command
-from rrt_edge.runtime.bundle.manifest import RULES
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def sampling_options(command: Command) -> Command:
         click.option("--stop-id", "stop_ids", type=int, multiple=True, help="End at this token id; repeatable."),
         click.option("--exit-policy", default="full", show_default=True, help=POLICIES),
         click.option(
-            "--kv-rule", type=click.Choice(RULES),
+            "--kv-rule", type=click.Choice(KV_RULE_NAMES),
             help="Run under another KV rule than the bundle was trained for.",
         ),
         click.option(

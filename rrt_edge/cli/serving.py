@@ -11,7 +11,7 @@ import click
 
 from rrt_edge.cli.common import BundlePath, guarded
 from rrt_edge.cli.devices import device_option, where_to_run
-from rrt_edge.runtime.bundle.manifest import RULES
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 
 KEY_VARIABLE = "RRT_EDGE_API_KEY"
@@ -32,7 +32,7 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--max-tokens", default=4096, show_default=True, help="Tokens of a reply at most.")
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
-@click.option("--kv-rule", type=click.Choice(RULES), help="Another KV rule than the bundle was trained for.")
+@click.option("--kv-rule", type=click.Choice(KV_RULE_NAMES), help="Another KV rule than the bundle was trained for.")
 @device_option
 @click.option("--context", type=int, help="Tokens a conversation may hold.")
 @click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")

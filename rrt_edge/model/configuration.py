@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.model.families import COMPONENTS, FAMILIES, windows
-from rrt_edge.runtime.bundle.manifest import RULES, KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 
 Rank = int | float  # a float below 1 is a share of full rank
@@ -50,7 +50,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     lora_init: str = "svd"
     own_vectors: bool = False
     gate_trained: bool = False
-    kv_rule: KVRule = "exact"
+    kv_rule: KVRuleName = "exact"
     exit_threshold: float | None = None
     tie_word_embeddings: bool = False
 
@@ -71,8 +71,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
                 raise BadInputError(f"{label} {rank} is negative; 0 shares the block without LoRA")
             if rank > 1 and rank != int(rank):
                 raise BadInputError(f"{label} {rank} is neither a whole number nor a share of full rank below 1")
-        if self.kv_rule not in RULES:
-            raise BadInputError(f"kv_rule {self.kv_rule!r}: choose from {', '.join(RULES)}")
+        if self.kv_rule not in KV_RULE_NAMES:
+            raise BadInputError(f"kv_rule {self.kv_rule!r}: choose from {', '.join(KV_RULE_NAMES)}")
         if self.kv_rule == "skip" and self.text_config.model_type in FAMILIES and any(windows(self.text_config)):
             raise BadInputError("kv_rule skip does not go with a model whose attention slides over a window")
 

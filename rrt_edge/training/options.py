@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rrt_edge.runtime.bundle.manifest import RULES, KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 
 Stage = Literal["uptrain", "early-exit", "gate"]
@@ -95,7 +95,7 @@ class TrainOptions:
     exit_weight: float = 1.0
     exit_kd_weight: float = 1.0
     exit_teacher: bool = False
-    kv_rule: KVRule = "exact"
+    kv_rule: KVRuleName = "exact"
     exits: Exits = "gate"
     max_length: int = 1024
     seed: int = 0
@@ -114,7 +114,7 @@ class TrainOptions:
             if getattr(self, name) < 0:
                 raise BadInputError(f"{_flag(name)} {getattr(self, name)} must not be negative")
         choices = (
-            ("kv_rule", RULES),
+            ("kv_rule", KV_RULE_NAMES),
             ("divergence", get_args(Divergence)),
             ("exit_loss", get_args(ExitLoss)),
             ("exits", get_args(Exits)),

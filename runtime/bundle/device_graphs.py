@@ -7,7 +7,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, KVRule, Windows
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
 from rrt_edge.runtime.errors import BundleError
 
 PRECISIONS = ("float16", "float32")
@@ -78,7 +79,7 @@ def read_archive(bundle: Path) -> DeviceArchive:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
 
 
-def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str | None:
+def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRuleName) -> str | None:
     """Why a bundle runs on the CPU only; None where devices can run it."""
     if rule != "exact":
         return f"it was trained for the KV rule {rule}, which devices do not follow"

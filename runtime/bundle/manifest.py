@@ -9,15 +9,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import sha256
 
-KVRule = Literal["exact", "propagate", "latest", "skip"]  # what a row that leaves early leaves behind: state.py
-RULES: tuple[KVRule, ...] = get_args(KVRule)
 FILE = "manifest.json"
 DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
 KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
@@ -127,7 +126,7 @@ class Manifest:
     architecture: Architecture
     gate: Gate
     quantization: Quantization
-    kv_rule: KVRule
+    kv_rule: KVRuleName
     eos_token_ids: tuple[int, ...]
     weight_bytes: dict[str, int]
     unshared_weight_bytes: int
@@ -212,8 +211,8 @@ class _Reader:
             raise self.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
         gate, quantization = self.table(fields, "gate"), self.table(fields, "quantization")
         kv_rule = self.text(fields, "kv_rule")
-        if kv_rule not in RULES:
-            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {', '.join(RULES)}")
+        if kv_rule not in KV_RULE_NAMES:
+            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {', '.join(KV_RULE_NAMES)}")
         verification = fields.get("verification")
         if verification is not None and not isinstance(verification, dict):
             raise self.fail("verification", "must be an object or null")

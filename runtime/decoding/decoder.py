@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.running.hidden import Hidden, joined
@@ -41,7 +41,7 @@ class Decoder:
     `cancelled`, set by any thread, ends a call before its next block step.
     """
 
-    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
+    def __init__(self, runner: Runner, rule: KVRuleName = "exact") -> None:
         self.runner = runner
         self.loops = runner.architecture.loops
         self.state = SequenceState(runner, rule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import Cache, Runner
 
@@ -61,7 +61,7 @@ class SequenceState:
     - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
     """
 
-    def __init__(self, runner: Runner, rule: KVRule = "exact") -> None:
+    def __init__(self, runner: Runner, rule: KVRuleName = "exact") -> None:
         self.rule = rule
         self.loops = runner.architecture.loops
         self.nothing = runner.no_rows

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rrt_edge.runtime.bundle.manifest import RULES, KVRule, Manifest
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Stats
 from rrt_edge.runtime.decoding.sampling import Sampling
@@ -84,11 +85,11 @@ class Case:
 
     kind: str
     policy: str
-    rule: KVRule
+    rule: KVRuleName
     batch: int
 
     @classmethod
-    def parse(cls, text: str, rule: KVRule) -> Case:
+    def parse(cls, text: str, rule: KVRuleName) -> Case:
         """Read `decode:depth=1`, `decode:trace=0.6:skip:x8` and the like.
 
         Raises:
@@ -97,7 +98,7 @@ class Case:
         kind, *options = text.split(":")
         policy, batch = "full", 1
         for option in options:
-            if option in RULES:
+            if option in KV_RULE_NAMES:
                 rule = option
             elif option[:1] == "x" and option[1:].isdigit() and int(option[1:]):
                 batch = int(option[1:])

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.manifest import RULES, Architecture, KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.running.hidden import Hidden, on_host
@@ -51,7 +52,7 @@ class Graph:
         self,
         bundle: Path,
         architecture: Architecture,
-        rule: KVRule,
+        rule: KVRuleName,
         threads: int | None,
         context: int = 1,
         budget: KVBudget | None = None,
@@ -86,9 +87,9 @@ class Graph:
         return self._session
 
     @property
-    def rules(self) -> tuple[KVRule, ...]:
+    def rules(self) -> tuple[KVRuleName, ...]:
         """All, but `propagate` where the checkpoint was not trained for it."""
-        return tuple(rule for rule in RULES if rule != "propagate" or self.propagates)
+        return tuple(rule for rule in KV_RULE_NAMES if rule != "propagate" or self.propagates)
 
     @property
     def bits(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.manifest import Architecture, KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.hidden import Hidden
 
 Float = NDArray[np.float32]
@@ -100,7 +101,7 @@ class Runner(Protocol):
     architecture: Architecture
 
     @property
-    def rules(self) -> tuple[KVRule, ...]:
+    def rules(self) -> tuple[KVRuleName, ...]:
         """The KV rules it can follow."""
 
     @property

@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from rrt_edge.runtime.bundle.manifest import KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
@@ -71,7 +71,7 @@ class ServerOptions:
     most_tokens: int = 4096
     most_bytes: int = 1 << 20
     kv_budget_bytes: int = KV_BUDGET
-    kv_rule: KVRule | None = None
+    kv_rule: KVRuleName | None = None
     page: Path | None = None
 
     def __post_init__(self) -> None:

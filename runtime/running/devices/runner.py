@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
-from rrt_edge.runtime.bundle.manifest import Architecture, KVRule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.running.devices.binding import DeviceBinding
 from rrt_edge.runtime.running.devices.cache import Buffer, DeviceCache, buffer_bytes, room_of
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 class DeviceGraph:
     """A bundle on a device, shared by every conversation: the `Runner` of the KV rule `exact`."""
 
-    rules: tuple[KVRule, ...] = ("exact",)
+    rules: tuple[KVRuleName, ...] = ("exact",)
 
     def __init__(
         self,

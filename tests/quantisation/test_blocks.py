@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from rrt_edge.exporters.quantize import BLOCK, balance, dequantize, quantize
+from rrt_edge.quantisation.blocks import BLOCK, dequantize, quantize
+from rrt_edge.quantisation.scales import balance
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

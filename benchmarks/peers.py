@@ -203,7 +203,8 @@ def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, 
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.decoding.decoder import Decoder
     from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
-    from rrt_edge.runtime.decoding.sampling import Sampler, Sampling
+    from rrt_edge.runtime.decoding.sampler import Sampler
+    from rrt_edge.runtime.decoding.sampling import Sampling
 
     with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
         decoder, sampler = Decoder(model.runner), Sampler(Sampling())

@@ -17,7 +17,8 @@ from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
-from rrt_edge.runtime.decoding.sampling import Picked, Sampling
+from rrt_edge.runtime.decoding.sampler import Picked
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.loaded import Loaded, Prompt
 from rrt_edge.runtime.running.hidden import on_host

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rrt_edge
 from rrt_edge.exporters import export
-from rrt_edge.runtime.decoding.sampling import Sampler
+from rrt_edge.runtime.decoding.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 65536  # of `endless`

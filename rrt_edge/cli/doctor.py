@@ -151,7 +151,8 @@ def _onnxruntime(report: Report) -> None:
 
 def _bundles(report: Report, asked: Path | None) -> None:
     """The installed bundles; what is wrong with the one asked for is told elsewhere."""
-    from rrt_edge.runtime.library.store import HOME, bundles_folder, downloads_folder, installed
+    from rrt_edge.runtime.library.store import bundles_folder, downloads_folder, installed
+    from rrt_edge.runtime.system.home import HOME
 
     folder = bundles_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.manifest_reader import Fields
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import sha256
 
@@ -90,6 +91,39 @@ class Architecture:
             rows = sum(min(tokens, bound) for bound in bounds)
         return rows * self.key_value_heads * row_bytes
 
+    @classmethod
+    def read(cls, fields: Fields) -> Architecture:
+        """
+        Raises:
+            BundleError: a field is missing, out of bounds, or does not go with another.
+        """
+        read = cls(
+            family=fields.text("family"),
+            loops=fields.count("loops", 1, 64),
+            layers_per_block=fields.count("layers_per_block", 1, 1024),
+            rank=fields.count("rank", 0, 1 << 16),
+            hidden_size=fields.count("hidden_size", 1, 1 << 17),
+            attention_heads=fields.count("attention_heads", 1, 1 << 12),
+            key_value_heads=fields.count("key_value_heads", 1, 1 << 12),
+            head_dim=fields.count("head_dim", 1, 1 << 12),
+            vocabulary=fields.count("vocabulary", 1, 1 << 22),
+            context_length=fields.count("context_length", 1, 1 << 24),
+            pasts=fields.count("pasts", 1, 1 << 10),
+            kv_bits=fields.count("kv_bits", 8, 32),
+            windows=_windows(fields),
+            short_context=fields.count("short_context", 1, 1 << 24) if fields.get("short_context") else None,
+        )
+        sizes = [len(row) for row in read.windows or ()]
+        if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
+            raise fields.fail("windows", f"must be {read.loops} lists of {read.layers_per_block} entries, or null")
+        if read.kv_bits not in KV_BITS:
+            raise fields.fail("kv_bits", f"{read.kv_bits} is not known; known: {', '.join(map(str, KV_BITS))}")
+        if read.pasts < read.loops:
+            raise fields.fail("pasts", f"{read.pasts} is less than the {read.loops} loops")
+        if read.attention_heads % read.key_value_heads:
+            raise fields.fail("key_value_heads", f"{read.key_value_heads} does not divide the attention heads")
+        return read
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -102,6 +136,26 @@ class Gate:
     trained: bool
     threshold: float | None
     points: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Gate:
+        """
+        Raises:
+            BundleError: a field is missing or out of bounds.
+        """
+        kind, trained, threshold = fields.text("kind"), fields.get("trained"), fields.get("threshold")
+        if kind not in ("mlp", "linear", "none"):
+            raise fields.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
+        if not isinstance(trained, bool):
+            raise fields.fail("gate.trained", "must be true or false")
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise fields.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
+        points = fields.get("points", {})
+        if not isinstance(points, dict) or not all(
+            isinstance(value, (int, float)) and 0 <= value <= 1 for value in points.values()
+        ):
+            raise fields.fail("gate.points", "must be names and thresholds between 0 and 1")
+        return cls(kind, trained, threshold, dict(points))
 
 
 @dataclass(frozen=True)
@@ -152,7 +206,40 @@ class Manifest:
             fields = json.loads(path.read_text("utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
-        return _Reader(path).manifest(fields)
+        return cls._read(path, fields)
+
+    @classmethod
+    def _read(cls, path: Path, values: Any) -> Manifest:
+        fields = Fields(path, values if isinstance(values, dict) else {})
+        if fields.get("format") != FORMAT:
+            raise fields.fail("format", f"is not {FORMAT!r}; this is not a bundle's manifest")
+        if fields.get("format_version") != VERSION:
+            version = fields.get("format_version")
+            raise fields.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
+        gate, quantization = fields.table("gate"), fields.table("quantization")
+        kv_rule = fields.text("kv_rule")
+        if kv_rule not in KV_RULE_NAMES:
+            known = ", ".join(KV_RULE_NAMES)
+            raise fields.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {known}")
+        verification = fields.get("verification")
+        if verification is not None and not isinstance(verification, dict):
+            raise fields.fail("verification", "must be an object or null")
+        return cls(
+            architecture=Architecture.read(fields.table("architecture")),
+            gate=Gate.read(gate),
+            quantization=Quantization(
+                bits=quantization.count("bits", 4, 32),
+                block_size=quantization.count("block_size", 16, 256),
+                parts=quantization.counts("parts", 32),
+            ),
+            kv_rule=kv_rule,
+            eos_token_ids=_eos_token_ids(fields),
+            weight_bytes=fields.counts("weight_bytes", 1 << 50),
+            unshared_weight_bytes=fields.count("unshared_weight_bytes", 0, 1 << 50),
+            provenance=dict(fields.table("provenance").values),
+            files=_files(fields.table("files")),
+            verification=verification,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -194,136 +281,36 @@ def list_files(bundle: Path) -> dict[str, File]:
     return {name: File((bundle / name).stat().st_size, sha256(bundle / name)) for name in names}
 
 
-class _Reader:
-    """Turns parsed JSON into a `Manifest`, naming the field in every complaint."""
+def _windows(fields: Fields) -> Windows | None:
+    value = fields.get("windows")
+    if value is None:
+        return None
+    rows: list[Any] = value if isinstance(value, list) else [None]
+    entries = [entry for row in rows for entry in (row if isinstance(row, list) else [0])]
+    if not all(entry is None or (type(entry) is int and entry > 0) for entry in entries):
+        raise fields.fail("windows", "must be a list for each loop of a window or null for each layer, or null")
+    return tuple(tuple(row) for row in rows)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def fail(self, field: str, problem: str) -> BundleError:
-        return BundleError(f"{self.path}: {field} {problem}")
+def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
+    ids = fields.get("eos_token_ids")
+    if not isinstance(ids, list) or not all(type(value) is int and value >= 0 for value in ids):
+        raise fields.fail("eos_token_ids", "must be a list of token ids")
+    return tuple(ids)
 
-    def manifest(self, fields: Any) -> Manifest:
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise self.fail("format", f"is not {FORMAT!r}; this is not a bundle's manifest")
-        if fields.get("format_version") != VERSION:
-            version = fields.get("format_version")
-            raise self.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
-        gate, quantization = self.table(fields, "gate"), self.table(fields, "quantization")
-        kv_rule = self.text(fields, "kv_rule")
-        if kv_rule not in KV_RULE_NAMES:
-            raise self.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {', '.join(KV_RULE_NAMES)}")
-        verification = fields.get("verification")
-        if verification is not None and not isinstance(verification, dict):
-            raise self.fail("verification", "must be an object or null")
-        return Manifest(
-            architecture=self.architecture(self.table(fields, "architecture")),
-            gate=self.gate(gate),
-            quantization=Quantization(
-                bits=self.count(quantization, "bits", 4, 32),
-                block_size=self.count(quantization, "block_size", 16, 256),
-                parts=self.counts(quantization, "parts", 32),
-            ),
-            kv_rule=kv_rule,
-            eos_token_ids=self.eos(fields),
-            weight_bytes=self.counts(fields, "weight_bytes", 1 << 50),
-            unshared_weight_bytes=self.count(fields, "unshared_weight_bytes", 0, 1 << 50),
-            provenance=dict(self.table(fields, "provenance")),
-            files=self.files(self.table(fields, "files")),
-            verification=verification,
-        )
 
-    def architecture(self, fields: Mapping[str, Any]) -> Architecture:
-        read = Architecture(
-            family=self.text(fields, "family"),
-            loops=self.count(fields, "loops", 1, 64),
-            layers_per_block=self.count(fields, "layers_per_block", 1, 1024),
-            rank=self.count(fields, "rank", 0, 1 << 16),
-            hidden_size=self.count(fields, "hidden_size", 1, 1 << 17),
-            attention_heads=self.count(fields, "attention_heads", 1, 1 << 12),
-            key_value_heads=self.count(fields, "key_value_heads", 1, 1 << 12),
-            head_dim=self.count(fields, "head_dim", 1, 1 << 12),
-            vocabulary=self.count(fields, "vocabulary", 1, 1 << 22),
-            context_length=self.count(fields, "context_length", 1, 1 << 24),
-            pasts=self.count(fields, "pasts", 1, 1 << 10),
-            kv_bits=self.count(fields, "kv_bits", 8, 32),
-            windows=self.windows(fields.get("windows")),
-            short_context=self.count(fields, "short_context", 1, 1 << 24) if fields.get("short_context") else None,
-        )
-        sizes = [len(row) for row in read.windows or ()]
-        if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
-            raise self.fail("windows", f"must be {read.loops} lists of {read.layers_per_block} entries, or null")
-        if read.kv_bits not in KV_BITS:
-            raise self.fail("kv_bits", f"{read.kv_bits} is not known; known: {', '.join(map(str, KV_BITS))}")
-        if read.pasts < read.loops:
-            raise self.fail("pasts", f"{read.pasts} is less than the {read.loops} loops")
-        if read.attention_heads % read.key_value_heads:
-            raise self.fail("key_value_heads", f"{read.key_value_heads} does not divide the attention heads")
-        return read
-
-    def windows(self, found: Any) -> Windows | None:
-        if found is None:
-            return None
-        rows: list[Any] = found if isinstance(found, list) else [None]
-        entries = [entry for row in rows for entry in (row if isinstance(row, list) else [0])]
-        if not all(entry is None or (type(entry) is int and entry > 0) for entry in entries):
-            raise self.fail("windows", "must be a list for each loop of a window or null for each layer, or null")
-        return tuple(tuple(row) for row in rows)
-
-    def gate(self, fields: Mapping[str, Any]) -> Gate:
-        kind, trained, threshold = self.text(fields, "kind"), fields.get("trained"), fields.get("threshold")
-        if kind not in ("mlp", "linear", "none"):
-            raise self.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
-        if not isinstance(trained, bool):
-            raise self.fail("gate.trained", "must be true or false")
-        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-            raise self.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
-        points = fields.get("points", {})
-        if not isinstance(points, dict) or not all(
-            isinstance(value, (int, float)) and 0 <= value <= 1 for value in points.values()
-        ):
-            raise self.fail("gate.points", "must be names and thresholds between 0 and 1")
-        return Gate(kind, trained, threshold, dict(points))
-
-    def files(self, fields: Mapping[str, Any]) -> dict[str, File]:
-        for name, entry in fields.items():
-            parts = PurePosixPath(name).parts
-            if len(parts) != 1 or parts[0] in ("..", ".") or "\\" in name or ":" in name:
-                raise self.fail(f"files[{name!r}]", "leaves the bundle's folder")
-            if not isinstance(entry, dict):
-                raise self.fail(f"files[{name!r}]", "must be an object of bytes and sha256")
-        for needed in ("model.onnx", "model.onnx.data", "tokenizer.json"):
-            if needed not in fields:
-                raise self.fail("files", f"does not list {needed}")
-        return {
-            name: File(self.count(entry, "bytes", 0, 1 << 50), self.text(entry, "sha256"))
-            for name, entry in fields.items()
-        }
-
-    def eos(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
-        ids = fields.get("eos_token_ids")
-        if not isinstance(ids, list) or not all(type(value) is int and value >= 0 for value in ids):
-            raise self.fail("eos_token_ids", "must be a list of token ids")
-        return tuple(ids)
-
-    def table(self, fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-        found = fields.get(name)
-        if not isinstance(found, dict):
-            raise self.fail(name, "is missing or not an object")
-        return found
-
-    def text(self, fields: Mapping[str, Any], name: str) -> str:
-        found = fields.get(name)
-        if not isinstance(found, str):
-            raise self.fail(name, "is missing or not a string")
-        return found
-
-    def count(self, fields: Mapping[str, Any], name: str, least: int, most: int) -> int:
-        found = fields.get(name)
-        if type(found) is not int or not least <= found <= most:
-            raise self.fail(name, f"is {found!r}; it must be a whole number from {least} to {most}")
-        return found
-
-    def counts(self, fields: Mapping[str, Any], name: str, most: int) -> dict[str, int]:
-        table = self.table(fields, name)
-        return {key: self.count(table, key, 0, most) for key in table}
+def _files(fields: Fields) -> dict[str, File]:
+    files = {}
+    for name in fields:
+        parts = PurePosixPath(name).parts
+        if len(parts) != 1 or parts[0] in ("..", ".") or "\\" in name or ":" in name:
+            raise fields.fail(f"files[{name!r}]", "leaves the bundle's folder")
+        if not isinstance(fields.get(name), dict):
+            raise fields.fail(f"files[{name!r}]", "must be an object of bytes and sha256")
+    for needed in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+        if needed not in fields.values:
+            raise fields.fail("files", f"does not list {needed}")
+    for name in fields:
+        entry = fields.table(name)
+        files[name] = File(entry.count("bytes", 0, 1 << 50), entry.text("sha256"))
+    return files

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Drafts
-from rrt_edge.runtime.decoding.sampling import Draft, Picked, Sampler
+from rrt_edge.runtime.decoding.sampler import Draft, Picked, Sampler
 
 SHALLOW = ExitPolicy(depth=1)
 LEAST_GATE = 0.5  # below it loop 1's token is more likely wrong than right: not drafted

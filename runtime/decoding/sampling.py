@@ -1,24 +1,17 @@
-"""How tokens are chosen: `Sampling`, and the `Sampler` that chooses one after another."""
+"""`Sampling`: how tokens are to be chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime.decoding.grammar import Constraint, Grammar
-
-Float = NDArray[np.float32]
-MOST_LOGPROBS = 20
+    from rrt_edge.runtime.decoding.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,8 @@ class Sampling:
     Raises:
         BadInputError: a value is out of range; names the field.
     """
+
+    MOST_LOGPROBS: ClassVar = 20
 
     temperature: float = 0.0
     top_k: int = 0
@@ -91,8 +86,8 @@ class Sampling:
             "stop": (_is_texts(self.stop), "a tuple of texts that are not empty"),
             "stop_ids": (_is_ids(self.stop_ids), "a tuple of token ids"),
             "logprobs": (
-                self.logprobs is None or (_is_whole(self.logprobs) and 0 <= self.logprobs <= MOST_LOGPROBS),
-                f"a whole number from 0 to {MOST_LOGPROBS}, or none",
+                self.logprobs is None or (_is_whole(self.logprobs) and 0 <= self.logprobs <= self.MOST_LOGPROBS),
+                f"a whole number from 0 to {self.MOST_LOGPROBS}, or none",
             ),
         }
         for name, (right, wanted) in checks.items():
@@ -130,122 +125,3 @@ def _is_bias(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         _is_whole(token) and token >= 0 and _is_number(bias) and -100 <= bias <= 100 for token, bias in value.items()
     )
-
-
-@dataclass(frozen=True)
-class Picked:
-    """A token that was chosen, the depth it left at, the gate's value there, and log probabilities if asked for."""
-
-    token: int
-    depth: int
-    gate: float
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A token proposed from a shallow depth, and the probabilities [V] it was drawn from (None where greedy)."""
-
-    token: int
-    probabilities: NDArray[np.float64] | None
-
-
-class Sampler:
-    """Picks the tokens of one reply one after another; the same seed picks the same ones."""
-
-    def __init__(
-        self,
-        sampling: Sampling,
-        prompt_tokens: int = 0,
-        ends: Collection[int] = (),
-        constraint: Constraint | None = None,
-    ) -> None:
-        """
-        Args:
-            prompt_tokens: how many of a history's first tokens are the prompt's.
-            ends: the tokens that end a reply.
-            constraint: where the reply must follow a grammar.
-        """
-        self.sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
-        self._prompt_tokens, self._ends, self._constraint = prompt_tokens, sorted(ends), constraint
-        self._bias = (
-            np.array(sorted(sampling.logit_bias), np.int64),
-            np.array([sampling.logit_bias[token] for token in sorted(sampling.logit_bias)], np.float32),
-        )
-
-    def pick(self, logits: Float, history: Sequence[int]) -> int:
-        """The next token.
-
-        Args:
-            logits: [V].
-            history: the tokens of prompt and reply so far, which penalties and grammar look at.
-
-        Raises:
-            RRTEdgeError: a logit is not a number, or none is finite.
-        """
-        logits = self._changed(logits, history)
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        tokens, probabilities = candidates(logits, self.sampling)
-        return int(self._random.choice(tokens, p=probabilities))
-
-    def propose(self, logits: Float, history: Sequence[int]) -> Draft:
-        """Draft a token that `judge` may let stand."""
-        if self.sampling.temperature == 0:
-            return Draft(self.pick(logits, history), None)
-        probabilities = distribution(self._changed(logits, history), self.sampling)
-        return Draft(int(self._random.choice(len(probabilities), p=probabilities)), probabilities)
-
-    def judge(self, draft: Draft, logits: Float, history: Sequence[int]) -> int:
-        """The next token, distributed as `pick` would from these logits: the draft, or another where it cannot stand.
-
-        Speculative sampling (arXiv 2302.01318): the draft x stands with probability min(1, p(x) / q(x)), else a token
-        is drawn from max(0, p - q).
-        """
-        if draft.probabilities is None:
-            return self.pick(logits, history)
-        wanted = distribution(self._changed(logits, history), self.sampling)
-        if self._random.random() * draft.probabilities[draft.token] < wanted[draft.token]:
-            return draft.token
-        rest = np.maximum(wanted - draft.probabilities, 0)
-        return int(self._random.choice(len(rest), p=rest / rest.sum()))
-
-    def picked(self, token: int, depth: int, gate: float, logits: Float) -> Picked:
-        """A chosen token, with the log probabilities asked for."""
-        count = self.sampling.logprobs
-        if count is None:
-            return Picked(token, depth, gate)
-        shifted = logits.astype(np.float64) - float(logits.max())
-        told = shifted - np.log(np.exp(shifted).sum())
-        top = np.argsort(-told, kind="stable")[:count]
-        return Picked(token, depth, gate, float(told[token]), tuple((int(one), float(told[one])) for one in top))
-
-    def _changed(self, logits: Float, history: Sequence[int]) -> Float:
-        """The logits after penalties, bias, the least length and the grammar."""
-        if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
-            raise RRTEdgeError(
-                "the model returned not-a-number or infinite logits; its weights may be damaged: verify the bundle"
-            )
-        sampling, first = self.sampling, self._prompt_tokens
-        logits = penalised(logits, history, sampling.repetition_penalty)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            logits = less_repetition(logits, history[first:], sampling.presence_penalty, sampling.frequency_penalty)
-        if len(self._bias[0]):
-            logits = logits.copy()
-            logits[self._bias[0]] += self._bias[1]
-        early = self._ends if len(history) - first < sampling.min_tokens else []
-        if self._constraint is None:
-            return _without(logits, early)
-        logits = np.where(self._constraint.allowed(history[first:]), logits, np.float32(-np.inf))
-        longer = _without(logits, early)
-        return longer if np.isfinite(longer.max()) else logits  # where the grammar lets it only end, it ends
-
-
-def _without(logits: Float, tokens: Sequence[int]) -> Float:
-    if not tokens:
-        return logits
-    changed = logits.copy()
-    changed[tokens] = -np.inf
-    return changed

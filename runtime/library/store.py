@@ -14,22 +14,12 @@ from rrt_edge.runtime.bundle.manifest import FILE, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.library.source import fetched, parse_source
 from rrt_edge.runtime.system.files import CHUNK, new_folder
+from rrt_edge.runtime.system.home import home
 from rrt_edge.runtime.system.progress import Progress
 
-HOME = "RRT_EDGE_HOME"
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
 _SHOWN = 5  # names an error lists
 _LONG = 1000  # characters; no path is as long
-
-
-def home() -> Path:
-    """The folder of all that is kept for this user: RRT_EDGE_HOME, or rrt-edge's place among the user's data."""
-    given = os.environ.get(HOME)
-    if given:
-        return Path(given).expanduser().absolute()
-    from platformdirs import user_data_path
-
-    return user_data_path("rrt-edge")
 
 
 def bundles_folder() -> Path:

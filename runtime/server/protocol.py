@@ -8,7 +8,7 @@ from typing import Any
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
-from rrt_edge.runtime.decoding.sampling import MOST_LOGPROBS, Sampling
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError
 from rrt_edge.runtime.model import Model
 
@@ -74,7 +74,7 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str, mos
     prompt = model.encode_chat(_messages(fields.get("messages")))
     logprobs = None
     if _flag(fields, "logprobs"):
-        logprobs = _whole(fields, "top_logprobs", 0, MOST_LOGPROBS) or 0
+        logprobs = _whole(fields, "top_logprobs", 0, Sampling.MOST_LOGPROBS) or 0
     elif fields.get("top_logprobs") is not None:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", "top_logprobs")
     most = fields.get("max_completion_tokens", fields.get("max_tokens"))
@@ -85,7 +85,7 @@ def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: st
     """The body of /v1/completions; errors as `read_chat`."""
     fields = _checked(body)
     prompts = tuple(model.encode(one) if isinstance(one, str) else one for one in _prompts(fields.get("prompt")))
-    logprobs = _whole(fields, "logprobs", 0, MOST_LOGPROBS)
+    logprobs = _whole(fields, "logprobs", 0, Sampling.MOST_LOGPROBS)
     most = fields.get("max_tokens", 16)  # as OpenAI's API has it
     return _ask(fields, model, prompts, most, logprobs, defaults, exit_policy, most_tokens)
 

@@ -22,7 +22,7 @@ from prompt_toolkit.formatted_text import HTML
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from rrt_edge.runtime.library.store import HOME
+from rrt_edge.runtime.system.home import HOME
 
 MENU = 10  # rows of the list of completions at most
 

@@ -20,10 +20,10 @@ from typing import Any
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import RRTEdgeError
-from rrt_edge.runtime.library.store import home
 from rrt_edge.runtime.running.devices.finding import Device, find_devices, other_devices
 from rrt_edge.runtime.running.devices.providers import PROVIDERS, VARIABLE
 from rrt_edge.runtime.system.files import new_file
+from rrt_edge.runtime.system.home import home
 from rrt_edge.runtime.system.machine import this_machine
 from rrt_edge.runtime.system.onnxruntime import onnxruntime
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rrt_edge.exporters import export
 from rrt_edge.runtime import Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding.decoder import Decoder
-from rrt_edge.runtime.decoding.sampling import Sampler
+from rrt_edge.runtime.decoding.sampler import Sampler
 
 RULES = ["exact", "latest", "skip", "propagate"]
 

@@ -11,7 +11,7 @@ from rrt_edge.runtime import BadInputError, Model, Sampling
 from rrt_edge.runtime.decoding import lossless as lossless_module
 from rrt_edge.runtime.decoding.logits import distribution
 from rrt_edge.runtime.decoding.lossless import DraftLength
-from rrt_edge.runtime.decoding.sampling import Draft, Sampler
+from rrt_edge.runtime.decoding.sampler import Draft, Sampler
 
 
 @pytest.fixture(autouse=True)

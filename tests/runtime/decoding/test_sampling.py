@@ -22,7 +22,7 @@ from transformers import (
 
 from rrt_edge.runtime import BadInputError, RRTEdgeError, Sampling
 from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
-from rrt_edge.runtime.decoding.sampling import Sampler
+from rrt_edge.runtime.decoding.sampler import Sampler
 
 VOCABULARY = 60
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rrt_edge.runtime.library.store import bundles_folder, home, installed_names
+from rrt_edge.runtime.library.store import bundles_folder, installed_names
+from rrt_edge.runtime.system.home import home
 
 
 def left_behind() -> list[str]:

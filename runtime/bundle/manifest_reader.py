@@ -1,0 +1,59 @@
+"""Fields of a JSON file, checked and bounded as they are read; every complaint names the file and the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Fields:
+    """An object of a JSON file, by the names of its fields."""
+
+    path: Path
+    values: dict[str, Any]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field's value, unchecked."""
+        return self.values.get(name, default)
+
+    def fail(self, field: str, problem: str) -> BundleError:
+        """The error that says what is wrong with a field."""
+        return BundleError(f"{self.path}: {field} {problem}")
+
+    def table(self, name: str) -> Fields:
+        """A field that is an object.
+
+        Raises:
+            BundleError: it is missing, or something else; so do the methods below.
+        """
+        value = self.values.get(name)
+        if not isinstance(value, dict):
+            raise self.fail(name, "is missing or not an object")
+        return Fields(self.path, value)
+
+    def text(self, name: str) -> str:
+        """A field that is a string."""
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            raise self.fail(name, "is missing or not a string")
+        return value
+
+    def count(self, name: str, least: int, most: int) -> int:
+        """A field that is a whole number between bounds."""
+        value = self.values.get(name)
+        if type(value) is not int or not least <= value <= most:
+            raise self.fail(name, f"is {value!r}; it must be a whole number from {least} to {most}")
+        return value
+
+    def counts(self, name: str, most: int) -> dict[str, int]:
+        """A field that is an object of whole numbers from 0 on."""
+        table = self.table(name)
+        return {key: table.count(key, 0, most) for key in table}

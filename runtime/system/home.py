@@ -1,0 +1,18 @@
+"""The folder of all that is kept for this user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HOME = "RRT_EDGE_HOME"
+
+
+def home() -> Path:
+    """The folder of all that is kept for this user: RRT_EDGE_HOME, or rrt-edge's place among the user's data."""
+    given = os.environ.get(HOME)
+    if given:
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("rrt-edge")

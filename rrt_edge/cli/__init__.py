@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import click
 
-from rrt_edge.cli.checking import inspect, verify
+from rrt_edge.cli.bench import bench
+from rrt_edge.cli.calibrate import calibrate
+from rrt_edge.cli.chat.command import chat
 from rrt_edge.cli.completion import completion
+from rrt_edge.cli.convert import convert
 from rrt_edge.cli.devices import devices
 from rrt_edge.cli.doctor import doctor
-from rrt_edge.cli.library import list_bundles, pull, remove
-from rrt_edge.cli.making import convert, export, train
-from rrt_edge.cli.measuring import bench
-from rrt_edge.cli.scoring import calibrate, evaluate
-from rrt_edge.cli.serving import serve
-from rrt_edge.cli.talking import chat, generate
+from rrt_edge.cli.eval import evaluate
+from rrt_edge.cli.export import export
+from rrt_edge.cli.generate import generate
+from rrt_edge.cli.inspect import inspect
+from rrt_edge.cli.list import list_bundles
+from rrt_edge.cli.pull import pull
+from rrt_edge.cli.rm import remove
+from rrt_edge.cli.serve import serve
+from rrt_edge.cli.train import train
+from rrt_edge.cli.verify import verify
 from rrt_edge.runtime.system.version import __version__
 
 

@@ -1,4 +1,4 @@
-"""`devices`, and the options that say where a bundle runs."""
+"""`devices`: what onnxruntime can run bundles on here."""
 
 from __future__ import annotations
 
@@ -9,33 +9,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from rrt_edge.cli.common import Command, guarded, json_option, print_json
-from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE, device_for
+from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.terminal import size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from rrt_edge.runtime.running.devices.finding import Device
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(DEVICES),
-    envvar=VARIABLE,
-    default="auto",
-    show_default=True,
-    help=f"What to run on (rrt-edge devices); auto: what was fastest in a trial, made once. Also in {VARIABLE}.",
-)
-
-
-def device_options(command: Command) -> Command:
-    """`--device` and what conversations may take of its memory."""
-    budget = click.option("--kv-budget", type=int, help="MiB that keys and values may take.  [default: what there is]")
-    return device_option(budget(command))
-
-
-def where_to_run(device: str, kv_rule: str | None, kv_budget: int | None = None) -> dict[str, Any]:
-    """What `Model.load` is to be told; another KV rule than `exact` runs on the CPU, which `auto` then is."""
-    return {"device": device_for(device, [kv_rule]), "kv_budget_bytes": None if kv_budget is None else kv_budget << 20}
 
 
 @click.command(epilog="Example: rrt-edge devices")
@@ -68,8 +48,6 @@ def _facts(device: Device) -> dict[str, Any]:
 def _table(found: list[Device]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-
-    from rrt_edge.cli.terminal import size
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("device", "hardware", "memory", "provider"):

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rrt_edge.cli.common import EXTRAS, BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.system.version import __version__
 
@@ -175,7 +176,6 @@ def _bundles(report: Report, asked: Path | None) -> None:
 
 
 def _bundle(report: Report, bundle: Path) -> None:
-    from rrt_edge.cli.terminal import size
     from rrt_edge.runtime.bundle.manifest import Manifest
 
     found: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
@@ -228,7 +228,6 @@ def _shown(report: Report) -> Group:
 
 def _words(value: Any, name: str) -> str:
     """A value as people read it."""
-    from rrt_edge.cli.terminal import size
 
     if isinstance(value, dict):  # what is there, and what is not
         there = [key if held is True else f"{key} {held}" for key, held in value.items() if held]

@@ -1,4 +1,4 @@
-"""The options that choose tokens, for `generate` and `chat`."""
+"""The options that several commands take."""
 
 from __future__ import annotations
 
@@ -11,9 +11,26 @@ import click
 from rrt_edge.cli.common import Command
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE, device_for
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Grammar, Sampling
+
+INITS = ("average", "stepwise", "lower", "random")
+
+
+class Rank(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or a share of full rank below 1."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor a share of full rank below 1", param, ctx)
+        return int(number) if number.is_integer() else number
+
 
 POLICIES = (
     "full, depth=N, threshold=T, threshold for the bundle's calibrated one, an operating point (fast, balanced, "
@@ -125,3 +142,24 @@ def _read(path: str) -> str:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: cannot be read ({error})") from error
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    envvar=VARIABLE,
+    default="auto",
+    show_default=True,
+    help=f"What to run on (rrt-edge devices); auto: what was fastest in a trial, made once. Also in {VARIABLE}.",
+)
+
+
+def device_options(command: Command) -> Command:
+    """`--device` and what conversations may take of its memory."""
+    budget = click.option("--kv-budget", type=int, help="MiB that keys and values may take.  [default: what there is]")
+    return device_option(budget(command))
+
+
+def where_to_run(device: str, kv_rule: str | None, kv_budget: int | None = None) -> dict[str, Any]:
+    """What `Model.load` is to be told; another KV rule than `exact` runs on the CPU, which `auto` then is."""
+    return {"device": device_for(device, [kv_rule]), "kv_budget_bytes": None if kv_budget is None else kv_budget << 20}

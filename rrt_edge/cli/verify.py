@@ -1,16 +1,21 @@
-"""`verify` and `inspect`: what a bundle holds, and whether it is right."""
+"""`verify`: whether a bundle is right."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.running.devices.providers import DEVICES
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime.check import VerifyReport
 
 
 @click.command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
@@ -50,24 +55,20 @@ def verify(
         tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}
         print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths", "device")}, "tolerance": tolerance})
     else:
-        from rrt_edge.cli.terminal import verification_table
-
         Console().print(verification_table(str(bundle), report))
     if report.problem:
         complain(RRTEdgeError(), report.problem, as_json)
     click.get_current_context().exit(0 if report.ok else 1)
 
 
-@click.command(epilog="Example: rrt-edge inspect bundle")
-@click.argument("bundle", type=BundlePath())
-@json_option
-@guarded
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what is inside a bundle."""
-    from rrt_edge.cli.terminal import manifest_table
-    from rrt_edge.runtime.bundle.manifest import Manifest
-
-    manifest = Manifest.read(bundle)
-    if as_json:
-        return print_json(manifest)
-    return Console().print(manifest_table(str(bundle), manifest))
+def verification_table(bundle: str, report: VerifyReport) -> Table:
+    """What `verify` found, a row for each depth."""
+    verdict = "ok" if report.ok else "FAILED"
+    hashes = "hashes ok" if report.hashes_ok else "hashes differ"
+    compared = f", {report.positions} positions compared" if report.depths else ", no source compared"
+    table = Table(title=f"{bundle}: {verdict}, {hashes}{compared}", title_justify="left")
+    for name in ("depth", "largest logit error", "mean KL", "same top token"):
+        table.add_column(name, justify="right")
+    for row in report.depths:
+        table.add_row(str(row.depth), f"{row.max_abs_logit_error:.2e}", f"{row.kl:.5f}", f"{row.top1_agreement:.2%}")
+    return table

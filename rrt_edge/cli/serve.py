@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.devices import device_option, where_to_run
+from rrt_edge.cli.options import device_option, where_to_run
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 

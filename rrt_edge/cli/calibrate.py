@@ -1,83 +1,24 @@
-"""`eval` and `calibrate`: how good each depth is, and which thresholds keep a promise."""
+"""`calibrate`: which thresholds keep a promise."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
+from rich.table import Table
 
-from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.eval import bundle_scores
 from rrt_edge.runtime.decoding.exit_policy import POINTS
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime import Model
-    from rrt_edge.runtime.scoring.bundle_scores import Example
-    from rrt_edge.runtime.scoring.metrics import Scores
-
-
-@click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
-@click.argument("model", type=BundlePath())
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
-@click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")
-@click.option("--max-length", default=1024, show_default=True, help="Tokens a text is cut to.")
-@json_option
-@guarded
-def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length: int, as_json: bool) -> None:
-    """Score a bundle or a recursive checkpoint on a known text: every depth, and every operating point it has.
-
-    Perplexity, likeliest tokens and exact answers are of what the assistant says in chats, or of all of a text;
-    agreement is with full depth. Each token is scored behind the right ones, under the KV rule exact.
-    """
-    from rrt_edge.cli.terminal import scores_table
-
-    scores, points = _scores(model, data, max_length)
-    rows = {f"depth={depth}": scores.at_depth(depth) for depth in range(1, scores.depths + 1)}
-    for name, threshold in {**points, **{f"threshold={value:g}": value for value in thresholds}}.items():
-        rows[name] = scores.at_threshold(threshold)
-    reliability = scores.reliability() if scores.depths > 1 else None
-    if as_json:
-        found = {name: dataclasses.asdict(score) for name, score in rows.items()}
-        gate = None if reliability is None else dataclasses.asdict(reliability)
-        return print_json({"tokens": scores.tokens, "scores": found, "gate": gate})
-    return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
-
-
-def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str, float]]:
-    """The scores of a bundle or checkpoint, and its operating points."""
-    if (model / "manifest.json").is_file():
-        from rrt_edge.runtime import Model
-
-        with Model.load(model, device="cpu") as loaded:
-            gate = loaded.manifest.gate
-            calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
-            return _bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
-    quiet_transformers()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from rrt_edge.conversion.checkpoint import Checkpoint
-    from rrt_edge.training.data import read_examples as read
-    from rrt_edge.training.evaluation import score_checkpoint
-
-    checkpoint = Checkpoint(model)
-    if not checkpoint.is_recursive:
-        raise BadInputError(f"{model}: not a recursive checkpoint; convert it first (--loops 1 shares nothing)")
-    texts = read(data, AutoTokenizer.from_pretrained(model), max_length)
-    torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    threshold = checkpoint.config.exit_threshold
-    return score_checkpoint(torch_model, texts), {} if threshold is None else {"threshold": threshold}
-
-
-def _bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
-    """The scores of a bundle, and the texts they are of."""
-    from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
-
-    examples = read_examples(model, data, min(max_length, model.context))
-    return score_bundle(model.runner, examples), examples
+    from rrt_edge.runtime.scoring.calibration import Calibrated
+    from rrt_edge.runtime.scoring.metrics import Point
 
 
 @click.command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
@@ -105,7 +46,6 @@ def calibrate(
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
     was not trained on: 5,000 tokens or more for a promise of 99.9 %.
     """
-    from rrt_edge.cli.terminal import calibration_table
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
@@ -117,7 +57,7 @@ def calibrate(
     if manifest.gate.kind == "none":
         raise BadInputError(f"{bundle}: has one loop, so no token can leave early")
     with Model.load(bundle, device="cpu") as model:
-        scores, examples = _bundle_scores(model, data, max_length)
+        scores, examples = bundle_scores(model, data, max_length)
         seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)
     found = {point: run(scores, promised, confidence, points) for point, promised in wanted.items()}
@@ -151,3 +91,33 @@ def _points(agreement: float | None, name: str | None) -> dict[str, float]:
     if label in ("full", "lossless", "threshold", "depth") or "=" in label:
         raise BadInputError(f"name {label!r}: is an exit policy already")
     return {label: POINTS[label] if agreement is None else agreement}
+
+
+BAR = 30  # characters of the fastest test's bar
+
+
+def calibration_table(
+    bundle: str,
+    found: Mapping[str, Calibrated],
+    curve: Sequence[Point],
+    speeds: Mapping[float | None, float],
+    loops: int,
+) -> Group:
+    """The operating points, and the curve they lie on; speeds by threshold, beside full depth."""
+    tokens = next(iter(found.values())).tokens
+    table = Table(title=f"{bundle}: operating points, from {tokens:,} tokens", title_justify="left")
+    for name in ("", "promise", "confidence", "threshold", "as full depth", "mean depth", "speed up to"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "threshold"))
+    for name, one in found.items():
+        threshold = "none keeps it" if one.threshold is None else f"{one.threshold:.6f}"
+        row = (f"{100 * one.promised:g}%", f"{one.confidence:.0%}", threshold, f"{one.agreement:.2%}")
+        table.add_row(name, *row, f"{one.mean_depth:.3f}", f"{speeds[one.threshold]:.2f} x")
+    title = "by threshold: as full depth, speed, mean depth"
+    lines = Table(title=title, title_justify="left", show_header=False, box=None)
+    depths = [curve[0].mean_depth + step / 10 * (curve[-1].mean_depth - curve[0].mean_depth) for step in range(11)]
+    nearest = [min(curve, key=lambda point: abs(point.mean_depth - depth)) for depth in depths]
+    for point in dict.fromkeys(nearest):
+        bar = "█" * round(BAR * point.mean_depth / loops)
+        speed = f"{speeds[point.threshold]:.2f} x"
+        lines.add_row(f"{point.threshold:.6f}", f"{point.agreement:.2%}", speed, f"{point.mean_depth:.2f} {bar}")
+    return Group(table, lines)

@@ -8,17 +8,24 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.devices import device_option
+from rrt_edge.cli.options import device_option
+from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+
+if TYPE_CHECKING:
+    pass
 
 
 @click.command(
@@ -75,13 +82,11 @@ def bench(
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
     if as_json:
         return print_json(rows)
-    from rrt_edge.cli.terminal import bench_report
 
     return Console().print(bench_report(name, rows))
 
 
 def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:
-    from rrt_edge.cli.terminal import progress_bar
     from rrt_edge.exporters.shapes import random_bundle
 
     with progress_bar(console, not as_json) as progress:
@@ -90,7 +95,6 @@ def _write_random(shape: str, where: Path, console: Console, as_json: bool, **op
 
 def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: bool) -> list[dict[str, Any]]:
     """The rows, from a process of its own: this one's memory and threads are not to be measured."""
-    from rrt_edge.cli.terminal import progress_bar
 
     command = [sys.executable, "-P", "-m", "rrt_edge.runtime.measuring.bench", str(bundle), json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
@@ -108,3 +112,40 @@ def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: 
     if rows is None:
         raise RRTEdgeError(f"{bundle}: the measuring process ended without a result (status {process.returncode})")
     return rows
+
+
+BAR = 30  # characters of the fastest test's bar
+
+
+def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
+    """What `bench` measured: a table, and under it a bar for each speed, prefill and decode on a scale of their own."""
+    first = rows[0]
+    facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
+    facts += "" if first["device"] == "cpu" else f" on {first['device']}"
+    title = Text(f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test", overflow="fold", vertical="bottom")
+    for column in ("tokens/s", "spread", "depth", "rows/\ntoken", "ttft", "band-\nwidth"):
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    plot = Table(box=None, pad_edge=False, show_header=False)
+    plot.add_column(overflow="fold")
+    plot.add_column(no_wrap=True, min_width=BAR)
+    plot.add_column(justify="right", no_wrap=True)
+    fastest = {kind: max(_speeds(rows, kind), default=1.0) for kind in ("prefill", "decode")}
+    for row in rows:
+        speed, share = row["tokens_per_second"], row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
+        table.add_row(
+            row["test"],
+            f"{speed:.1f}",
+            f"{row['spread']:.0%}",
+            f"{row['mean_depth']:.2f}",
+            f"{row['block_rows_per_token']:.2f}",
+            f"{row['ttft_s']:.2f} s",
+            f"{row['bandwidth_share']:.0%}",
+        )
+        plot.add_row(row["test"], "█" * max(1, round(BAR * share)), f"{speed:.1f}")
+    return Group(title, table, plot)
+
+
+def _speeds(rows: list[dict[str, Any]], kind: str) -> list[float]:
+    return [row["tokens_per_second"] for row in rows if row["test"].startswith(kind)]

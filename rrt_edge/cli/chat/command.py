@@ -1,0 +1,54 @@
+"""`chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from rrt_edge.cli.common import BundlePath, guarded
+from rrt_edge.cli.options import device_options, read_sampling, sampling_options, where_to_run
+from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime import Session
+
+
+@click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
+@click.argument("bundle", type=BundlePath())
+@click.option("--system", default="", help="A system message: tells the model how to behave.")
+@click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
+@sampling_options
+@device_options
+@guarded
+def chat(
+    bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
+    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
+    context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
+    from rrt_edge.cli.chat.conversation import Chat
+    from rrt_edge.runtime import Model
+
+    sampling = read_sampling(given)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    console = Console(highlight=False)
+    with console.status("loading the bundle") if interactive else nullcontext():
+        where = where_to_run(device, kv_rule, kv_budget)
+        loaded = Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where)
+    with loaded as model:
+        if model.template is None:
+            raise BadInputError(f"{bundle}: has no chat template; try: rrt-edge generate {bundle} --raw PROMPT")
+
+        def new_session() -> Session:
+            return model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
+
+        status = Chat(
+            model, new_session, console, sampling, exit_policy,
+            interactive=interactive, show_depth=show_depth, plain=plain, system=system, context_full=context_full,
+        ).run()  # fmt: skip
+    click.get_current_context().exit(status)

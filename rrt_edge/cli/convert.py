@@ -1,0 +1,93 @@
+"""`convert`: from a pretrained checkpoint to a recursive one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.options import INITS, Rank
+from rrt_edge.cli.terminal import progress_bar, size, two_columns
+
+if TYPE_CHECKING:
+    from rrt_edge.conversion.conversion import Kept
+
+
+@click.command(epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--loops", default=2, show_default=True, help="Times the block is run; divides the layers.")
+@click.option(
+    "--init", type=click.Choice(INITS), default="average", show_default=True,
+    help="What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones, noise.",
+)  # fmt: skip
+@click.option(
+    "--rank", type=Rank(), default=0, show_default=True,
+    help="LoRA rank of each depth, or a share of full rank below 1; 0 shares without relaxation.",
+)  # fmt: skip
+@click.option("--attention-rank", type=Rank(), help="The same for queries and attention output.  [default: --rank]")
+@click.option("--kv-rank", type=Rank(), help="The same for keys and values.  [default: --rank]")
+@click.option("--ffn-rank", type=Rank(), help="The same for the feed-forward layers.  [default: --rank]")
+@click.option(
+    "--lora-init", type=click.Choice(["svd", "zero"]), default="svd", show_default=True,
+    help="What the adapters start from: the SVD of what sharing lost, or nothing.",
+)  # fmt: skip
+@click.option("--trust-remote-code", is_flag=True, help="Run configuration code that the checkpoint brings.")
+@click.option("--own-vectors", is_flag=True, help="Give each depth norms and biases of its own.")
+@click.option(
+    "--dtype", type=click.Choice(["source", "float32", "bfloat16", "float16"]), default="source", show_default=True,
+    help="How the weights are stored.",
+)  # fmt: skip
+@json_option
+@guarded
+def convert(
+    source: str,
+    out: Path,
+    as_json: bool,
+    attention_rank: float | None,
+    kv_rank: float | None,
+    ffn_rank: float | None,
+    **options: Any,
+) -> None:
+    """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
+    from rrt_edge.conversion.conversion import convert as run
+
+    quiet_transformers()
+    console = Console(stderr=True)
+    named = {"attention": attention_rank, "kv": kv_rank, "ffn": ffn_rank}
+    ranks = {component: rank for component, rank in named.items() if rank is not None}
+    with progress_bar(console, not as_json) as progress:
+        report = run(source, out, component_ranks=ranks, **options, progress=progress)
+    if as_json:
+        return print_json(report)
+    count = report.parameters
+    rows = [
+        ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
+        ("rank", ", ".join([f"{report.rank}", *(f"{name} {rank}" for name, rank in ranks.items())])),
+        ("init", f"block {report.init}, adapters {report.lora_init}"),
+        ("parameters outside the embedding", f"{count.non_embedding:,}"),
+        (
+            "the source's",
+            f"{count.source_non_embedding:,} (now {count.non_embedding / count.source_non_embedding:.0%})",
+        ),
+        ("time, peak memory", f"{report.seconds:.1f} s, {size(report.peak_memory_bytes)}"),
+    ]
+    Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
+    if report.kept:
+        Console().print(kept_table(report.kept))
+    return None
+
+
+def kept_table(kept: Sequence[Kept]) -> Table:
+    """How much of what sharing lost the adapters bring back."""
+    table = Table(title="energy of the residual that the adapters keep", title_justify="left")
+    for name in ("projection", "all layers", "worst layer", ""):
+        table.add_column(name, justify="left" if name == "projection" else "right")
+    for row in kept:
+        table.add_row(row.projection, f"{row.kept:.1%}", f"{row.worst:.1%}", f"layer {row.worst_layer}")
+    return table

@@ -1,0 +1,94 @@
+"""`eval`: how good each depth is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rrt_edge.runtime import Model
+    from rrt_edge.runtime.scoring.bundle_scores import Example
+    from rrt_edge.runtime.scoring.metrics import Reliability, Score, Scores
+
+
+@click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
+@click.argument("model", type=BundlePath())
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
+@click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")
+@click.option("--max-length", default=1024, show_default=True, help="Tokens a text is cut to.")
+@json_option
+@guarded
+def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length: int, as_json: bool) -> None:
+    """Score a bundle or a recursive checkpoint on a known text: every depth, and every operating point it has.
+
+    Perplexity, likeliest tokens and exact answers are of what the assistant says in chats, or of all of a text;
+    agreement is with full depth. Each token is scored behind the right ones, under the KV rule exact.
+    """
+
+    scores, points = _scores(model, data, max_length)
+    rows = {f"depth={depth}": scores.at_depth(depth) for depth in range(1, scores.depths + 1)}
+    for name, threshold in {**points, **{f"threshold={value:g}": value for value in thresholds}}.items():
+        rows[name] = scores.at_threshold(threshold)
+    reliability = scores.reliability() if scores.depths > 1 else None
+    if as_json:
+        found = {name: dataclasses.asdict(score) for name, score in rows.items()}
+        gate = None if reliability is None else dataclasses.asdict(reliability)
+        return print_json({"tokens": scores.tokens, "scores": found, "gate": gate})
+    return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
+
+
+def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str, float]]:
+    """The scores of a bundle or checkpoint, and its operating points."""
+    if (model / "manifest.json").is_file():
+        from rrt_edge.runtime import Model
+
+        with Model.load(model, device="cpu") as loaded:
+            gate = loaded.manifest.gate
+            calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
+            return bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
+    quiet_transformers()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rrt_edge.conversion.checkpoint import Checkpoint
+    from rrt_edge.training.data import read_examples as read
+    from rrt_edge.training.evaluation import score_checkpoint
+
+    checkpoint = Checkpoint(model)
+    if not checkpoint.is_recursive:
+        raise BadInputError(f"{model}: not a recursive checkpoint; convert it first (--loops 1 shares nothing)")
+    texts = read(data, AutoTokenizer.from_pretrained(model), max_length)
+    torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    threshold = checkpoint.config.exit_threshold
+    return score_checkpoint(torch_model, texts), {} if threshold is None else {"threshold": threshold}
+
+
+def bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
+    """The scores of a bundle, and the texts they are of."""
+    from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
+
+    examples = read_examples(model, data, min(max_length, model.context))
+    return score_bundle(model.runner, examples), examples
+
+
+def scores_table(model: str, rows: Mapping[str, Score], tokens: int, reliability: Reliability | None) -> Table:
+    """A row for each depth and operating point."""
+    title = f"{model}: {tokens:,} tokens"
+    if reliability is not None:
+        title += f", calibration error of the gate {reliability.expected_error:.3f}"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "perplexity", "likeliest", "exact", "as full depth", "mean depth"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    for name, row in rows.items():
+        shares = (f"{share:.2%}" for share in (row.accuracy, row.exact, row.agreement))
+        table.add_row(name, f"{row.perplexity:.3f}", *shares, f"{row.mean_depth:.3f}")
+    return table

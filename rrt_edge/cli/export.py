@@ -1,0 +1,86 @@
+"""`export`: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.options import INITS
+from rrt_edge.cli.terminal import progress_bar, size
+from rrt_edge.runtime.bundle.manifest import KV_BITS
+from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:
+    from rrt_edge.exporters import ExportReport
+
+DEMO = Path("samples/pydoc/recursive")
+
+
+@click.command(epilog="Example: rrt-edge export recursive bundle --bits 4")
+@click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] BUNDLE", type=click.Path(path_type=Path))
+@click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True)
+@click.option(
+    "--eight-bit", multiple=True, type=click.Choice(["none", "block", "lora", "embedding", "head"]),
+    help="Keep a part at 8 bits where the rest has 4; may be repeated.  [default: a tied embedding and head]",
+)  # fmt: skip
+@click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
+@click.option("--init", type=click.Choice(INITS), default="average", show_default=True)
+@click.option("--rank", default=0, show_default=True, help="For a source that is not recursive.")
+@click.option(
+    "--kv-bits", default="32", type=click.Choice([str(bits) for bits in KV_BITS]), show_default=True,
+    help="How keys and values are kept while running; 8: a quarter of the memory.",
+)  # fmt: skip
+@json_option
+@guarded
+def export(
+    paths: tuple[Path, ...], bits: str, eight_bit: tuple[str, ...], kv_bits: str, as_json: bool, **converting: Any
+) -> None:
+    """Export a checkpoint as a bundle; with BUNDLE alone, the demo model that the repository ships."""
+    if len(paths) > 2:
+        raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
+    source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
+    from rrt_edge.exporters import export as run
+
+    quiet_transformers()
+    console = Console(stderr=True)
+    with progress_bar(console, not as_json) as progress:
+        kept = tuple(part for part in eight_bit if part != "none") if eight_bit else None
+        options: Any = {"bits": int(bits), "eight_bit": kept, "kv_bits": int(kv_bits), **converting}
+        report = run(str(source), bundle, **options, progress=progress)
+    if as_json:
+        wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
+        return print_json({name: getattr(report, name) for name in wanted})
+    return Console().print(export_table(report))
+
+
+def _demo() -> Path:
+    """The demo checkpoint: in the current folder's checkout, or in the one this package runs from."""
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (root / DEMO / "config.json").is_file():
+            return root / DEMO
+    raise BadInputError(
+        f"export with one path exports the demo model, which lives in {DEMO.as_posix()} of the repository and is not "
+        "here; run this in a checkout, or give SOURCE and BUNDLE"
+    )
+
+
+def export_table(report: ExportReport) -> Table:
+    """Bytes by part, beside what the model takes without sharing."""
+    table = Table(title=f"{report.bundle}: {report.bits}-bit bundle", title_justify="left")
+    for name in ("", "this bundle", "unshared"):
+        table.add_column(name, justify="right" if name else "left")
+    ours, theirs = report.weight_bytes, report.unshared_weight_bytes
+    for part, count in ours.items():
+        table.add_row(part, size(count), size(theirs[part]) if part in theirs else "")
+    rest = size(report.bytes - sum(ours.values()))
+    table.add_row("graph, tokenizer, manifest", rest, rest)
+    share = f"{report.bytes / report.unshared_bytes:.0%}"
+    table.add_row("total", f"{size(report.bytes)} ({share})", size(report.unshared_bytes), style="bold")
+    table.add_row("time", f"{report.seconds:.1f} s", "")
+    table.add_row("peak memory", size(report.peak_memory_bytes), "")
+    return table

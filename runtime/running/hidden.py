@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
-
-    from rrt_edge.runtime.running.devices.device import OpenDevice
 
 Float = NDArray[np.float32]
 
@@ -34,8 +32,13 @@ class DeviceRows:
 
     ndim = 2
 
-    def __init__(self, device: OpenDevice, width: int, pieces: Sequence[Piece] = ()) -> None:
-        self.device, self.width, self.pieces = device, width, tuple(piece for piece in pieces if len(piece))
+    def __init__(self, download: Callable[[OrtValue], NDArray[Any]], width: int, pieces: Sequence[Piece] = ()) -> None:
+        """
+        Args:
+            download: copies a tensor of the device to the host.
+            width: numbers of a row, H.
+        """
+        self._download, self.width, self.pieces = download, width, tuple(piece for piece in pieces if len(piece))
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
@@ -48,11 +51,15 @@ class DeviceRows:
             if first < last:
                 taken.append(Piece(piece.tensor, piece.start + first, piece.start + last))
             before += len(piece)
-        return DeviceRows(self.device, self.width, taken)
+        return self.of(taken)
+
+    def of(self, pieces: Sequence[Piece]) -> DeviceRows:
+        """Other rows of the same device."""
+        return DeviceRows(self._download, self.width, pieces)
 
     def numpy(self) -> Float:
         """A copy on the host."""
-        copies = [self.device.download(piece.tensor)[0, piece.start : piece.stop] for piece in self.pieces]
+        copies = [self._download(piece.tensor)[0, piece.start : piece.stop] for piece in self.pieces]
         copies.append(np.zeros((0, self.width), np.float32))
         joined: Float = np.concatenate(copies).astype(np.float32)
         return joined
@@ -66,7 +73,7 @@ def joined(*parts: Hidden) -> Hidden:
     device = [part for part in parts if isinstance(part, DeviceRows)]
     if device:
         assert len(device) == len(parts)
-        return DeviceRows(device[0].device, device[0].width, [piece for part in device for piece in part.pieces])
+        return device[0].of([piece for part in device for piece in part.pieces])
     return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
 
 

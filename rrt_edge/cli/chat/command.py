@@ -15,7 +15,8 @@ from rrt_edge.cli.options import device_options, read_sampling, sampling_options
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime import Session
+    from rrt_edge.cli.chat.keys import Keyboard
+    from rrt_edge.runtime import Model, Session
 
 
 @click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
@@ -31,6 +32,7 @@ def chat(
     context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
+    from rrt_edge.cli.chat.commands import execute
     from rrt_edge.cli.chat.conversation import Chat
     from rrt_edge.runtime import Model
 
@@ -49,6 +51,15 @@ def chat(
 
         status = Chat(
             model, new_session, console, sampling, exit_policy,
-            interactive=interactive, show_depth=show_depth, plain=plain, system=system, context_full=context_full,
+            execute=execute, keyboard=_keyboard(model) if interactive else None,
+            show_depth=show_depth, plain=plain, system=system, context_full=context_full,
         ).run()  # fmt: skip
     click.get_current_context().exit(status)
+
+
+def _keyboard(model: Model) -> Keyboard:
+    """The line editor, which completes the slash commands."""
+    from rrt_edge.cli.chat.commands import COMMANDS, choices
+    from rrt_edge.cli.chat.keys import Keyboard
+
+    return Keyboard({name: command.does for name, command in COMMANDS.items()}, choices(model))

@@ -13,7 +13,6 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from rrt_edge.cli.chat.commands import COMMANDS, choices, execute
 from rrt_edge.cli.chat.view import MarkdownView, View, bare, footer, styled, visible
 from rrt_edge.cli.terminal import depth_text, legend
 from rrt_edge.runtime import BadInputError, ContextFullError, RRTEdgeError
@@ -32,8 +31,9 @@ class Chat:
 
     Args:
         new_session: makes an empty session of the model.
-        interactive: people type and read; otherwise each line of standard input is answered, and nothing but replies
-            and what `/help` and `/stats` say is printed.
+        execute: runs a slash command; raises EOFError where the chat is to end.
+        keyboard: where people type and read; without one each line of standard input is answered, and nothing but
+            replies and what `/help` and `/stats` say is printed.
         context_full: what to do where the conversation fills the context (`Session.stream`).
         show_depth: shade each token by the depth it left at.
         plain: do not render Markdown.
@@ -50,7 +50,8 @@ class Chat:
         sampling: Sampling,
         exit_policy: str,
         *,
-        interactive: bool,
+        execute: Callable[[Chat, str], None],
+        keyboard: Keyboard | None,
         show_depth: bool = False,
         plain: bool = False,
         system: str = "",
@@ -66,11 +67,7 @@ class Chat:
         self.set_policy(exit_policy)
         if system:
             self.set_system(system)
-        self.keyboard: Keyboard | None = None
-        if interactive:
-            from rrt_edge.cli.chat.keys import Keyboard
-
-            self.keyboard = Keyboard({name: command.does for name, command in COMMANDS.items()}, choices(model))
+        self.keyboard, self._execute = keyboard, execute
 
     def run(self) -> int:
         """Answer until the input ends; returns the exit status: that of the first error where a pipe was answered."""
@@ -94,7 +91,7 @@ class Chat:
         """
         try:
             if text.startswith("/"):
-                execute(self, text)
+                self._execute(self, text)
             elif text.strip():
                 self._answer([*self.messages, {"role": "user", "content": _checked(text.strip())}], 0)
         except RRTEdgeError as error:

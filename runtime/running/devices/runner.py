@@ -124,7 +124,7 @@ class DeviceGraph:
 
     @property
     def no_rows(self) -> DeviceRows:
-        return DeviceRows(self.device, self.architecture.hidden_size)
+        return DeviceRows(self.device.download, self.architecture.hidden_size)
 
     def new_cache(self) -> DeviceCache:
         return DeviceCache(self.graphs)
@@ -135,7 +135,7 @@ class DeviceGraph:
         return self._rows([Piece(self.device.upload(rows[None].astype(self.graphs.dtype)), 0, len(rows))])
 
     def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
-        return DeviceRows(self.device, self.architecture.hidden_size, pieces)
+        return DeviceRows(self.device.download, self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
         """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""

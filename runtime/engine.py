@@ -205,7 +205,7 @@ class Engine:
         self._numbers = count(1)
 
     def submit(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> Request:
         """Queue a prompt (text, or token ids).
 
@@ -221,7 +221,7 @@ class Engine:
         self.waiting.append(request)
 
     def prepare(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> Request:
         """`submit` in two parts: check a request, which any thread may do, and `enqueue` it."""
         model, sampling, policy = self.model, sampling or Sampling(), self.model.policy(exit_policy)

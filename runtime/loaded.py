@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.manifest import Manifest
-from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
 from rrt_edge.runtime.decoding.grammar import Grammars
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
@@ -91,12 +91,22 @@ class Loaded:
                 return ids
             del messages[first : first + 2]  # a question and its answer
 
-    def policy(self, exit_policy: str | ExitPolicy) -> ExitPolicy:
-        """An exit policy from its text form, checked against this model."""
+    @property
+    def exits(self) -> Exits:
+        """What exit policies of this model go by."""
+        return Exits(self.loops, self.manifest.gate.threshold, self.manifest.gate.points)
+
+    def policy(self, exit_policy: str | ExitPolicy | None = None) -> ExitPolicy:
+        """An exit policy from its text form, checked against this model; by default the bundle's own: its calibrated
+        threshold where it has one, else `full`.
+
+        Raises:
+            BadInputError: the text is no exit policy of this model.
+        """
         if isinstance(exit_policy, ExitPolicy):
             return exit_policy
-        gate = self.manifest.gate
-        return ExitPolicy.parse(exit_policy, self.loops, gate.threshold, gate.points)
+        exits = self.exits
+        return ExitPolicy.parse(exit_policy or exits.own_policy, exits.loops, exits.calibrated, exits.points)
 
     def kv_rule(self, asked: KVRuleName | None) -> KVRuleName:
         """The rule asked for, or the bundle's own."""

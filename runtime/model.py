@@ -121,7 +121,7 @@ class Model(Loaded):
         self,
         prompt: Prompt,
         sampling: Sampling | None = None,
-        exit_policy: str | ExitPolicy = "full",
+        exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
     ) -> Stream:
@@ -132,7 +132,7 @@ class Model(Loaded):
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
-        exit_policy: str | ExitPolicy = "full",
+        exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
     ) -> Stream:
@@ -140,13 +140,13 @@ class Model(Loaded):
         return self.session().chat(messages, sampling, exit_policy, context_full=context_full)
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> Generation:
         """Like `stream`, but returns once all is generated, with statistics."""
         return self.session().generate(prompt, sampling, exit_policy)
 
     def choices(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> list[Generation]:
         """Like `generate`, `Sampling.n` replies to one prompt, whose tokens run once."""
         return self.session().choices(prompt, sampling, exit_policy)

@@ -112,7 +112,7 @@ class Session:
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
-        exit_policy: str | ExitPolicy = "full",
+        exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
     ) -> Stream:
@@ -127,7 +127,7 @@ class Session:
         self,
         prompt: Prompt,
         sampling: Sampling | None = None,
-        exit_policy: str | ExitPolicy = "full",
+        exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
     ) -> Stream:
@@ -159,20 +159,20 @@ class Session:
         return Stream(tokens, self._cancel, self.generation)
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> Generation:
         """Like `stream`, but returns once all is generated, with statistics."""
         return self.generation(tuple(self.stream(prompt, sampling, exit_policy)))
 
     def choices(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy = "full"
+        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> list[Generation]:
         """`Sampling.n` replies to one prompt, whose tokens run once; the seed of the i-th is `seed + i`."""
         sampling = sampling or Sampling()
         return [self.generate(prompt, sampling.choice(index), exit_policy) for index in range(sampling.n)]
 
     def logits(
-        self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy = "full"
+        self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """Logits [n, V] behind each of the last `count` tokens of a text, some rows at a time: to score what it says.
 

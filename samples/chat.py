@@ -12,7 +12,6 @@ if len(sys.argv) != 2:
 
 with Model.load(sys.argv[1]) as model:
     session, messages = model.session(), []
-    policy = "full" if model.manifest.gate.threshold is None else "threshold"
     print("An empty line forgets the conversation, Ctrl-C stops a reply, Ctrl-D leaves.")
     while True:
         try:
@@ -25,7 +24,7 @@ with Model.load(sys.argv[1]) as model:
         asked = [*messages, {"role": "user", "content": question}]
         reply = ""
         try:
-            for token in session.chat(asked, exit_policy=policy):
+            for token in session.chat(asked):
                 print(token.text, end="", flush=True)
                 reply += token.text
         except KeyboardInterrupt:

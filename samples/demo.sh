@@ -21,4 +21,4 @@ ask "In one line, what is collections.Counter?" threshold
 ask "Remind me, what does heapq.heappush do?" threshold
 echo "== the first with a threshold that lets only the surest tokens leave early"
 ask "What does os.path.join do?" threshold=0.99999
-echo "Talk to it: rrt-edge chat build/demo/bundle --exit-policy threshold --show-depth"
+echo "Talk to it: rrt-edge chat build/demo/bundle --show-depth"

@@ -26,6 +26,7 @@ import rrt_edge.exporters
 import rrt_edge.runtime
 from rrt_edge.cli import main
 from rrt_edge.exporters import export
+from rrt_edge.runtime.decoding.exit_policy import FORMS, POINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -296,3 +297,10 @@ def test_errors_are_the_lines_that_troubleshooting_tells_of(
         if comparable(last) != comparable(expected) or result.exit_code not in (1, 2):
             wrong.append(f"{command}\n  told:  {expected}\n  found: {last}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_concepts_list_every_exit_policy() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text("utf-8")
+    table = page.partition("| policy | a token |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert table[:-1] == [f"| `{form.text}` | {form.does} |" for form in FORMS]
+    assert all(f"`{name}`" in table[-1] for name in POINTS)

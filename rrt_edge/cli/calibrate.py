@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.eval import bundle_scores
-from rrt_edge.runtime.decoding.exit_policy import POINTS
+from rrt_edge.runtime.decoding.exit_policy import NAMES, POINTS
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _points(agreement: float | None, name: str | None) -> dict[str, float]:
     if agreement is None and name not in POINTS:
         raise BadInputError(f"name {name!r}: say what it promises with --agreement, or choose from {', '.join(POINTS)}")
     label = name or f"{agreement:g}"
-    if label in ("full", "lossless", "threshold", "depth") or "=" in label:
+    if label in NAMES or "=" in label:
         raise BadInputError(f"name {label!r}: is an exit policy already")
     return {label: POINTS[label] if agreement is None else agreement}
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 def generate(
-    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str, context: int | None,
+    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str | None, context: int | None,
     threads: int | None, weight_cache: Path | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
     context_full: Any, device: str, kv_budget: int | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip

@@ -10,6 +10,7 @@ import click
 
 from rrt_edge.cli.common import Command
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
+from rrt_edge.runtime.decoding.exit_policy import POINTS, in_words
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE, device_for
 
@@ -32,10 +33,11 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
         return int(number) if number.is_integer() else number
 
 
-POLICIES = (
-    "full, depth=N, threshold=T, threshold for the bundle's calibrated one, an operating point (fast, balanced, "
-    "faithful), lossless, or a budget: mean-depth=M, ms-per-token=T."
+POLICY_HELP = (
+    f"How deep each token thinks: {in_words()} ({', '.join(POINTS)}).  [default: the bundle's calibrated threshold, "
+    "else full]"
 )
+exit_policy_option = click.option("--exit-policy", metavar="POLICY", help=POLICY_HELP)
 
 
 def sampling_options(command: Command) -> Command:
@@ -55,7 +57,7 @@ def sampling_options(command: Command) -> Command:
         click.option("--seed", type=int, help="Makes sampling repeatable."),
         click.option("--stop", multiple=True, help="End where this text comes; may be given several times."),
         click.option("--stop-id", "stop_ids", type=int, multiple=True, help="End at this token id; repeatable."),
-        click.option("--exit-policy", default="full", show_default=True, help=POLICIES),
+        exit_policy_option,
         click.option(
             "--kv-rule", type=click.Choice(KV_RULE_NAMES),
             help="Run under another KV rule than the bundle was trained for.",

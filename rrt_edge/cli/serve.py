@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.options import device_option, where_to_run
+from rrt_edge.cli.options import device_option, exit_policy_option, where_to_run
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 
@@ -23,9 +23,7 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--port", default=8080, show_default=True, help="Port to listen on; 0: a free one.")
 @click.option("--ui", is_flag=True, help="Serve a chat for the browser at /.")
 @click.option("--name", help="What clients call the model.  [default: the bundle's name]")
-@click.option(
-    "--exit-policy", help="Of requests that name none.  [default: threshold where the bundle has one, else full]"
-)
+@exit_policy_option
 @click.option("--api-key", help=f"What clients must send as a bearer token; better in {KEY_VARIABLE}.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
 @click.option("--max-queue", default=64, show_default=True, help="Requests that may wait; a further one gets 429.")
@@ -59,10 +57,9 @@ def serve(
     socket = listen(host, port)
     where = where_to_run(device, kv_rule)
     with socket, Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where) as model:
-        calibrated = model.manifest.gate.threshold is not None
         options = ServerOptions(
             name=name or bundle.resolve().name,
-            exit_policy=exit_policy or ("threshold" if calibrated else "full"),
+            exit_policy=exit_policy,
             api_key=key,
             origins=cors,
             hosts=tuple(hosts_for(host)),

@@ -9,6 +9,7 @@ import llm
 from llm.parts import TextPart
 from pydantic import Field
 
+from rrt_edge.runtime.decoding.exit_policy import in_words
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.library.store import bundles_folder, installed_names
 
@@ -31,8 +32,7 @@ class RecursiveModel(llm.Model):  # type: ignore[misc]
     class Options(llm.Options):  # type: ignore[misc]
         exit_policy: str | None = Field(
             default=None,
-            description="full, depth=N, threshold=T, threshold, an operating point, lossless, mean-depth=M or "
-            "ms-per-token=T; by default threshold where the bundle has a calibrated one, else full",
+            description=f"{in_words()}; by default the bundle's calibrated threshold, else full",
         )
         max_tokens: int = Field(default=1024, description="Tokens generated at most")
         temperature: float = Field(default=0.0, description="0 always takes the likeliest token")
@@ -84,10 +84,9 @@ class RecursiveModel(llm.Model):  # type: ignore[misc]
             stop=(given.stop,) if given.stop else (),
             grammar=None if prompt.schema is None else Grammar.json_schema(prompt.schema),
         )
-        policy = given.exit_policy or ("full" if model.manifest.gate.threshold is None else "threshold")
         if model.template is None:
-            return model.stream("".join(message["content"] for message in messages), sampling, policy)
-        return model.chat(messages, sampling, policy, context_full="truncate-left")
+            return model.stream("".join(message["content"] for message in messages), sampling, given.exit_policy)
+        return model.chat(messages, sampling, given.exit_policy, context_full="truncate-left")
 
 
 def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:

@@ -1,22 +1,36 @@
-"""Exit policies: how deep each token may think."""
+"""Exit policies: how deep each token may think, and the forms in which people write them.
+
+A new policy is a `Form` in `FORMS` and, where it needs more than a depth or a threshold, a field of `ExitPolicy` that
+`Steering` follows. Help, errors, completion, the chat and the docs' table are made from the forms.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import NEVER
 
 POINTS = {"fast": 0.95, "balanced": 0.99, "faithful": 0.999}  # operating points: the agreement with full depth promised
-FORMS = (
-    "full, depth=N, threshold=T, threshold for the bundle's calibrated one, an operating point's name, lossless, "
-    "mean-depth=M or ms-per-token=T"
-)
 LOGITS = (-12.0, 20.0)  # between which a threshold is steered
 GAIN = 3.0  # of a threshold's logit for a loop too few: gates of 1 - 1e-6 are met within a few tokens
 SUREST = 16.6  # from here on a float32 gate is 1: above it, nothing leaves
+
+
+@dataclass(frozen=True)
+class Exits:
+    """What a bundle offers to exit policies: its loops, its calibrated threshold, the thresholds of its points."""
+
+    loops: int
+    calibrated: float | None = None
+    points: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def own_policy(self) -> str:
+        """The bundle's own policy: its calibrated threshold where it has one, else `full`."""
+        return "full" if self.calibrated is None else "threshold"
 
 
 @dataclass(frozen=True)
@@ -52,49 +66,118 @@ class ExitPolicy:
     def parse(
         cls, text: str, loops: int, calibrated: float | None = None, points: Mapping[str, float] | None = None
     ) -> ExitPolicy:
-        """Read `full`, `depth=N`, `threshold=T`, `threshold`, `lossless`, the name of an operating point, or a budget:
-        `mean-depth=M` or `ms-per-token=T`.
+        """Read one of the `FORMS`, or the name of an operating point.
 
         Raises:
             BadInputError: another form, a depth the model does not have, a threshold outside 0 to 1, or `threshold`
                 alone where the bundle has no calibrated one.
         """
-        if points and text in points:
-            return cls(threshold=points[text])
-        name, _, number = text.partition("=")
-        if text == "full":
-            return cls()
-        if text == "lossless":
-            return cls(lossless=True)
-        if text == "threshold":
-            if calibrated is None:
-                raise BadInputError("exit policy threshold: this bundle has no calibrated threshold; give threshold=T")
-            return cls(threshold=calibrated)
-        try:
-            if name == "depth":
-                limit = int(number)
-                if not 1 <= limit <= loops:
-                    raise BadInputError(f"exit policy {text!r}: the depth must be from 1 to {loops}")
-                return cls(depth=limit)
-            if name == "threshold":
-                threshold = float(number)
-                if not (math.isfinite(threshold) and 0 <= threshold <= 1):
-                    raise BadInputError(f"exit policy {text!r}: the threshold must be from 0 to 1")
-                return cls(threshold=threshold)
-            if name == "mean-depth":
-                depth = float(number)
-                if not 1 <= depth <= loops:
-                    raise BadInputError(f"exit policy {text!r}: the mean depth must be from 1 to {loops}")
-                return cls(threshold=0.5 if calibrated is None else calibrated, mean_depth=depth)
-            if name == "ms-per-token":
-                budget = float(number)
-                if not 0 < budget < math.inf:
-                    raise BadInputError(f"exit policy {text!r}: the milliseconds must be above 0")
-                return cls(threshold=0.5 if calibrated is None else calibrated, ms_per_token=budget)
-        except ValueError:
-            pass
-        named = f" ({', '.join(points)})" if points else ""
-        raise BadInputError(f"exit policy {text!r}: must be {FORMS}{named}")
+        exits = Exits(loops, calibrated, points or {})
+        if text in exits.points:
+            return cls(threshold=exits.points[text])
+        name, equals, number = text.partition("=")
+        for form in FORMS:
+            if form.name == name and bool(form.value) == bool(equals):
+                try:
+                    return form.read(number, exits)
+                except ValueError:
+                    break
+                except BadInputError as error:
+                    raise BadInputError(f"exit policy {text!r}: {error}") from None
+        names = f" ({', '.join(exits.points)})" if exits.points else ""
+        raise BadInputError(f"exit policy {text!r}: must be {in_words()}{names}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write an exit policy: `name`, or `name=value`.
+
+    Attributes:
+        value: what stands for the number, a capital letter; empty where there is none.
+        does: what a token does under it, as the end of a sentence that begins with "a token".
+        read: the policy of a number's text for a bundle; raises ValueError where the text is no number, and
+            BadInputError where the number is out of bounds.
+        texts: policies of this form to offer for a bundle; those whose number is anything are not listed.
+    """
+
+    name: str
+    value: str
+    does: str
+    read: Callable[[str, Exits], ExitPolicy]
+    texts: Callable[[Exits], Iterable[str]] = lambda exits: ()
+
+    @property
+    def text(self) -> str:
+        """As it is written."""
+        return f"{self.name}={self.value}" if self.value else self.name
+
+
+def _depth(number: str, exits: Exits) -> ExitPolicy:
+    depth = int(number)
+    if not 1 <= depth <= exits.loops:
+        raise BadInputError(f"the depth must be from 1 to {exits.loops}")
+    return ExitPolicy(depth=depth)
+
+
+def _threshold(number: str, exits: Exits) -> ExitPolicy:
+    threshold = float(number)
+    if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+        raise BadInputError("the threshold must be from 0 to 1")
+    return ExitPolicy(threshold=threshold)
+
+
+def _calibrated(_: str, exits: Exits) -> ExitPolicy:
+    if exits.calibrated is None:
+        raise BadInputError("this bundle has no calibrated threshold; give threshold=T")
+    return ExitPolicy(threshold=exits.calibrated)
+
+
+def _mean_depth(number: str, exits: Exits) -> ExitPolicy:
+    depth = float(number)
+    if not 1 <= depth <= exits.loops:
+        raise BadInputError(f"the mean depth must be from 1 to {exits.loops}")
+    return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, mean_depth=depth)
+
+
+def _ms_per_token(number: str, exits: Exits) -> ExitPolicy:
+    budget = float(number)
+    if not 0 < budget < math.inf:
+        raise BadInputError("the milliseconds must be above 0")
+    return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, ms_per_token=budget)
+
+
+FORMS = (
+    Form("full", "", "runs all loops", lambda _, exits: ExitPolicy(), lambda exits: ("full",)),
+    Form(
+        "depth", "N", "runs N loops", _depth, lambda exits: (f"depth={depth}" for depth in range(1, exits.loops + 1))
+    ),
+    Form("threshold", "T", "leaves after the first loop whose gate is at least T", _threshold),
+    Form(
+        "threshold", "", "does the same with the threshold calibrated for the bundle", _calibrated,
+        lambda exits: () if exits.calibrated is None else ("threshold",),
+    ),
+    Form(
+        "lossless", "", "is full depth's: loop 1 drafts, the other loops verify several drafts in one pass",
+        lambda _, exits: ExitPolicy(lossless=True), lambda exits: ("lossless",),
+    ),
+    Form("mean-depth", "M", "leaves at a threshold that is steered towards M loops on average", _mean_depth),
+    Form(
+        "ms-per-token", "T", "leaves at a threshold that is steered towards T milliseconds a token on average",
+        _ms_per_token,
+    ),
+)  # fmt: skip
+NAMES = frozenset(form.name for form in FORMS)  # no operating point can have one of them
+
+
+def in_words() -> str:
+    """The forms as the end of a sentence, operating points among them."""
+    *texts, last = (form.text for form in FORMS)
+    return f"{', '.join([*texts, last])} or the name of an operating point"
+
+
+def offered(exits: Exits) -> list[str]:
+    """The policies to offer for a bundle, its operating points among them."""
+    return [*(text for form in FORMS for text in form.texts(exits)), *exits.points]
 
 
 class Steering:

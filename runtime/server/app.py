@@ -49,7 +49,7 @@ class ServerOptions:
 
     Attributes:
         name: what clients call the model.
-        exit_policy: of requests that name none.
+        exit_policy: of requests that name none; by default the bundle's own.
         api_key: what clients must send as a bearer token, if anything.
         origins: web pages of other origins that may call.
         hosts: names in the Host header that are answered; empty: any. Protects a server on this machine from web pages
@@ -63,7 +63,7 @@ class ServerOptions:
     """
 
     name: str
-    exit_policy: str = "full"
+    exit_policy: str | None = None
     api_key: str | None = None
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = LOCAL
@@ -192,7 +192,7 @@ class _Server:
             "gate_trained": manifest.gate.trained,
             "threshold": manifest.gate.threshold,
             "points": manifest.gate.points,
-            "exit_policy": self.options.exit_policy,
+            "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
             "kv_rule": self.engine.kv_rule,
         }
         told = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}

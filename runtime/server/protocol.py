@@ -63,7 +63,7 @@ class Ask:
     return_depths: bool
 
 
-def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str, most_tokens: int) -> Ask:
+def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/chat/completions.
 
     Raises:
@@ -81,7 +81,7 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str, mos
     return _ask(fields, model, (prompt,), most, logprobs, defaults, exit_policy, most_tokens)
 
 
-def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str, most_tokens: int) -> Ask:
+def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/completions; errors as `read_chat`."""
     fields = _checked(body)
     prompts = tuple(model.encode(one) if isinstance(one, str) else one for one in _prompts(fields.get("prompt")))
@@ -97,7 +97,7 @@ def _ask(
     most: Any,
     logprobs: int | None,
     defaults: Sampling,
-    exit_policy: str,
+    exit_policy: str | None,
     most_tokens: int,
 ) -> Ask:
     given = {ours: fields[theirs] for theirs, ours in RENAMED.items() if fields.get(theirs) is not None}

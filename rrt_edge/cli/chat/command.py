@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime import Model, Session
 
 
-@click.command(epilog="Example: rrt-edge chat bundle --exit-policy threshold --show-depth")
+@click.command(epilog="Example: rrt-edge chat bundle --show-depth")
 @click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @device_options
 @guarded
 def chat(
-    bundle: Path, exit_policy: str, context: int | None, threads: int | None, weight_cache: Path | None,
+    bundle: Path, exit_policy: str | None, context: int | None, threads: int | None, weight_cache: Path | None,
     show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
     context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
 ) -> None:  # fmt: skip

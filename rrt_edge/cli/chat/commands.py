@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rrt_edge.cli.chat.file import load_chat, save_chat
 from rrt_edge.cli.terminal import legend, size, two_columns
+from rrt_edge.runtime.decoding.exit_policy import offered
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -69,11 +70,9 @@ def execute(chat: Chat, line: str) -> None:
 
 def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
     """What may follow a command, for completion; None: the name of a file."""
-    gate = model.manifest.gate
     depths = tuple(str(depth) for depth in range(1, model.loops + 1))
-    calibrated = () if gate.threshold is None else ("threshold",)
-    policies = ("full", "lossless", *calibrated, *gate.points, *(f"depth={depth}" for depth in depths))
     files = dict.fromkeys(("/save", "/load"))
+    policies = tuple(offered(model.exits))
     return {**files, "/depth": depths, "/policy": policies, "/depth-view": SWITCH, "/plain": SWITCH}
 
 

@@ -48,7 +48,7 @@ class Chat:
         new_session: Callable[[], Session],
         console: Console,
         sampling: Sampling,
-        exit_policy: str,
+        exit_policy: str | None,
         *,
         execute: Callable[[Chat, str], None],
         keyboard: Keyboard | None,
@@ -64,7 +64,7 @@ class Chat:
         self.session = new_session()
         self._retries = 0  # of the last message
         self._status = 0
-        self.set_policy(exit_policy)
+        self.set_policy(exit_policy or model.exits.own_policy)
         if system:
             self.set_system(system)
         self.keyboard, self._execute = keyboard, execute

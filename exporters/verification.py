@@ -23,7 +23,7 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.runner import NEVER, Runner
+from rrt_edge.runtime.running.runner import AnyRunner, Call
 from rrt_edge.runtime.scoring.metrics import log_softmax
 
 POSITIONS = 2000  # the fewest compared
@@ -207,7 +207,7 @@ def _sampled_windows(model: RecursiveForCausalLM, folder: Path, size: int) -> li
 
 
 def _compare(
-    model: RecursiveForCausalLM, runner: Runner, windows: list[Window]
+    model: RecursiveForCausalLM, runner: AnyRunner, windows: list[Window]
 ) -> tuple[tuple[DepthReport, ...], int, list[float]]:
     """Reports by depth, positions compared, and the largest absolute source logit by depth."""
     loops = runner.architecture.loops
@@ -236,12 +236,10 @@ def _source_logits(model: RecursiveForCausalLM, windows: list[Window]) -> Iterat
         yield window, [logits[0, window.rows].numpy() for logits in output.depth_logits]
 
 
-def bundle_logits(runner: Runner, window: Window, depth: int) -> Float:
+def bundle_logits(runner: AnyRunner, window: Window, depth: int) -> Float:
     """Logits [R, V] of a window's compared rows after `depth` loops, in one call from an empty cache."""
     ids, cache = np.array(window.ids, np.int64), runner.new_cache()
-    return runner.run(
-        runner.bind(), cache, ids, position=0, first=1, last=depth, threshold=NEVER, logit_rows=window.rows
-    ).logits
+    return runner.run(runner.bind(), cache, Call(ids, 0, 1, depth, logit_rows=window.rows)).logits
 
 
 def _kl_sum(source: Float, ours: Float) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rrt_edge.model.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.system.lazy import lazy_names
-from rrt_edge.runtime.system.version import __version__
+from rrt_edge.runtime.system.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from rrt_edge.conversion.conversion import convert
@@ -27,7 +27,6 @@ __all__ = [
     "RRTEdgeError",
     "RecursiveConfig",
     "RecursiveForCausalLM",
-    "__version__",
     "convert",
     "export",
     "train",

@@ -8,7 +8,7 @@ from pathlib import Path
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.opening import open_on
-from rrt_edge.runtime.running.runner import Runner
+from rrt_edge.runtime.running.runner import AnyRunner
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ STRICT = {
 }
 
 
-def strict_tolerance(manifest: Manifest, runner: Runner | None = None) -> Tolerance:
+def strict_tolerance(manifest: Manifest, runner: AnyRunner | None = None) -> Tolerance:
     """That of the fewest bits that weights, keys or values are kept in, or that a device computes in."""
     computed = runner.bits if runner is not None else 32
     return STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits, computed)]
@@ -75,7 +75,7 @@ def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
     return report
 
 
-def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, Runner | None]:
+def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, AnyRunner | None]:
     """What `check` reports, and the runner where nothing is wrong with the bundle."""
     tolerance = strict_tolerance(manifest)
     try:

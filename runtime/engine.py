@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Request:
     its own tokens could not be chosen (`error` says why).
     """
 
-    def __init__(self, number: int, reply: Reply, state: SequenceState, policy: ExitPolicy, kv_bytes: int) -> None:
+    def __init__(self, number: int, reply: Reply, state: SequenceState[Any], policy: ExitPolicy, kv_bytes: int) -> None:
         self.number = number
         self.tokens: list[Token] = []
         self.finish_reason = ""
@@ -89,7 +90,7 @@ class Request:
         """Prompt tokens it would take along if it were served now."""
         return len(self._unread) if self._depth == 0 else 0
 
-    def part(self, prompt_room: int) -> Part:
+    def part(self, prompt_room: int) -> Part[Any]:
         """The rows it needs run next; no more than `prompt_room` new prompt tokens."""
         if self._depth == 0:
             self._begin(prompt_room)

@@ -10,7 +10,8 @@ from typing import Self
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
 from rrt_edge.runtime.decoding.grammar import Grammars
@@ -18,7 +19,7 @@ from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError
-from rrt_edge.runtime.running.runner import Runner
+from rrt_edge.runtime.running.runner import AnyRunner
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -29,7 +30,7 @@ class Loaded:
     def __init__(
         self,
         manifest: Manifest,
-        runner: Runner,
+        runner: AnyRunner,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         context: int,
@@ -41,7 +42,7 @@ class Loaded:
         self.context = context  # tokens a conversation may hold
         self.device = device  # what it runs on
         self.draft_length = DraftLength(manifest.architecture.loops)
-        self._runner: Runner | None = runner
+        self._runner: AnyRunner | None = runner
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +59,7 @@ class Loaded:
         self._runner = None
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> AnyRunner:
         if self._runner is None:
             raise BadInputError("this model is closed; load the bundle again")
         return self._runner
@@ -108,17 +109,22 @@ class Loaded:
         exits = self.exits
         return ExitPolicy.parse(exit_policy or exits.own_policy, exits.loops, exits.calibrated, exits.points)
 
-    def kv_rule(self, asked: KVRuleName | None) -> KVRuleName:
-        """The rule asked for, or the bundle's own."""
-        if asked is not None and asked not in KV_RULE_NAMES:
-            raise BadInputError(f"kv-rule {asked!r}: choose from {', '.join(KV_RULE_NAMES)}")
-        if asked == "skip" and self.manifest.architecture.windows:
-            raise BadInputError("kv-rule skip: does not go with this model, whose attention slides over a window")
-        if asked == "propagate" and self.device == "cpu" and asked not in self.runner.rules:
+    def kv_rule(self, name: KVRuleName | None) -> KVRule:
+        """The KV rule of a name, by default the bundle's own.
+
+        Raises:
+            BadInputError: there is no such rule, or it does not go with this bundle.
+            DeviceError: the device does not follow it.
+        """
+        if name is not None and name not in KV_RULES:
+            raise BadInputError(f"kv-rule {name!r}: choose from {', '.join(KV_RULES)}")
+        rule = self.manifest.rule if name is None else KV_RULES[name]
+        if name is not None and rule.leaves_gaps and self.manifest.architecture.windows:
+            raise BadInputError(f"kv-rule {rule}: does not go with this model, whose attention slides over a window")
+        if name is not None and rule.projects and self.device == "cpu" and rule not in self.runner.rules:
             raise BadInputError(
-                "kv-rule propagate: this bundle's graph has no room for it; export a model trained for it"
+                f"kv-rule {rule}: this bundle's graph has no room for it; export a model trained for it"
             )
-        rule = asked or self.manifest.kv_rule
         if rule not in self.runner.rules:
             raise DeviceError(f"kv-rule {rule}: runs on the CPU only; use device cpu")
         return rule

@@ -6,13 +6,13 @@ import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.chat_template import Message
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
@@ -36,7 +36,7 @@ class Session:
     new tokens. Not for use by two threads at once, but for `Stream.cancel`.
     """
 
-    def __init__(self, model: Loaded, kv_rule: KVRuleName, lazy_prompt: bool) -> None:
+    def __init__(self, model: Loaded, kv_rule: KVRule, lazy_prompt: bool) -> None:
         self.model = model
         self.decoder = Decoder(model.runner, kv_rule)
         self.lazy_prompt = lazy_prompt
@@ -53,7 +53,7 @@ class Session:
             return list(self._ids)
         return self._reply.history[self._reply.dropped :][: self.decoder.length]
 
-    def hold(self, decoder: Decoder, ids: list[int]) -> None:
+    def hold(self, decoder: Decoder[Any, Any], ids: list[int]) -> None:
         """Hold what a decoder was fed in the place of what it held."""
         self.decoder, self._ids = decoder, ids
 
@@ -89,7 +89,7 @@ class Session:
         depths, groups = range(1, architecture.loops + 1), range(len(architecture.kv_groups))
         conversation = Conversation(
             ids=self.ids,
-            rule=state.rule,
+            rule=state.rule.name,
             prompt_end=self.decoder.prompt_end,
             positions=state.cache.positions,
             rows=[[HeldRows(*state.cache.rows(depth, group)) for group in groups] for depth in depths],
@@ -143,7 +143,7 @@ class Session:
             BadInputError: an empty prompt, a token id the model does not have, a wrong option.
         """
         sampling, policy = sampling or Sampling(), self.model.policy(exit_policy)
-        if policy.lossless and self.decoder.state.rule != "exact":
+        if policy.lossless and not self.decoder.state.rule.exact:
             raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
         if context_full not in get_args(ContextFull):
             raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")

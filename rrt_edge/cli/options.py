@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rrt_edge.cli.common import Command
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
+from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.decoding.exit_policy import POINTS, in_words
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE, device_for
@@ -162,6 +162,6 @@ def device_options(command: Command) -> Command:
     return device_option(budget(command))
 
 
-def where_to_run(device: str, kv_rule: str | None, kv_budget: int | None = None) -> dict[str, Any]:
+def where_to_run(device: str, kv_rule: KVRuleName | None, kv_budget: int | None = None) -> dict[str, Any]:
     """What `Model.load` is to be told; another KV rule than `exact` runs on the CPU, which `auto` then is."""
     return {"device": device_for(device, [kv_rule]), "kv_budget_bytes": None if kv_budget is None else kv_budget << 20}

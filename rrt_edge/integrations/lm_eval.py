@@ -68,7 +68,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
     def _score(self, before: list[int], text: list[int]) -> Scored:
         ids = (before + text)[-self.bundle.context :]
         text = text[-(len(ids) - 1) :]
-        if self._session.decoder.state.rule != "exact":  # what is held depends on where its tokens left
+        if not self._session.decoder.state.rule.exact:  # what is held depends on where its tokens left
             self._session = self.bundle.session(lazy_prompt=False)
         total, greedy, at = 0.0, True, 0
         for logits in self._session.logits(ids[:-1], len(text), self.policy):  # [n, V]

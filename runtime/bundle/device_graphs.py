@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
 from rrt_edge.runtime.errors import BundleError
 
@@ -79,9 +79,9 @@ def read_archive(bundle: Path) -> DeviceArchive:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
 
 
-def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRuleName) -> str | None:
+def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str | None:
     """Why a bundle runs on the CPU only; None where devices can run it."""
-    if rule != "exact":
+    if not rule.on_devices:
         return f"it was trained for the KV rule {rule}, which devices do not follow"
     unfit = why_unfit(architecture.windows or (), architecture.head_dim)
     if unfit is None and not (bundle / DEVICE_GRAPHS).is_file():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest_reader import Fields
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import sha256
@@ -240,6 +241,11 @@ class Manifest:
             files=_files(fields.table("files")),
             verification=verification,
         )
+
+    @property
+    def rule(self) -> KVRule:
+        """The KV rule that the checkpoint was trained for."""
+        return KV_RULES[self.kv_rule]
 
     @property
     def fingerprint(self) -> str:

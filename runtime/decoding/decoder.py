@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.running.hidden import Hidden, joined
-from rrt_edge.runtime.running.runner import NEVER, Pass, Runner
+from rrt_edge.runtime.running.runner import NEVER, BindingT, CacheT, Call, Pass, Runner
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
@@ -35,13 +36,13 @@ class Cancelled(Exception):
     """Somebody asked a decoder to stop; what it holds is whole."""
 
 
-class Decoder:
+class Decoder(Generic[CacheT, BindingT]):
     """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten.
 
     `cancelled`, set by any thread, ends a call before its next block step.
     """
 
-    def __init__(self, runner: Runner, rule: KVRuleName = "exact") -> None:
+    def __init__(self, runner: Runner[CacheT, BindingT], rule: KVRule = EXACT) -> None:
         self.runner = runner
         self.loops = runner.architecture.loops
         self.state = SequenceState(runner, rule)
@@ -55,7 +56,7 @@ class Decoder:
         """Tokens fed so far."""
         return self.state.length
 
-    def fork(self) -> Decoder:
+    def fork(self) -> Decoder[CacheT, BindingT]:
         """Another decoder of the same tokens, which shares what is held."""
         other = Decoder(self.runner, self.state.rule)
         other.state, other.prompt_end = self.state.fork(), self.prompt_end
@@ -76,7 +77,7 @@ class Decoder:
 
         With `lazy` (under `exact`) they run depth 1 alone, and the others when a later token goes deeper.
         """
-        last = 1 if lazy and self.state.rule == "exact" else policy.depth or self.loops
+        last = 1 if lazy and self.state.rule.exact else policy.depth or self.loops
         start = 0
         while start < len(ids):
             stop = start + self.chunk
@@ -167,16 +168,9 @@ class Decoder:
             self.state.leave(depth + 1, joined(left, done.hidden))
 
     def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Hidden) -> Pass:
-        done = self.runner.run(
-            self._binding,
-            self.state.cache,
-            rows,
-            left=left,
-            position=self.state.first_position(first, len(left) + len(rows)),
-            first=first,
-            last=last,
-            threshold=threshold,
-            logit_rows=range(max(0, len(rows) - wanted), len(rows)),
-        )
+        position = self.state.first_position(first, len(left) + len(rows))
+        logit_rows = range(max(0, len(rows) - wanted), len(rows))
+        call = Call(rows, position, first, last, threshold, logit_rows, left)
+        done = self.runner.run(self._binding, self.state.cache, call)
         self.block_rows += len(rows) * (done.last - first + 1)
         return done

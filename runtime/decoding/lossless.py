@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -67,7 +68,7 @@ class DraftLength:
 class Lossless:
     """Picks full depth's tokens for one sequence, drafting with loop 1."""
 
-    def __init__(self, decoder: Decoder, length: DraftLength, ends: Collection[int], gated: bool) -> None:
+    def __init__(self, decoder: Decoder[Any, Any], length: DraftLength, ends: Collection[int], gated: bool) -> None:
         """
         Args:
             length: chooses the rows of a round; shared by the replies of a model, so that it need not learn anew.

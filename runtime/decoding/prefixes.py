@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rrt_edge.runtime.decoding.sequence import SequenceState
 
@@ -15,7 +16,7 @@ class Held:
     """A state and the tokens fed to it, the first `prompt` of which ran all loops up to `depth` (None: all)."""
 
     ids: Sequence[int]
-    state: SequenceState
+    state: SequenceState[Any]
     prompt: int
     depth: int | None
     moving: bool  # some rows are on their way between depths
@@ -28,14 +29,14 @@ class Held:
             shared = min(len(self.ids), self.state.length, len(prompt) - 1)
         if self.moving:
             shared = min(shared, self.state.cache.lengths[-1])
-        if self.state.rule != "exact":  # what a reply's tokens left behind depends on where they left
+        if not self.state.rule.exact:  # what a reply's tokens left behind depends on where they left
             shared = min(shared, self.prompt) if self.depth == depth else 0
         return shared if shared >= LEAST and self.state.cache.reaches(shared) else 0
 
 
 def take_over(
-    held: Iterable[Held], prompt: Sequence[int], depth: int | None, fresh: SequenceState
-) -> tuple[SequenceState, int]:
+    held: Iterable[Held], prompt: Sequence[int], depth: int | None, fresh: SequenceState[Any]
+) -> tuple[SequenceState[Any], int]:
     """A state for a prompt, and how many of its tokens it holds already: of the best among `held`, else `fresh`."""
     best, count = None, 0
     for one in held:

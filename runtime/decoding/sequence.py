@@ -1,12 +1,12 @@
-"""What is held of one sequence, and the KV rules: what a row that leaves early leaves behind."""
+"""What is held of one sequence, by the KV rule it follows."""
 
 from __future__ import annotations
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
-from rrt_edge.runtime.running.hidden import Hidden, joined
-from rrt_edge.runtime.running.runner import Cache, Runner
+from typing import Any, Generic
 
-WAITING = ("exact", "propagate")  # rules under which a row that leaves waits for a later one to go deeper
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
+from rrt_edge.runtime.running.hidden import Hidden, joined
+from rrt_edge.runtime.running.runner import CacheT, Runner
 
 
 class WaitingRows:
@@ -49,23 +49,18 @@ class WaitingRows:
         self._count += len(rows)
 
 
-class SequenceState:
-    """The cache of one sequence and, under `exact` and `propagate`, the rows that wait.
+class SequenceState(Generic[CacheT]):
+    """The cache of one sequence and, under a rule by which rows wait, those that do.
 
-    - `exact`: a row that leaves after depth d waits with its hidden state in `waiting[d - 1]`, the rows that depth d
-      has and depth d + 1 lacks; the next row to go deeper takes them along (synchronised decoding, as in FREE, arXiv
-      2310.05424).
-    - `propagate`: it waits likewise; the depths it skips compute keys and values from that state, which stays as it is
-      (CALM, arXiv 2207.07061).
-    - `latest`: the depths it skips read its deepest keys and values (Huginn, arXiv 2502.05171).
-    - `skip`: the depths it skips do not see it (recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524).
+    `waiting[d - 1]` holds the hidden states of rows that left after depth d: depth d has them and depth d + 1 lacks
+    them. The next row to go deeper takes them along. What happens otherwise to a row that leaves says the `KVRule`.
     """
 
-    def __init__(self, runner: Runner, rule: KVRuleName = "exact") -> None:
+    def __init__(self, runner: Runner[CacheT, Any], rule: KVRule = EXACT) -> None:
         self.rule = rule
         self.loops = runner.architecture.loops
         self.nothing = runner.no_rows
-        self.cache: Cache = runner.new_cache()
+        self.cache: CacheT = runner.new_cache()
         self.waiting = [WaitingRows(self.nothing) for _ in range(1, self.loops)]
 
     @property
@@ -75,15 +70,15 @@ class SequenceState:
 
     def first_position(self, depth: int, count: int) -> int:
         """The position of the first of `count` rows that are about to run a depth."""
-        if depth == 1 or self.rule in WAITING:
+        if depth == 1 or self.rule.waits:
             return len(self.cache.positions[depth - 1])  # they stand right behind those that have
         return self.length - count
 
     def leave(self, depth: int, hidden: Hidden) -> None:
         """Rows [n, H], the last to have run `depth`, go no deeper for now."""
-        if self.rule in WAITING and depth < self.loops:
+        if self.rule.waits and depth < self.loops:
             self.waiting[depth - 1].add(hidden)
-        if self.rule == "latest":
+        if self.rule.copies:
             for deeper in range(depth + 1, self.loops + 1):
                 self.cache.copy_last(len(hidden), depth, deeper)
 
@@ -93,7 +88,7 @@ class SequenceState:
         `left` [f, H] are those taken along before.
         """
         waiting = self.waiting[depth - 1].take()
-        if self.rule == "propagate":
+        if self.rule.projects:
             return joined(waiting, left), rows
         return left, joined(waiting, rows)
 
@@ -101,11 +96,11 @@ class SequenceState:
         """The first `count` rows that wait after a depth, to run the next alone: (states that have left, rows)."""
         waiting = self.waiting[depth - 1].take(count)
         nothing = waiting[:0]
-        return (waiting, nothing) if self.rule == "propagate" else (nothing, waiting)
+        return (waiting, nothing) if self.rule.projects else (nothing, waiting)
 
-    def fork(self) -> SequenceState:
+    def fork(self) -> SequenceState[CacheT]:
         """Another state of the same tokens, which shares what is held."""
-        other = SequenceState.__new__(SequenceState)
+        other: SequenceState[CacheT] = SequenceState.__new__(SequenceState)
         other.rule, other.loops, other.nothing = self.rule, self.loops, self.nothing
         other.cache = self.cache.fork()
         other.waiting = [rows.fork() for rows in self.waiting]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
-from rrt_edge.runtime.running.hidden import Hidden, on_host
+from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, Pass
+from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
 from rrt_edge.runtime.system.closing import Closing
 from rrt_edge.runtime.system.memory import return_unused
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
@@ -52,7 +52,7 @@ class Graph:
         self,
         bundle: Path,
         architecture: Architecture,
-        rule: KVRuleName,
+        rule: KVRule,
         threads: int | None,
         context: int = 1,
         budget: KVBudget | None = None,
@@ -66,7 +66,7 @@ class Graph:
         self.architecture, self.budget = architecture, budget or KVBudget()
         short = architecture.short_context
         self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
-        self.propagates = rule == "propagate"
+        self.propagates = rule.projects
         options = session_options(threads)
         try:
             path = str(bundle / "model.onnx")
@@ -87,9 +87,9 @@ class Graph:
         return self._session
 
     @property
-    def rules(self) -> tuple[KVRuleName, ...]:
-        """All, but `propagate` where the checkpoint was not trained for it."""
-        return tuple(rule for rule in KV_RULE_NAMES if rule != "propagate" or self.propagates)
+    def rules(self) -> tuple[KVRule, ...]:
+        """All, but those whose inputs the graph lacks."""
+        return tuple(rule for rule in KV_RULES.values() if self.propagates or not rule.projects)
 
     @property
     def bits(self) -> int:
@@ -128,48 +128,37 @@ class Graph:
         self._session = None
         return_unused()
 
-    def run(
-        self,
-        binding: Binding,
-        cache: KVCache,
-        rows: Int | Hidden,
-        *,
-        position: int,
-        first: int,
-        last: int,
-        threshold: float,
-        logit_rows: Sequence[int],
-        left: Hidden | None = None,
-    ) -> Pass:
-        """`Runner.run`, in one call."""
-        states = self._no_hidden[0] if left is None else on_host(left)
-        count = len(states) + len(rows)
-        entering = rows.ndim == 1
-        rows = on_host(rows)
+    def run(self, binding: Binding, cache: KVCache, call: Call) -> Pass:
+        """`Runner.run`, in one call of the graph."""
+        states = self._no_hidden[0] if call.left is None else on_host(call.left)
+        count = len(states) + len(call.rows)
+        entering = call.rows.ndim == 1
+        rows = on_host(call.rows)
+        depths = range(1, len(cache.lengths) + 1)
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
             "hidden": self._no_hidden if entering else rows[None],
-            "row_depth": np.full((1, count), first, np.int64),
-            "position_ids": np.arange(position, position + count, dtype=np.int64)[None],
-            "first": _scalar(first),
-            "last": _scalar(last),
-            "threshold": _scalar(float(threshold)),
-            "logit_rows": np.array(logit_rows, np.int64),
+            "row_depth": np.full((1, count), call.first, np.int64),
+            "position_ids": np.arange(call.position, call.position + count, dtype=np.int64)[None],
+            "first": _scalar(call.first),
+            "last": _scalar(call.last),
+            "threshold": _scalar(float(call.threshold)),
+            "logit_rows": np.array(call.logit_rows, np.int64),
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
-            **self._past_lengths([cache.held(depth) for depth in range(1, len(cache.lengths) + 1)]),
+            **self._past_lengths([cache.held(depth) for depth in depths]),
             **self._left(states, _NO_SLOTS),
             **self._constant,
         }
-        pasts = [self._buffers(cache, depth) for depth in range(1, len(cache.lengths) + 1)]
+        pasts = [self._buffers(cache, depth) for depth in depths]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
-        ran = len(gate)
+        ran = len(gate)  # depths that the graph's loop went through
         for index in range(ran):
-            depth, new = first + index, [plane[index, 0] for plane in planes]
-            binding.append(depth - 1, cache, depth, new, position)
-        return Pass(first, first + ran - 1, logits, hidden[0], gate[-1, 0])
+            depth, new = call.first + index, [plane[index, 0] for plane in planes]
+            binding.append(depth - 1, cache, depth, new, call.position)
+        return Pass(call.first, call.first + ran - 1, logits, hidden[0], gate[-1, 0])
 
-    def step(self, binding: Binding, parts: Sequence[Part]) -> list[PartDone]:
+    def step(self, binding: Binding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
         """`Runner.step`, in one call."""
         ordered = sorted(range(len(parts)), key=lambda index: parts[index].depth)  # ids stand before hidden states
         chosen = [parts[index] for index in ordered]

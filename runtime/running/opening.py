@@ -14,7 +14,7 @@ from rrt_edge.runtime.running.devices.choice import choose_device, record_failur
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import Runner
+from rrt_edge.runtime.running.runner import AnyRunner
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def open_runner(
     threads: int | None = None,
     kv_budget_bytes: int | None = None,
     graph_folder: Path | None = None,
-) -> Runner:
+) -> AnyRunner:
     """
     Args:
         context: tokens a conversation may hold.
@@ -42,15 +42,15 @@ def open_runner(
     budget = KVBudget(kv_budget_bytes)
     if device == "cpu":
         folder = graph_folder or bundle
-        return Graph(folder, manifest.architecture, manifest.kv_rule, threads, context, budget)
+        return Graph(folder, manifest.architecture, manifest.rule, threads, context, budget)
     opened = OpenDevice(device)
-    reason = why_cpu_only(bundle, manifest.architecture, manifest.kv_rule)
+    reason = why_cpu_only(bundle, manifest.architecture, manifest.rule)
     if reason is not None:
         raise DeviceError(f"device {device}: {bundle} runs on the CPU only, for {reason}")
     return DeviceGraph(bundle, manifest.architecture, opened, context=context, threads=threads, budget=budget)
 
 
-def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **options: Any) -> tuple[Runner, str]:
+def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **options: Any) -> tuple[AnyRunner, str]:
     """As `open_runner`, also for `auto`: (the runner, what it runs on).
 
     Raises:

@@ -8,58 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.hidden import Hidden
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 NEVER = 2.0  # a threshold no probability reaches
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What a run returned, for one sequence of S rows that ran depths `first` to `last`.
-
-    `logits` [R, V] of the rows asked for, `hidden` [S, H] and `gate` [S] after the last depth run; the new keys and
-    values are in the cache already.
-    """
-
-    first: int
-    last: int
-    logits: Float
-    hidden: Hidden
-    gate: Float
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
-
-    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
-    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
-    """
-
-    cache: Any
-    depth: int
-    rows: Int | Hidden
-    position: int
-    thresholds: Float
-    left: Hidden | None = None
-
-
-@dataclass(frozen=True)
-class PartDone:
-    """What a step returned for a part: `hidden` [n, H], `gate` [n], `logits` [R, V] of rows that reached theirs."""
-
-    hidden: Hidden
-    gate: Float
-    logits: Float
 
 
 class Cache(Protocol):
@@ -80,13 +40,13 @@ class Cache(Protocol):
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind."""
 
-    def fork(self) -> Any:
+    def fork(self) -> Self:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
 
-    def rows(self, depth: int, group: int) -> tuple[int, list[NDArray[Any]]]:
+    def rows(self, depth: int, group: int) -> tuple[int, Sequence[NDArray[Any]]]:
         """Rows dropped, and the planes [layers, KV, n, width] of those held, of a KV group at a depth."""
 
     def restore(
@@ -95,13 +55,79 @@ class Cache(Protocol):
         """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
 
 
-class Runner(Protocol):
-    """A bundle ready to run; bindings and caches are its own kind."""
+CacheT = TypeVar("CacheT", bound=Cache)
+BindingT = TypeVar("BindingT")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Rows of one sequence for a run through depths `first` to `last`.
+
+    Attributes:
+        rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
+        position: of the first of all rows, those in `left` included; the others follow.
+        threshold: the run stops after the first depth at which the last row's gate reaches it; by default none.
+        logit_rows: the rows whose logits are asked for, as ascending indices into `rows`.
+        left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths keys
+            and values only; under a KV rule that projects them.
+    """
+
+    rows: Int | Hidden
+    position: int
+    first: int
+    last: int
+    threshold: float = NEVER
+    logit_rows: Sequence[int] = ()
+    left: Hidden | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a run returned, for a sequence of S rows that ran depths `first` to `last`.
+
+    `logits` [R, V] of the rows asked for, `hidden` [S, H] and `gate` [S] after the last depth run; the new keys and
+    values are in the cache already.
+    """
+
+    first: int
+    last: int
+    logits: Float
+    hidden: Hidden
+    gate: Float
+
+
+@dataclass(frozen=True)
+class Part(Generic[CacheT]):
+    """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
+
+    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
+    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
+    """
+
+    cache: CacheT
+    depth: int
+    rows: Int | Hidden
+    position: int
+    thresholds: Float
+    left: Hidden | None = None
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What a step returned for a part: `hidden` [n, H], `gate` [n], `logits` [R, V] of rows that reached theirs."""
+
+    hidden: Hidden
+    gate: Float
+    logits: Float
+
+
+class Runner(Protocol[CacheT, BindingT]):
+    """A bundle ready to run, with caches and bindings of its own kind."""
 
     architecture: Architecture
 
     @property
-    def rules(self) -> tuple[KVRuleName, ...]:
+    def rules(self) -> tuple[KVRule, ...]:
         """The KV rules it can follow."""
 
     @property
@@ -120,7 +146,7 @@ class Runner(Protocol):
     def no_rows(self) -> Hidden:
         """No hidden states, [0, H]."""
 
-    def new_cache(self) -> Any:
+    def new_cache(self) -> CacheT:
         """A cache that holds nothing."""
 
     def hidden(self, rows: Float) -> Hidden:
@@ -129,41 +155,25 @@ class Runner(Protocol):
     def kv_bytes(self, tokens: int) -> int:
         """What a cache of so many tokens takes."""
 
-    def bind(self) -> Any:
+    def bind(self) -> BindingT:
         """What one caller at a time runs with."""
 
     def close(self) -> None:
         """Give all memory back; nobody can go on."""
 
-    def run(
-        self,
-        binding: Any,
-        cache: Any,
-        rows: Int | Hidden,
-        *,
-        position: int,
-        first: int,
-        last: int,
-        threshold: float,
-        logit_rows: Sequence[int],
-        left: Hidden | None = None,
-    ) -> Pass:
-        """Run rows of one sequence through depths `first` to `last`, stopping where the last row's gate says so.
-
-        Args:
-            rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
-            position: of the first of all rows, those in `left` included; the others follow.
-            logit_rows: the rows whose logits are asked for, as indices into `rows`.
-            left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
-                keys and values only; under the rule `propagate`.
+    def run(self, binding: BindingT, cache: CacheT, call: Call) -> Pass:
+        """Run rows of one sequence through some depths, stopping where the last row's gate says so.
 
         Raises:
             RRTEdgeError: onnxruntime failed.
         """
 
-    def step(self, binding: Any, parts: Sequence[Part]) -> list[PartDone]:
+    def step(self, binding: BindingT, parts: Sequence[Part[CacheT]]) -> list[PartDone]:
         """Run several sequences' rows through one depth each, at most `slots` of them.
 
         Raises:
             RRTEdgeError: onnxruntime failed.
         """
+
+
+AnyRunner = Runner[Any, Any]  # for those who hand caches and bindings back as they got them

@@ -13,7 +13,7 @@ from rrt_edge.runtime.decoding.decoder import CHUNK
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.running.hidden import Hidden
-from rrt_edge.runtime.running.runner import NEVER, Runner
+from rrt_edge.runtime.running.runner import AnyRunner, Call
 from rrt_edge.runtime.scoring.corpus import NOT_A_RECORD, chat_ids, read_records
 from rrt_edge.runtime.scoring.metrics import Scores, joined, scores_of
 
@@ -54,7 +54,7 @@ def read_examples(model: Loaded, path: Path, max_tokens: int) -> list[Example]:
     return examples
 
 
-def score_bundle(runner: Runner, examples: Iterable[Example]) -> Scores:
+def score_bundle(runner: AnyRunner, examples: Iterable[Example]) -> Scores:
     """Run every example through all depths of a bundle.
 
     Raises:
@@ -71,8 +71,8 @@ def score_bundle(runner: Runner, examples: Iterable[Example]) -> Scores:
             wanted = asked[(asked >= start) & (asked < start + len(rows))]
             logits, gates = [], []
             for depth in range(1, loops + 1):
-                settings = {"position": start, "first": depth, "last": depth, "threshold": NEVER}
-                done = runner.run(binding, cache, rows, **settings, logit_rows=(wanted - start).tolist())  # type: ignore[arg-type]
+                call = Call(rows, start, depth, depth, logit_rows=(wanted - start).tolist())
+                done = runner.run(binding, cache, call)
                 rows = done.hidden
                 logits.append(done.logits)
                 gates.append(done.gate[wanted - start])

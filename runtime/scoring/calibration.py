@@ -13,7 +13,7 @@ import numpy as np
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.runner import Runner
+from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.scoring.metrics import Point, Scores, curve
 
 
@@ -66,7 +66,7 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     return min(1.0, math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms))
 
 
-def depth_seconds(runner: Runner, prompt: Sequence[int], tokens: int = 24) -> list[float]:
+def depth_seconds(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) -> list[float]:
     """Seconds of a token that leaves at each depth, measured here: medians behind a prompt, the depths in turn."""
     depths = range(1, runner.architecture.loops + 1)
     decoders = [Decoder(runner) for _ in depths]

@@ -193,7 +193,7 @@ class _Server:
             "threshold": manifest.gate.threshold,
             "points": manifest.gate.points,
             "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
-            "kv_rule": self.engine.kv_rule,
+            "kv_rule": self.engine.kv_rule.name,
         }
         told = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
         return {**told, "rrt_edge": ours}

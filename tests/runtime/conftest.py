@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.library import download as downloading
-from rrt_edge.runtime.running.cpu import Graph
+from rrt_edge.runtime.running.cpu import Binding, Graph
+from rrt_edge.runtime.running.cpu_cache import KVCache
+from rrt_edge.runtime.running.runner import Call, Pass
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     run = Graph.run
 
-    def counted(self: Graph, binding: object, cache: object, rows: np.ndarray, **given: object) -> object:
-        seen.append(len(rows))
-        return run(self, binding, cache, rows, **given)  # type: ignore[arg-type]
+    def counted(self: Graph, binding: Binding, cache: KVCache, call: Call) -> Pass:
+        seen.append(len(call.rows))
+        return run(self, binding, cache, call)
 
     monkeypatch.setattr(Graph, "run", counted)
     return seen

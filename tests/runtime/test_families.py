@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import rrt_edge
 from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.decoding.decoder import Decoder
 from tests.conftest import save_tokenizer
 from tests.families import random_model
@@ -66,7 +67,7 @@ def test_one_sequence_far_past_its_window(made: Callable[..., tuple[Path, Path]]
     exits = [loops] * 150 + rng.integers(1, loops + 1, 180).tolist()
     expected = depth_logits(folder, rule, ids, exits)
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner, rule)
+        decoder = Decoder(model.runner, KV_RULES[rule])
         decoder.prefill(ids[:150], ExitPolicy())
         for position in range(150, 330):
             step = decoder.step(ids[position], ExitPolicy(depth=exits[position]))

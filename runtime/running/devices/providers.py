@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES
+
 VARIABLE = "RRT_EDGE_DEVICE"  # names the device where nobody else does
 
 
@@ -67,6 +70,7 @@ PROVIDERS = {
 DEVICES = ("auto", *PROVIDERS)
 
 
-def device_for(device: str | None, rules: Iterable[str | None]) -> str | None:
+def device_for(device: str | None, rules: Iterable[KVRuleName | None]) -> str | None:
     """Where nobody names a device, the CPU if a KV rule other than `exact` is asked for: it alone follows them."""
-    return "cpu" if device in (None, "auto") and any(rule not in (None, "exact") for rule in rules) else device
+    cpu_only = any(rule is not None and not KV_RULES[rule].on_devices for rule in rules)
+    return "cpu" if cpu_only and device in (None, "auto") else device

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.running.devices.binding import DeviceBinding
@@ -26,7 +26,7 @@ from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 from rrt_edge.runtime.running.hidden import DeviceRows, Hidden, Piece
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, Pass
+from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class DeviceGraph:
     """A bundle on a device, shared by every conversation: the `Runner` of the KV rule `exact`."""
 
-    rules: tuple[KVRuleName, ...] = ("exact",)
+    rules = tuple(rule for rule in KV_RULES.values() if rule.on_devices)
 
     def __init__(
         self,
@@ -98,10 +98,8 @@ class DeviceGraph:
         """
         try:
             binding, cache = self.bind(), self.new_cache()
-            tried = self.run(
-                binding, cache, np.zeros(1, np.int64), position=0, first=1, last=self.architecture.loops,
-                threshold=NEVER, logit_rows=[0],
-            )  # fmt: skip
+            call = Call(np.zeros(1, np.int64), 0, 1, self.architecture.loops, logit_rows=[0])
+            tried = self.run(binding, cache, call)
             cache.close()
             if not np.isfinite(tried.logits).all():
                 raise RRTEdgeError(f"device {self.device.name}: computes no numbers in {self.precision}")
@@ -160,31 +158,20 @@ class DeviceGraph:
             self._scratch = Buffer([plane] * (2 * self.architecture.layers_per_block), 1)
         return self._scratch
 
-    def run(
-        self,
-        binding: DeviceBinding,
-        cache: DeviceCache,
-        rows: Int | Hidden,
-        *,
-        position: int,
-        first: int,
-        last: int,
-        threshold: float,
-        logit_rows: Sequence[int],
-        left: Hidden | None = None,
-    ) -> Pass:
+    def run(self, binding: DeviceBinding, cache: DeviceCache, call: Call) -> Pass:
         """`Runner.run`, a call for each depth; the gate is waited for only where it decides or is the last."""
+        rows: Int | Hidden = call.rows
         with self.device.working():
-            for depth in range(first, last + 1):
-                part = Part(cache, depth, rows, position, np.zeros(0, np.float32))
-                hidden, gate = self._through(binding, part, depth == last or threshold < NEVER)
+            for depth in range(call.first, call.last + 1):
+                part = Part(cache, depth, rows, call.position, np.zeros(0, np.float32))
+                hidden, gate = self._through(binding, part, depth == call.last or call.threshold < NEVER)
                 rows = hidden
-                if depth == last or gate[-1] >= threshold:
+                if depth == call.last or gate[-1] >= call.threshold:
                     break
-            logits = self._logits(binding, hidden, np.array(logit_rows, np.int64))
-        return Pass(first, depth, logits, hidden, gate)
+            logits = self._logits(binding, hidden, np.array(call.logit_rows, np.int64))
+        return Pass(call.first, depth, logits, hidden, gate)
 
-    def _through(self, binding: DeviceBinding, part: Part, wants_gate: bool) -> tuple[DeviceRows, Float]:
+    def _through(self, binding: DeviceBinding, part: Part[DeviceCache], wants_gate: bool) -> tuple[DeviceRows, Float]:
         """Run one part through its depth, as many rows a call as attention is right for."""
         rows, gates = self.no_rows, []
         for start in range(0, len(part.rows), self.most_rows):
@@ -196,7 +183,7 @@ class DeviceGraph:
             gates.append(gate)
         return rows, np.concatenate(gates)
 
-    def step(self, binding: DeviceBinding, parts: Sequence[Part]) -> list[PartDone]:
+    def step(self, binding: DeviceBinding, parts: Sequence[Part[DeviceCache]]) -> list[PartDone]:
         """`Runner.step`, in one call where that is not too many rows."""
         with self.device.working():
             wants_gate = any((part.thresholds < NEVER).any() for part in parts)
@@ -227,7 +214,7 @@ class DeviceGraph:
         return self._step_fits
 
     def _call(
-        self, form: str, binding: DeviceBinding, parts: Sequence[Part], wants_gate: bool
+        self, form: str, binding: DeviceBinding, parts: Sequence[Part[DeviceCache]], wants_gate: bool
     ) -> tuple[OrtValue, Float]:
         """Run parts through their depths: (hidden states [1, N, H] on the device, gates [N], of padding too)."""
         shape, session = self.architecture, self.graphs.session(form)
@@ -272,7 +259,7 @@ class DeviceGraph:
             return self.device.host((1, count), np.float32)
         return self.device.empty((1, count), np.float32)
 
-    def _enter(self, parts: Sequence[Part], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def _enter(self, parts: Sequence[Part[DeviceCache]], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Embedded ids, rotations and depths from the rows graph; rows of slots without a part are at position 0."""
         ids = [part.rows for part in parts if isinstance(part.rows, np.ndarray)]
         depths = [part.depth for part in parts] + [1] * (len(counts) - len(parts))

@@ -21,7 +21,7 @@ from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER
+from rrt_edge.runtime.running.runner import Call
 
 QUESTIONS = [
     "What does os.path.join do?",
@@ -71,9 +71,7 @@ def forced(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     for position, token in enumerate(ids):
         rows: object = np.array([token])
         for depth in range(1, model.loops + 1):
-            done = runner.run(
-                binding, cache, rows, position=position, first=depth, last=depth, threshold=NEVER, logit_rows=[0]
-            )  # type: ignore[arg-type]
+            done = runner.run(binding, cache, Call(rows, position, depth, depth, logit_rows=[0]))  # type: ignore[arg-type]
             rows = done.hidden
             logits[depth - 1].append(done.logits[0])
             gates[depth - 1].append(float(done.gate[0]))

@@ -22,7 +22,7 @@ from rrt_edge.runtime.decoding import lossless as lossless_module
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
-from rrt_edge.runtime.running.runner import NEVER
+from rrt_edge.runtime.running.runner import Call
 from tests.conftest import save_tokenizer
 from tests.families import CASES, random_model
 from tests.runtime.devices.decoding import on_device
@@ -57,8 +57,8 @@ def logits_at(model: Model, depth: int, pieces: list[tuple[int, int]]) -> np.nda
     runner, found = model.runner, []
     binding, cache = runner.bind(), runner.new_cache()
     for start, stop in pieces:
-        rows = {"position": start, "first": 1, "last": depth, "logit_rows": range(stop - start)}
-        found.append(runner.run(binding, cache, IDS[start:stop], threshold=NEVER, **rows).logits)
+        call = Call(IDS[start:stop], start, 1, depth, logit_rows=range(stop - start))
+        found.append(runner.run(binding, cache, call).logits)
     return np.concatenate(found)
 
 
@@ -67,7 +67,7 @@ def test_every_family_says_what_torch_says(case: str, tmp_path: Path) -> None:
     bundle, expected = make_family(case, tmp_path)
     manifest = Manifest.read(bundle)
     if case in CPU_ONLY:
-        assert CPU_ONLY[case] in str(why_cpu_only(bundle, manifest.architecture, manifest.kv_rule))
+        assert CPU_ONLY[case] in str(why_cpu_only(bundle, manifest.architecture, manifest.rule))
         assert not (bundle / DEVICE_GRAPHS).exists()
         return
     with on_device(bundle, context=64) as model:
@@ -211,7 +211,7 @@ def test_only_the_rule_exact_runs_on_devices(bundle: Path, recursive: Path, tmp_
         (tmp_path / "trained" / "config.json").write_text(json.dumps({**config, "kv_rule": rule}), "utf-8")
         export(tmp_path / "trained", tmp_path / "bundle", bits=32)
         manifest = Manifest.read(tmp_path / "bundle")
-        reason = why_cpu_only(tmp_path / "bundle", manifest.architecture, manifest.kv_rule)
+        reason = why_cpu_only(tmp_path / "bundle", manifest.architecture, manifest.rule)
         assert reason is not None and f"trained for the KV rule {rule}" in reason
 
 

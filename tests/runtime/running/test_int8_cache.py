@@ -16,7 +16,7 @@ from rrt_edge.runtime import Engine, ExitPolicy, Manifest, Model, Sampling
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.cpu_cache import KVCache
-from rrt_edge.runtime.running.runner import NEVER, Part
+from rrt_edge.runtime.running.runner import Call, Part
 
 
 class RoundingCache(DynamicCache):
@@ -54,16 +54,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
             cache, seen = KVCache(model.manifest.architecture), []
             for start, stop in [(0, 17), (17, 18), (18, 19), (19, 40)]:
                 rows = list(range(stop - start))
-                done = graph.run(
-                    binding,
-                    cache,
-                    ids[start:stop],
-                    position=start,
-                    first=1,
-                    last=depth,
-                    threshold=NEVER,
-                    logit_rows=rows,
-                )
+                done = graph.run(binding, cache, Call(ids[start:stop], start, 1, depth, logit_rows=rows))
                 seen.append(done.logits)
             np.testing.assert_allclose(np.concatenate(seen), expected[depth - 1], atol=1e-4)
         stepped, rows = KVCache(model.manifest.architecture), ids
@@ -75,7 +66,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
 
 def test_a_row_takes_a_byte_a_number_and_a_scale(make_bundle: Callable[..., Path]) -> None:
     with Model.load(make_bundle(kv_bits=8)) as model:
-        decoder = Decoder(model.runner, "exact")
+        decoder = Decoder(model.runner)
         decoder.prefill(list(range(2, 60)), ExitPolicy())
         planes = decoder.state.cache.buffers(3)
         assert [plane.dtype for plane in planes] == [np.int8, np.int8, np.float32, np.float32]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.running.cpu_cache import KVCache
-from rrt_edge.runtime.running.runner import NEVER, Part
+from rrt_edge.runtime.running.runner import NEVER, Call, Part
 
 
 def depth_outputs(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -70,22 +70,13 @@ def test_a_session_runs_both_forms_in_turn(bundle: Path) -> None:
     with Model.load(bundle) as model:
         graph, binding = model.runner, model.runner.bind()
         whole, stepped = KVCache(model.manifest.architecture), KVCache(model.manifest.architecture)
-        once = graph.run(binding, whole, ids, position=0, first=1, last=3, threshold=NEVER, logit_rows=[8])
+        once = graph.run(binding, whole, Call(ids, 0, 1, 3, logit_rows=[8]))
         rows: np.ndarray = ids
         for depth in (1, 2, 3):
             thresholds = np.full(9, NEVER if depth < 3 else 0, np.float32)
             (done,) = graph.step(binding, [Part(stepped, depth, rows, 0, thresholds)])
             rows = done.hidden
-        again = graph.run(
-            binding,
-            KVCache(model.manifest.architecture),
-            ids,
-            position=0,
-            first=1,
-            last=3,
-            threshold=NEVER,
-            logit_rows=[8],
-        )
+        again = graph.run(binding, KVCache(model.manifest.architecture), Call(ids, 0, 1, 3, logit_rows=[8]))
     np.testing.assert_allclose(done.logits[-1], once.logits[0], atol=1e-5)
     np.testing.assert_array_equal(again.logits, once.logits)
     assert whole.lengths == stepped.lengths == [9, 9, 9]

@@ -1,0 +1,46 @@
+"""The KV rules: what a token that leaves early is to the depths it skips, and all in which the rules differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+
+
+@dataclass(frozen=True)
+class KVRule:
+    """A KV rule.
+
+    Attributes:
+        exact: every logit is that of an ordinary forward at its depth, wherever the tokens before it left. Only then
+            may loop 1 draft, a prompt's deeper loops run later, and another request go on from a reply.
+        waits: a row that leaves waits with its hidden state until a later row goes deeper.
+        projects: the depths it skipped compute keys and values from the state that waited, which stays as it is; the
+            graph has inputs for such states where its checkpoint was trained for the rule.
+        copies: the depths it skipped read its deepest keys and values.
+        leaves_gaps: the depths it skipped do not see it, so that their rows are not consecutive.
+        on_devices: devices beside the CPU follow it.
+    """
+
+    name: KVRuleName
+    exact: bool = False
+    waits: bool = False
+    projects: bool = False
+    copies: bool = False
+    leaves_gaps: bool = False
+    on_devices: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KV_RULES: dict[KVRuleName, KVRule] = {
+    rule.name: rule
+    for rule in (
+        KVRule("exact", exact=True, waits=True, on_devices=True),  # synchronised decoding, FREE, arXiv 2310.05424
+        KVRule("propagate", waits=True, projects=True),  # state propagation, CALM, arXiv 2207.07061
+        KVRule("latest", copies=True),  # cache sharing, Huginn, arXiv 2502.05171
+        KVRule("skip", leaves_gaps=True),  # recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524
+    )
+}
+EXACT = KV_RULES["exact"]

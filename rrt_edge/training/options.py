@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import check_options, option
 
 Stage = Literal["uptrain", "early-exit", "gate"]
 Divergence = Literal["forward-kl", "reverse-kl", "jsd", "tvd"]
 ExitLoss = Literal["aggressive", "weighted", "stochastic"]
 Exits = Literal["random", "gate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-ABOVE_0 = (
-    "epochs", "batch", "accumulate", "lr", "lora_lr", "exit_lr", "gate_lr", "temperature", "max_length", "save_steps",
-    "eval_batches",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "kd_weight", "exit_weight", "exit_kd_weight", "warmup", "weight_decay", "max_steps", "eval_steps", "teacher_top_k",
-)  # fmt: skip
+
+
+def _stages(value: Any) -> tuple[str, ...]:
+    """Stages of a text with commas, or of YAML's list."""
+    names = tuple(part.strip() for part in (value.split(",") if isinstance(value, str) else value))
+    return STAGES if names == ("all",) else names
 
 
 @dataclass(frozen=True)
@@ -70,58 +68,62 @@ class TrainOptions:
         BadInputError: a value is out of range; names the option.
     """
 
-    stages: tuple[Stage, ...] = STAGES
-    epochs: float = 1.0
-    exit_epochs: float | None = None
-    gate_epochs: float | None = None
-    max_steps: int = 0
-    batch: int = 32
-    accumulate: int = 1
-    packing: bool = False
-    stream: bool = False
-    lr: float = 2e-4
-    lora_lr: float | None = None
-    exit_lr: float | None = None
-    gate_lr: float = 1e-2
-    warmup: int = 40
-    weight_decay: float = 0.0
-    bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    kd_weight: float = 1.0
-    temperature: float = 1.0
-    divergence: Divergence = "forward-kl"
-    teacher_top_k: int = 0
-    exit_loss: ExitLoss = "aggressive"
-    exit_weight: float = 1.0
-    exit_kd_weight: float = 1.0
-    exit_teacher: bool = False
-    kv_rule: KVRuleName = "exact"
-    exits: Exits = "gate"
-    max_length: int = 1024
-    seed: int = 0
-    save_steps: int = 200
-    eval_steps: int = 0
-    eval_batches: int = 50
+    stages: tuple[Stage, ...] = option(
+        STAGES, "Stages to run, in this order: uptrain, early-exit, gate; or all.", parse=_stages
+    )
+    epochs: float = option(1.0, "Passes over the data in each stage.", above=0)
+    exit_epochs: float | None = option(None, "The same for the early-exit stage.", above=0, unset="--epochs")
+    gate_epochs: float | None = option(None, "The same for the gate.", above=0, unset="--epochs")
+    max_steps: int = option(
+        0, "Steps of each stage, in the place of epochs; needed where the data is streamed.", least=0
+    )
+    batch: int = option(32, "Examples a step on each device; packed rows with --packing.", above=0)
+    accumulate: int = option(1, "Batches whose gradients make one step.", above=0)
+    packing: bool = option(
+        False, "Put examples behind each other in rows of --max-length tokens; they do not see each other."
+    )
+    stream: bool = option(False, "Read and tokenize the data while training.")
+    lr: float = option(2e-4, "Peak learning rate of the block in uptraining.", above=0)
+    lora_lr: float | None = option(None, "The same for the adapters.", above=0, unset="--lr")
+    exit_lr: float | None = option(None, "The same for both in the early-exit stage.", above=0, unset="--lr")
+    gate_lr: float = option(1e-2, "The same for the gate.", above=0)
+    warmup: int = option(40, "Steps of warm-up in each stage.", least=0)
+    weight_decay: float = option(0.0, "Of matrices.", least=0)
+    bf16: bool | None = option(None, "Mixed precision.", unset="on GPUs that have it")
+    gradient_checkpointing: bool = option(
+        False, "Run the block again in the backward pass: less memory, a third more time."
+    )
+    kd_weight: float = option(1.0, "Weight of the divergence from the teacher.", least=0)
+    temperature: float = option(1.0, "Softens both sides of it.", above=0)
+    divergence: Divergence = option("forward-kl", "Which one.")
+    teacher_top_k: int = option(
+        0, "Keep so many of the teacher's logits a position on disk, once, instead of running it beside.", least=0
+    )
+    exit_loss: ExitLoss = option(
+        "aggressive",
+        "aggressive: the last loop, and the earlier ones at --exit-weight; weighted: cross entropy of all; stochastic: "
+        "each batch runs as many loops as is drawn.",
+    )
+    exit_weight: float = option(1.0, "Weight of the earlier loops' losses.", least=0)
+    exit_kd_weight: float = option(1.0, "Weight of the last loop's KL within them.", least=0)
+    exit_teacher: bool = option(False, "Take that KL from the teacher instead.")
+    kv_rule: KVRuleName = option("exact", "What a token that leaves early is to the loops it skips.")
+    exits: Exits = option(
+        "gate",
+        "How tokens leave while the early-exit stage trains for another rule than exact: gate (half of them as it "
+        "says) or random.",
+    )
+    max_length: int = option(1024, "Tokens an example is cut to.", above=0)
+    seed: int = option(0, "Of the order of the data and of all that is drawn.")
+    save_steps: int = option(200, "Steps between checkpoints to go on from.", above=0)
+    eval_steps: int = option(0, "Steps between evaluations on --eval-data; 0: at the end of each stage.", least=0)
+    eval_batches: int = option(50, "Batches an evaluation reads at most.", above=0)
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages:
             raise BadInputError(f"stages {', '.join(unknown) or '(none)'}: choose from {', '.join(STAGES)}, or all")
-        for name in ABOVE_0:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise BadInputError(f"{_flag(name)} {getattr(self, name)} must be above 0")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise BadInputError(f"{_flag(name)} {getattr(self, name)} must not be negative")
-        choices = (
-            ("kv_rule", KV_RULE_NAMES),
-            ("divergence", get_args(Divergence)),
-            ("exit_loss", get_args(ExitLoss)),
-            ("exits", get_args(Exits)),
-        )
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise BadInputError(f"{_flag(name)} {getattr(self, name)!r}: choose from {', '.join(known)}")
+        check_options(self)
         if self.stream and not self.max_steps:
             raise BadInputError("stream: the end of a stream is not known; say how far with max-steps")
         if self.teacher_top_k and (self.stream or self.divergence != "forward-kl"):
@@ -141,22 +143,6 @@ class TrainOptions:
         return own or self.epochs
 
 
-def options_from(given: Mapping[str, Any]) -> TrainOptions:
-    """Options from a mapping of YAML's or the command line's types.
-
-    Raises:
-        BadInputError: there is no such option, or it is of another type.
-    """
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(TrainOptions)}
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        name = key.replace("-", "_")
-        if name not in kinds:
-            raise BadInputError(f"{key}: no such option; choose from {', '.join(map(_flag, sorted(kinds)))}")
-        values[name] = _stages(value) if name == "stages" else _typed(key, value, kinds[name])
-    return TrainOptions(**values)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options of a YAML file, by name.
 
@@ -166,38 +152,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        options = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise BadInputError(f"{path}: must hold options as `name: value` lines")
-    return {str(key): value for key, value in found.items()}
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _stages(value: Any) -> tuple[Stage, ...]:
-    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
-    return STAGES if names == ["all"] else tuple(names)  # type: ignore[arg-type]  # checked by TrainOptions
-
-
-def _typed(key: str, value: Any, kind: str) -> Any:
-    """A value of an option's type; YAML reads 2e-4 as text."""
-    if value is None and "None" in kind:
-        return None
-    try:
-        if "bool" in kind and isinstance(value, bool):
-            return value
-        if "float" in kind and not isinstance(value, bool):
-            return float(value)
-        if kind == "int" and not isinstance(value, bool) and float(value) == int(value):
-            return int(value)
-        if isinstance(value, str) and kind not in ("int", "bool"):
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise BadInputError(f"{key}: {value!r} is not of the type {kind}")
+    return {str(key): value for key, value in options.items()}

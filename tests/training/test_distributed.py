@@ -17,7 +17,8 @@ from rrt_edge.training.data import Packed, read_examples
 
 RUN = """
 import json, sys
-from rrt_edge.training.options import options_from
+from rrt_edge.runtime.system.options import read_options
+from rrt_edge.training.options import TrainOptions
 from rrt_edge.training.trainer import StageTrainer
 from rrt_edge.training.training import train
 
@@ -33,7 +34,8 @@ def stopped(self, *given, **named):
 
 if stop != "0":
     StageTrainer.training_step = stopped
-train(checkpoint, out, data=data, teacher=teacher, eval_data=data, options=options_from(json.loads(options)))
+options = read_options(TrainOptions, json.loads(options))
+train(checkpoint, out, data=data, teacher=teacher, eval_data=data, options=options)
 """
 
 

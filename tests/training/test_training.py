@@ -12,10 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import rrt_edge
+from rrt_edge.runtime.system.options import read_options
 from rrt_edge.training.data import IGNORED, Packed, PadCollator, encode_chat, read_examples, stream_examples
 from rrt_edge.training.evaluation import depth_scores
 from rrt_edge.training.losses import divergence, exit_loss, gate_loss, weighted_exit_loss
-from rrt_edge.training.options import TrainOptions, options_from, read_yaml
+from rrt_edge.training.options import TrainOptions, read_yaml
 from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, cache_teacher, predicting, text_of
 from rrt_edge.training.trainer import StageTrainer
 from tests.training.chats import CHATS, quick
@@ -158,7 +159,7 @@ def test_wrong_ingredients_are_refused(source: Path, recursive: Path, data: Path
         rrt_edge.train(recursive, tmp_path / "out", data=tmp_path / "none.jsonl")
     with pytest.raises(rrt_edge.BadInputError, match="stages downhill"):
         TrainOptions(stages=("downhill",))  # type: ignore[arg-type]
-    with pytest.raises(rrt_edge.BadInputError, match="lr -1 must be above 0"):
+    with pytest.raises(rrt_edge.BadInputError, match="lr -1: must be a number above 0"):
         TrainOptions(lr=-1)
 
 
@@ -279,7 +280,7 @@ def test_a_yaml_file_says_what_flags_would(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "stages: all\nlr: 2e-4\nexit-epochs: 3\nbatch: 4\npacking: true\nkv_rule: latest\n"
     )
-    options = options_from({**read_yaml(tmp_path / "a.yaml"), "batch": "8"})
+    options = read_options(TrainOptions, {**read_yaml(tmp_path / "a.yaml"), "batch": "8"})
     expected = TrainOptions(lr=2e-4, exit_epochs=3.0, batch=8, packing=True, kv_rule="latest")
     assert options == expected
     for text, message in (
@@ -293,7 +294,7 @@ def test_a_yaml_file_says_what_flags_would(tmp_path: Path) -> None:
     ):
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(rrt_edge.BadInputError, match=message):
-            options_from(read_yaml(tmp_path / "b.yaml"))
+            read_options(TrainOptions, read_yaml(tmp_path / "b.yaml"))
 
 
 @pytest.mark.parametrize("options", [{"exit_loss": "stochastic"}, {"exit_teacher": True, "exit_weight": 1.0}])

@@ -13,8 +13,8 @@ from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.decoding.constraint import Grammars
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
-from rrt_edge.runtime.decoding.grammar import Grammars
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling

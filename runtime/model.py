@@ -19,6 +19,7 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.library.store import find_bundle
 from rrt_edge.runtime.loaded import Loaded, Prompt
 from rrt_edge.runtime.running.devices.providers import VARIABLE
+from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.weight_cache import GRAPH_FILES, packed_graph
 from rrt_edge.runtime.session import ContextFull, Session
@@ -63,33 +64,25 @@ class Model(Loaded):
             BadInputError: the context is longer than the model's, threads is not positive, or the weight cache cannot
                 be written.
         """
+        cache = None if weight_cache is None else Path(weight_cache)
+        options = LoadOptions(context, threads, cache, device, kv_budget_bytes)
         folder, started = find_bundle(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length
         if context is not None and not 1 <= context <= limit:
             raise BadInputError(f"context {context}: must be from 1 to the model's {limit} tokens")
-        if threads is not None and threads < 1:
-            raise BadInputError(f"threads {threads}: must be 1 or more")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         device = device or os.environ.get(VARIABLE) or "auto"
         graph_folder = None
-        if weight_cache is None:
+        if cache is None:
             manifest.check_hashes(folder)
         else:
             if device not in ("auto", "cpu"):
                 raise BadInputError(f"weight-cache: is for the CPU, not for {device}")
             device = "cpu"
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
-            graph_folder = packed_graph(folder, manifest, Path(weight_cache))
-        runner, device = open_on(
-            device,
-            folder,
-            manifest,
-            context,
-            threads=threads,
-            kv_budget_bytes=kv_budget_bytes,
-            graph_folder=graph_folder,
-        )  # fmt: skip
+            graph_folder = packed_graph(folder, manifest, cache)
+        runner, device = open_on(device, folder, manifest, context, options, graph_folder)
         model = cls(manifest, runner, read_tokenizer(folder), ChatTemplate.from_folder(folder), context, device)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model

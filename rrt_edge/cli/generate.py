@@ -11,9 +11,12 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.options import device_options, grammar_options, read_sampling, sampling_options, where_to_run
+from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.options import grammar_options, load_model, read_sampling, reply_options
 from rrt_edge.cli.terminal import depth_text, legend
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.running.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Token
@@ -25,34 +28,31 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
 @grammar_options
-@sampling_options
-@device_options
+@options_of(Sampling, without={"n"})
+@reply_options
+@options_of(LoadOptions)
 @json_option
 @guarded
 def generate(
-    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str | None, context: int | None,
-    threads: int | None, weight_cache: Path | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
-    context_full: Any, device: str, kv_budget: int | None, as_json: bool, **given: Any,
+    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str | None, show_depth: bool,
+    kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
-    from rrt_edge.runtime import Model
-
-    sampling = read_sampling(given)
+    sampling = read_sampling(values)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
-    where = where_to_run(device, kv_rule, kv_budget)
-    with Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where) as model:
+    with load_model(bundle, values, kv_rule) as model:
         if text is None:
-            asked: str | list[int] = _parse_ids(str(prompt_ids))
+            request: str | list[int] = _parse_ids(str(prompt_ids))
         elif raw or model.template is None:
-            asked = text
+            request = text
         else:
-            asked = model.encode_chat([{"role": "user", "content": text}])
+            request = model.encode_chat([{"role": "user", "content": text}])
         session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         tokens = []
-        for token in session.stream(asked, sampling, exit_policy, context_full=context_full):
+        for token in session.stream(request, sampling, exit_policy, context_full=context_full):
             tokens.append(token)
             if as_json:
                 continue

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.options import device_option, exit_policy_option, where_to_run
+from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.options import exit_policy_option, load_model
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.running.load_options import LoadOptions
 
 KEY_VARIABLE = "RRT_EDGE_API_KEY"
 
@@ -31,23 +33,19 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
 @click.option("--kv-rule", type=click.Choice(KV_RULE_NAMES), help="Another KV rule than the bundle was trained for.")
-@device_option
-@click.option("--context", type=int, help="Tokens a conversation may hold.")
-@click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
-@click.option("--weight-cache", type=click.Path(path_type=Path), help="As for generate.")
+@options_of(LoadOptions, without={"kv_budget_bytes"})
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded
 def serve(
     bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
-    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any, device: str,
-    context: int | None, threads: int | None, weight_cache: Path | None, verbose: bool,
+    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any, verbose: bool,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
     Requests share one engine, each token at a depth of its own. Ctrl-C ends the server when the running replies have
     ended; a second Ctrl-C at once.
     """
-    from rrt_edge.runtime import Model
     from rrt_edge.runtime.decoding.default_sampling import default_sampling
     from rrt_edge.runtime.server.app import ServerOptions, hosts_for
     from rrt_edge.runtime.server.serving import listen, run
@@ -55,8 +53,7 @@ def serve(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     socket = listen(host, port)
-    where = where_to_run(device, kv_rule)
-    with socket, Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where) as model:
+    with socket, load_model(bundle, values, kv_rule) as model:
         options = ServerOptions(
             name=name or bundle.resolve().name,
             exit_policy=exit_policy,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from rrt_edge.runtime.decoding.constraint import Constraint
 from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Steering
-from rrt_edge.runtime.decoding.grammar import Constraint
 from rrt_edge.runtime.decoding.sampler import Picked, Sampler
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.system.memory import peak_memory_bytes

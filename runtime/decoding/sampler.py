@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.decoding.grammar import Constraint
+from rrt_edge.runtime.decoding.constraint import Constraint
 from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError

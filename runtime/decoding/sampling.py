@@ -1,17 +1,47 @@
-"""`Sampling`: how tokens are to be chosen."""
+"""`Sampling`: how tokens are to be chosen.
+
+A new way to choose is a field here, from which checks, flags, the server's fields and `llm`'s options are made, and a
+function in `logits` that the `Sampler` calls.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
+from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import check_options, option
 
-if TYPE_CHECKING:
-    from rrt_edge.runtime.decoding.grammar import Grammar
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_penalty(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-100 <= value <= 100)  # type: ignore[operator]
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(_is_id(token) and _is_penalty(bias) for token, bias in value.items())
+
+
+def _read_bias(pairs: Any) -> dict[int, float]:
+    """The biases of texts like 42=-100."""
+    biases = {}
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise BadInputError(f"logit-bias {pair!r}: must be a token id and a number, like 42=-100") from None
+    return biases
 
 
 @dataclass(frozen=True)
@@ -42,86 +72,41 @@ class Sampling:
         BadInputError: a value is out of range; names the field.
     """
 
-    MOST_LOGPROBS: ClassVar = 20
+    MOST_LOGPROBS: ClassVar[int] = 20
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    n: int = 1
-    max_tokens: int = 256
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    logprobs: int | None = None
+    temperature: float = option(0.0, "0 always takes the likeliest token.", least=0)
+    top_k: int = option(0, "Only the k likeliest; 0: all.", least=0)
+    top_p: float = option(1.0, "Only the likeliest that make up this share.", above=0, most=1)
+    min_p: float = option(0.0, "Only those with this share of the likeliest's.", least=0, most=1)
+    typical_p: float = option(1.0, "Only the most typical of this share.", above=0, most=1)
+    repetition_penalty: float = option(1.0, "Above 1: repeats less.", above=0)
+    presence_penalty: float = option(0.0, "Against tokens the reply has.", least=-2, most=2)
+    frequency_penalty: float = option(0.0, "The same for each time it has them.", least=-2, most=2)
+    logit_bias: Mapping[int, float] = option(
+        {}, "Add to a token's logit; repeatable.", check=_is_bias, allowed="numbers from -100 to 100 by token id",
+        parse=_read_bias, metavar="ID=BIAS",
+    )  # fmt: skip
+    seed: int | None = option(None, "Makes sampling repeatable.", least=0)
+    n: int = option(1, "Replies to the prompt.", least=1)
+    max_tokens: int = option(256, "Tokens generated at most.", least=1)
+    min_tokens: int = option(0, "Tokens before which nothing ends the reply.", least=0)
+    stop: tuple[str, ...] = option(
+        (), "End where this text comes; may be given several times.", check=_is_text,
+        allowed="a tuple of texts that are not empty",
+    )  # fmt: skip
+    stop_ids: tuple[int, ...] = option(
+        (), "End at this token id; repeatable.", check=_is_id, allowed="a tuple of token ids", flag="stop-id"
+    )
+    logprobs: int | None = option(
+        None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS
+    )
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        checks = {
-            "temperature": (_is_number(self.temperature) and 0 <= self.temperature < math.inf, "a number, 0 or more"),
-            "top_k": (_is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 or more"),
-            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0 and at most 1"),
-            "min_p": (_is_number(self.min_p) and 0 <= self.min_p <= 1, "a number from 0 to 1"),
-            "typical_p": (_is_number(self.typical_p) and 0 < self.typical_p <= 1, "a number above 0 and at most 1"),
-            "repetition_penalty": (
-                _is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf,
-                "a number above 0",
-            ),
-            "presence_penalty": (_is_penalty(self.presence_penalty), "a number from -2 to 2"),
-            "frequency_penalty": (_is_penalty(self.frequency_penalty), "a number from -2 to 2"),
-            "logit_bias": (_is_bias(self.logit_bias), "numbers from -100 to 100 by token id"),
-            "seed": (
-                self.seed is None or (_is_whole(self.seed) and self.seed >= 0),
-                "a whole number, 0 or more, or none",
-            ),
-            "n": (_is_whole(self.n) and self.n >= 1, "a whole number, 1 or more"),
-            "max_tokens": (_is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number, 1 or more"),
-            "min_tokens": (_is_whole(self.min_tokens) and self.min_tokens >= 0, "a whole number, 0 or more"),
-            "stop": (_is_texts(self.stop), "a tuple of texts that are not empty"),
-            "stop_ids": (_is_ids(self.stop_ids), "a tuple of token ids"),
-            "logprobs": (
-                self.logprobs is None or (_is_whole(self.logprobs) and 0 <= self.logprobs <= self.MOST_LOGPROBS),
-                f"a whole number from 0 to {self.MOST_LOGPROBS}, or none",
-            ),
-        }
-        for name, (right, wanted) in checks.items():
-            if not right:
-                raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)!r}: must be {wanted}")
+        check_options(self)
         if self.min_tokens > self.max_tokens:
             raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
 
     def choice(self, index: int) -> Sampling:
         """Of the reply `index` of several to one prompt: its seed is `seed + index`."""
         return self if self.seed is None else replace(self, seed=self.seed + index)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_penalty(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= 2
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
-
-
-def _is_ids(value: object) -> bool:
-    return isinstance(value, tuple) and all(_is_whole(token) and token >= 0 for token in value)
-
-
-def _is_bias(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_whole(token) and token >= 0 and _is_number(bias) and -100 <= bias <= 100 for token, bias in value.items()
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import Manifest
@@ -14,8 +13,10 @@ from rrt_edge.runtime.running.devices.choice import choose_device, record_failur
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
+from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.running.runner import AnyRunner
 
+DEFAULTS = LoadOptions()
 log = logging.getLogger(__name__)
 
 
@@ -24,22 +25,20 @@ def open_runner(
     manifest: Manifest,
     device: str,
     context: int,
-    *,
-    threads: int | None = None,
-    kv_budget_bytes: int | None = None,
+    options: LoadOptions = DEFAULTS,
     graph_folder: Path | None = None,
 ) -> AnyRunner:
     """
     Args:
         context: tokens a conversation may hold.
-        kv_budget_bytes: what keys and values of all conversations may take.
+        options: the threads and the KV budget are taken from them.
         graph_folder: where the CPU's graph is, if not in the bundle (`packed_graph`).
 
     Raises:
         DeviceError: the device is not there, or cannot run this bundle; says why.
         BundleError: the bundle is damaged.
     """
-    budget = KVBudget(kv_budget_bytes)
+    budget, threads = KVBudget(options.kv_budget_bytes), options.threads
     if device == "cpu":
         folder = graph_folder or bundle
         return Graph(folder, manifest.architecture, manifest.rule, threads, context, budget)
@@ -50,20 +49,27 @@ def open_runner(
     return DeviceGraph(bundle, manifest.architecture, opened, context=context, threads=threads, budget=budget)
 
 
-def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **options: Any) -> tuple[AnyRunner, str]:
+def open_on(
+    device: str,
+    bundle: Path,
+    manifest: Manifest,
+    context: int,
+    options: LoadOptions = DEFAULTS,
+    graph_folder: Path | None = None,
+) -> tuple[AnyRunner, str]:
     """As `open_runner`, also for `auto`: (the runner, what it runs on).
 
     Raises:
         DeviceError: a device named is not there, or cannot run this bundle.
     """
     if device != "auto":
-        return open_runner(bundle, manifest, device, context, **options), device
+        return open_runner(bundle, manifest, device, context, options, graph_folder), device
     chosen = choose_device(bundle, manifest)
     try:
-        return open_runner(bundle, manifest, chosen, context, **options), chosen
+        return open_runner(bundle, manifest, chosen, context, options, graph_folder), chosen
     except (DeviceError, OutOfMemoryError) as error:
         if chosen == "cpu":
             raise
         log.warning("%s; the CPU runs it", error)
         record_failure(manifest, chosen, str(error))
-        return open_runner(bundle, manifest, "cpu", context, **options), "cpu"
+        return open_runner(bundle, manifest, "cpu", context, options, graph_folder), "cpu"

@@ -11,16 +11,13 @@ from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError
 from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.system.options import options_in
 
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
-RENAMED = {  # field of a request: field of Sampling
-    "temperature": "temperature", "top_p": "top_p", "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty", "seed": "seed", "n": "n",
-    "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", "repetition_penalty": "repetition_penalty",
-    "min_tokens": "min_tokens",
-}  # fmt: skip
+OTHERWISE_READ = {"max_tokens", "stop", "stop_ids", "logit_bias", "logprobs"}  # fields of another name or form
+PLAIN = [name for name in options_in(Sampling) if name not in OTHERWISE_READ]  # as Sampling has them
 
 
 class ApiError(Exception):
@@ -100,7 +97,7 @@ def _ask(
     exit_policy: str | None,
     most_tokens: int,
 ) -> Ask:
-    given = {ours: fields[theirs] for theirs, ours in RENAMED.items() if fields.get(theirs) is not None}
+    given = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
     if given.get("n", 1) not in range(1, MOST_CHOICES + 1):
         raise ApiError(400, f"n {given['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):

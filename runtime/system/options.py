@@ -132,11 +132,8 @@ class Option:
         """
         if value is None and self.optional:
             return
-        values = value if self.several and isinstance(value, tuple) else (value,)
-        for part in values:
-            if not self._allows(part):
-                raise BadInputError(f"{self.label} {part!r}: {self.allowed}")
-        if self.several and not isinstance(value, tuple):
+        parts = value if self.several and isinstance(value, tuple) else (value,)
+        if isinstance(value, tuple) != self.several or not all(self._allows(part) for part in parts):
             raise BadInputError(f"{self.label} {value!r}: {self.allowed}")
 
     def _allows(self, value: Any) -> bool:
@@ -150,7 +147,7 @@ class Option:
         number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         return (
             number
-            and math.isfinite(value)
+            and -math.inf < value < math.inf
             and (about.least is None or value >= about.least)
             and (about.above is None or value > about.above)
             and (about.most is None or value <= about.most)

@@ -11,8 +11,11 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.options import device_options, read_sampling, sampling_options, where_to_run
+from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.options import load_model, read_sampling, reply_options
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.running.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from rrt_edge.cli.chat.keys import Keyboard
@@ -23,25 +26,23 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
-@sampling_options
-@device_options
+@options_of(Sampling, without={"n", "logprobs"})
+@reply_options
+@options_of(LoadOptions)
 @guarded
 def chat(
-    bundle: Path, exit_policy: str | None, context: int | None, threads: int | None, weight_cache: Path | None,
-    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None,
-    context_full: Any, device: str, kv_budget: int | None, system: str, plain: bool, **given: Any,
+    bundle: Path, exit_policy: str | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, context_full: Any,
+    system: str, plain: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
     from rrt_edge.cli.chat.commands import execute
     from rrt_edge.cli.chat.conversation import Chat
-    from rrt_edge.runtime import Model
 
-    sampling = read_sampling(given)
+    sampling = read_sampling(values)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
-        where = where_to_run(device, kv_rule, kv_budget)
-        loaded = Model.load(bundle, context=context, threads=threads, weight_cache=weight_cache, **where)
+        loaded = load_model(bundle, values, kv_rule)
     with loaded as model:
         if model.template is None:
             raise BadInputError(f"{bundle}: has no chat template; try: rrt-edge generate {bundle} --raw PROMPT")

@@ -1,0 +1,45 @@
+"""`LoadOptions`: how a bundle is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE
+from rrt_edge.runtime.system.options import check_options, option
+
+
+def _mebibytes(count: Any) -> int:
+    return int(count) << 20
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a bundle is loaded; `Model.load` explains the fields.
+
+    Raises:
+        BadInputError: a value is out of range; names the option.
+    """
+
+    context: int | None = option(
+        None, "Tokens a conversation may hold.", unset="4096, or the model's own limit where that is less"
+    )
+    threads: int | None = option(None, "onnxruntime's threads.", least=1, unset="one for each core")
+    weight_cache: Path | None = option(
+        None, "Keep the weights packed for this machine in this folder, mapped from there."
+    )
+    device: str | None = option(
+        None,
+        f"What to run on (rrt-edge devices); auto: what was fastest in a trial, made once. Also in {VARIABLE}.",
+        choices=DEVICES,
+        envvar=VARIABLE,
+        unset="auto",
+    )
+    kv_budget_bytes: int | None = option(
+        None, "MiB that keys and values may take.", parse=_mebibytes, flag="kv-budget", metavar="MIB",
+        unset="what there is",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_options(self)

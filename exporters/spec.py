@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rrt_edge.exporters.builder import FLOAT, INT8
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, softcap, windows
-from rrt_edge.runtime.bundle.manifest import Windows, kv_groups
+from rrt_edge.runtime.bundle.manifest import Architecture, Windows
 from rrt_edge.runtime.errors import BadInputError
 
 Fact = TypeVar("Fact")
@@ -79,18 +79,30 @@ class BlockSpec:
         """Past inputs of each layer: one for each depth in the one-call form, for each slot in the step form."""
         return max(self.loops, self.slots)
 
-    @property
-    def kv_planes(self) -> dict[str, tuple[int, int]]:
-        """What is kept of a row and head: name, ONNX type, numbers (as `Architecture.kv_planes`)."""
-        if self.kv_bits == 32:
-            return {"key": (FLOAT, self.head_dim), "value": (FLOAT, self.head_dim)}
-        whole, scale = (INT8, self.head_dim), (FLOAT, 1)
-        return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What the bundle's manifest says of the model, which decides the graph's inputs and outputs."""
+        return Architecture(
+            family=self.family,
+            loops=self.loops,
+            layers_per_block=self.layers,
+            rank=self.rank,
+            hidden_size=self.hidden,
+            attention_heads=self.heads,
+            key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocabulary=self.vocabulary,
+            context_length=self.context,
+            pasts=self.pasts,
+            kv_bits=self.kv_bits,
+            windows=self.windows if any(any(row) for row in self.windows) else None,
+            short_context=self.short_context,
+        )
 
     @property
     def kv_groups(self) -> tuple[tuple[int, ...], ...]:
         """The layers that hold the same rows at every depth, and see them through the same mask."""
-        return kv_groups(self.windows)
+        return self.architecture.kv_groups
 
     def kv_group(self, layer: int) -> int:
         return next(index for index, layers in enumerate(self.kv_groups) if layer in layers)

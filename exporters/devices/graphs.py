@@ -14,7 +14,7 @@ from pathlib import Path
 from onnx import ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.block import LayerWeights, Stream
-from rrt_edge.exporters.builder import BOOL, FLOAT, FLOAT16, INT32, INT64, MICROSOFT, Builder, value
+from rrt_edge.exporters.builder import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.block import (
     DeviceBlock,
     DeviceSurroundings,
@@ -29,6 +29,7 @@ from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.device_graphs import VERSION, why_unfit
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
 
@@ -154,7 +155,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
         value("position_ids", INT64, 1, "rows"),
     ]
     if spec.short_context is not None:
-        inputs.append(value("long_context", BOOL))
+        inputs.append(declared(LONG_CONTEXT))
     outputs = [
         value("embedded", FLOAT, 1, "new_tokens", spec.hidden),
         value("depth", INT64, 1, "rows"),

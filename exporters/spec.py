@@ -160,7 +160,7 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
         norm_numbers=norms,
         tied_head=text.tie_word_embeddings,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        propagates=config.kv_rule == "propagate",
+        propagates=config.rule.propagates,
     )
 
 

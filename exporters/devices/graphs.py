@@ -37,7 +37,6 @@ OPSET, IR_VERSION = 21, 10  # all that the providers register
 SLOTS = 4  # sequences one step serves
 KINDS = {"float16": FLOAT16, "float32": FLOAT}
 EXACT = 0  # accuracy_level of MatMulNBits: activations stay as they are
-OVERFLOWS = ("gemma",)  # families whose hidden states are known to leave float16's range
 
 
 class DeviceGraphs:
@@ -75,7 +74,7 @@ class DeviceGraphs:
             "windows": _windows(self.spec),
             "attention_scale": self.spec.attention_scale,
             "attention_softcap": self.spec.attention_softcap,
-            "overflows_float16": self.spec.family.startswith(OVERFLOWS),
+            "overflows_float16": self.spec.overflows_float16,
         }
         with zipfile.ZipFile(folder / DEVICE_GRAPHS, "w", zipfile.ZIP_DEFLATED) as archive:
             files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}

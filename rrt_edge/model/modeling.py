@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
+from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, windows
 from rrt_edge.model.kv_rules import LeftKeyValues, LeftTokens
 from rrt_edge.model.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
@@ -128,7 +128,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         super().__init__(config)
         text, family = config.text_config, family_of(config.text_config)
         text._attn_implementation = config._attn_implementation  # the layers read it from their own config
-        if softcap(text, "attn_logit_softcapping") and text._attn_implementation == "sdpa":
+        if family.attention_softcap(text) and text._attn_implementation == "sdpa":
             text._attn_implementation = "eager"  # sdpa knows no soft-cap and would leave it out
         self.family, self.layer_types, self.windows = family, layer_types(text), windows(text)
         self.embedding_scale = family.embedding_scale(text)
@@ -348,8 +348,9 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             write_card(Path(save_directory), self.config)
 
     def _logits(self, normed: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(normed) / getattr(self.config.text_config, "logits_scaling", 1)
-        cap = softcap(self.config.text_config, "final_logit_softcapping")
+        text, family = self.config.text_config, self.model.family
+        logits: Tensor = self.lm_head(normed) / family.logits_divisor(text)
+        cap = family.logits_softcap(text)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _leaves(self, threshold: float, normed: Tensor, loop: int) -> Tensor:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from rrt_edge.runtime.bundle.contract import GraphTensor
+
 MICROSOFT = "com.microsoft"
 FLOAT, FLOAT16, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
 INT64, INT32, INT8 = TensorProto.INT64, TensorProto.INT32, TensorProto.INT8
@@ -64,6 +66,11 @@ class Builder:
 
 def value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def declared(tensor: GraphTensor) -> ValueInfoProto:
+    """An input or output of the contract."""
+    return value(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), *tensor.shape)
 
 
 def choose_one(

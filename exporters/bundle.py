@@ -24,7 +24,7 @@ from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
-from rrt_edge.runtime.bundle.manifest import FILE, KV_BITS, Architecture, Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.bundle.manifest import FILE, KV_BITS, Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import check_replaceable, new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
@@ -182,22 +182,7 @@ def write_manifest(
 ) -> None:
     """Write manifest.json, the last file of a bundle: it lists the others."""
     manifest = Manifest(
-        architecture=Architecture(
-            family=spec.family,
-            loops=spec.loops,
-            layers_per_block=spec.layers,
-            rank=spec.rank,
-            hidden_size=spec.hidden,
-            attention_heads=spec.heads,
-            key_value_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary,
-            context_length=spec.context,
-            pasts=spec.pasts,
-            kv_bits=spec.kv_bits,
-            windows=spec.windows if any(any(row) for row in spec.windows) else None,
-            short_context=spec.short_context,
-        ),
+        architecture=spec.architecture,
         gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
         quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
         kv_rule=config.kv_rule,

@@ -12,6 +12,7 @@ from rrt_edge.exporters.builder import FLOAT, INT8, MICROSOFT, Builder, choose_o
 from rrt_edge.exporters.linears import RowDepths
 from rrt_edge.exporters.masks import Seen, Slots
 from rrt_edge.exporters.rotary import Turns
+from rrt_edge.runtime.bundle.contract import past_name
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         def attend(branch: Builder, choice: int) -> list[str]:
             if choice > self.spec.loops:
                 return [self._attend_slots(branch, q, keys, values, index, around.slots)]
-            return [self._attend(branch, q, keys, values, f"{choice}.{index}", around.seen[group])]
+            return [self._attend(branch, q, keys, values, choice, index, around.seen[group])]
 
         (mixed,) = choose_one(graph, around.choices, 1, attend)  # [B, H, S, D]
         mixed = graph.reshape(graph.transpose(mixed, 0, 2, 1, 3), 0, 0, self.spec.heads * self.spec.head_dim)
@@ -132,7 +133,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         seen = slots.seen[self.spec.kv_group(layer)]
         parts = zip(queries, new_keys, new_values, seen, strict=True)
         mixed = [
-            self._attend(graph, own, key, value, f"{slot}.{layer}", one)
+            self._attend(graph, own, key, value, slot, layer, one)
             for slot, (own, key, value, one) in enumerate(parts, 1)
         ]
         return graph.op("Concat", *mixed, axis=2)
@@ -145,7 +146,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         pieces = graph.ops("Split", 2 * count, rows, slots.key_rows, axis=2)
         return [graph.op("Concat", pieces[slot], pieces[count + slot], axis=2) for slot in range(count)]
 
-    def _attend(self, graph: Builder, q: str, keys: str, values: str, past: str, seen: Seen) -> str:
+    def _attend(self, graph: Builder, q: str, keys: str, values: str, past: int, layer: int, seen: Seen) -> str:
         """Grouped attention over one past, read in place, and the new rows: [B, H, S, D].
 
         The query heads of a KV head stand below each other as rows: one product serves the group.
@@ -153,7 +154,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         cap = self.spec.attention_softcap
         scale = self.spec.attention_scale / (cap or 1)
         whole = self.spec.kv_bits == 8
-        past_key, past_value = f"past_key.{past}", f"past_value.{past}"
+        past_key, past_value = past_name("key", past, layer), past_name("value", past, layer)
         if whole:
             past_key, past_value = (graph.op("Cast", plane, to=FLOAT) for plane in (past_key, past_value))
 
@@ -161,7 +162,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
             """By the scale of each past row: fewer numbers than its keys or values where few rows are new."""
             if not whole:
                 return columns
-            return graph.op("Mul", columns, graph.reshape(f"past_{plane}_scale.{past}", 0, 0, 1, -1))
+            return graph.op("Mul", columns, graph.reshape(past_name(f"{plane}_scale", past, layer), 0, 0, 1, -1))
 
         q = graph.reshape(q, 0, self.spec.kv_heads, -1, self.spec.head_dim)  # [B, KV, G * S, D]
         old = graph.op("FusedMatMul", q, past_key, domain=MICROSOFT, transB=1, alpha=scale)  # [B, KV, G * S, P]

@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.block import LayerWeights, Stream
-from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, value
+from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.graphs import DeviceGraphs, has_device_graphs
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propagated
-from rrt_edge.exporters.masks import Masks, Rows, past_length
+from rrt_edge.exporters.masks import Masks, Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.runtime.bundle.contract import inputs_of, new_rows, outputs_of
 
 Float = NDArray[np.float32]
 OPSET, IR_VERSION = 23, 11
@@ -63,9 +64,10 @@ class _Emitter:
         flat = top.reshape(embedded, -1, spec.hidden)
         asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
         body = self._body(outer, layers, rows, rotations, masks, last_row, asked_sequence, stepping)
+        kv_planes = spec.architecture.kv_planes
         hidden, leaving, exit_depth, gate, *planes = top.ops(
             "Loop",
-            4 + len(spec.kv_planes),
+            4 + len(kv_planes),
             trips,
             top.constant(True, np.bool_),
             embedded,
@@ -76,56 +78,17 @@ class _Emitter:
         top.add("Identity", [hidden], ["hidden_out"])
         top.add("Squeeze", [exit_depth, top.constant([1])], ["exit_depth"])
         top.add("Identity", [gate], ["gate"])
-        for name, stacked in zip(spec.kv_planes, planes, strict=True):
-            self._split_layers(stacked, f"new_{name}", spec.kv_planes[name][1])
+        for (name, (dtype, width)), stacked in zip(kv_planes.items(), planes, strict=True):
+            self._split_layers(stacked, new_rows(name, dtype, width).name, width)
         asked = self.block.norm(top, self._leaving(stepping, leaving, hidden, gate), "norm", outer.norm)
         top.add("Identity", [head(top, self.linears, spec, self.bits, outer, asked)], ["logits"])
 
-        graph = helper.make_graph(
-            top.nodes, "rrt", self._inputs(), self._outputs(), [*self.weights.initializers(top.nodes), *top.constants]
-        )
+        inputs = [declared(tensor) for tensor in inputs_of(spec.architecture, spec.propagates)]
+        outputs = [declared(tensor) for tensor in outputs_of(spec.architecture)]
+        constants = [*self.weights.initializers(top.nodes), *top.constants]
+        graph = helper.make_graph(top.nodes, "rrt", inputs, outputs, constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
-
-    def _inputs(self) -> list[ValueInfoProto]:
-        spec = self.spec
-        inputs = [
-            value("input_ids", INT64, "batch", "new_tokens"),
-            value("hidden", FLOAT, "batch", "resumed_rows", spec.hidden),
-            value("row_depth", INT64, "batch", "key_rows"),
-            value("position_ids", INT64, "batch", "key_rows"),
-            value("first", INT64),
-            value("last", INT64),
-            value("threshold", FLOAT),
-            value("logit_rows", INT64, "asked"),
-            value("slot_rows", INT64, "slots"),
-            value("row_threshold", FLOAT, "step_rows"),
-            *(value(past_length(group), INT64, "batch", spec.pasts) for group in range(len(spec.kv_groups))),
-        ]
-        if spec.short_context is not None:
-            inputs.append(value("long_context", BOOL))
-        if spec.propagates:
-            inputs.append(value("left_hidden", FLOAT, "batch", "left_rows", spec.hidden))
-            inputs.append(value("slot_left_rows", INT64, "slots"))
-        for past in range(1, spec.pasts + 1):
-            for layer in range(spec.layers):
-                group = spec.kv_group(layer)
-                rows = f"past_{past}.{group}" if group else f"past_{past}"
-                for name, (kind, width) in spec.kv_planes.items():
-                    shape = ("batch", spec.kv_heads, rows, width)
-                    inputs.append(value(f"past_{name}.{past}.{layer}", kind, *shape))
-        return inputs
-
-    def _outputs(self) -> list[ValueInfoProto]:
-        spec = self.spec
-        new_rows = ("depths", "batch", spec.layers, spec.kv_heads, "key_rows")
-        return [
-            value("logits", FLOAT, "asked", spec.vocabulary),
-            value("hidden_out", FLOAT, "batch", "rows", spec.hidden),
-            value("gate", FLOAT, "depths", "batch", "rows"),
-            value("exit_depth", INT64, "batch"),
-            *(value(f"new_{name}", kind, *new_rows, width) for name, (kind, width) in spec.kv_planes.items()),
-        ]
 
     def _embedded(self, outer: OuterWeights) -> str:
         return embed(self.top, self.linears, self.spec, self.bits.embedding, outer.embedding, "input_ids")
@@ -172,11 +135,11 @@ class _Emitter:
         around = LoopSurroundings(choices, depths, rotations.cos, rotations.sin, seen, slots, propagated, turns)
 
         stream = Stream(carried[0])
-        planes: list[list[str]] = [[] for _ in spec.kv_planes]
+        planes: list[list[str]] = [[] for _ in spec.architecture.kv_planes]
         for index, layer in enumerate(layers):
-            stream, new_rows = self.block.layer(body, index, layer, stream, around)
-            for plane, new in zip(planes, new_rows, strict=True):
-                plane.append(new)
+            stream, new = self.block.layer(body, index, layer, stream, around)
+            for plane, rows_of_layer in zip(planes, new, strict=True):
+                plane.append(rows_of_layer)
         normed, hidden = self.block.norm_of(body, stream, "norm", outer.norm, depths)
 
         gate = exit_gate(body, self.linears, spec, outer.gate, normed, depths)

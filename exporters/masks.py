@@ -10,6 +10,7 @@ import numpy as np
 from rrt_edge.exporters.builder import INT64, Builder, choose_one
 from rrt_edge.exporters.linears import RowDepths
 from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.runtime.bundle.contract import past_length, past_name
 
 WITHOUT_END = 1 << 40  # the window of a layer that has none, where another depth of it has one
 
@@ -72,13 +73,13 @@ class Masks:
         def bound(branch: Builder, chosen: int) -> list[str]:
             if chosen > self.spec.loops:  # a step has a past for each slot
                 return [branch.op("Identity", branch.constant([0])) for _ in layers]
-            return [branch.op("Shape", f"past_key.{chosen}.{layer}", start=2, end=3) for layer in layers]
+            return [branch.op("Shape", past_name("key", chosen, layer), start=2, end=3) for layer in layers]
 
         sizes = choose_one(body, choices, len(layers), bound)
         index = body.op("Sub", depth, body.constant(1))
         seen = []
         for group, size in enumerate(sizes):
-            length = body.op("Gather", past_length(group), index, axis=1)  # [B]
+            length = body.op("Gather", past_length(group).name, index, axis=1)  # [B]
             split = body.op("Concat", size, body.reshape(self.rows.keys, 1), axis=0)
             if not any(self.patterns[group]):
                 mask = self._mask(body, size, body.reshape(length, -1, 1, 1, 1), self.causal)
@@ -105,8 +106,9 @@ class Masks:
             seen = step.op("Add", left, rows) if left else rows
             causal = self._slot_causal(step, rows, left, seen) if self.causal else ""
             for group, pattern in enumerate(self.patterns):
-                size = step.op("Shape", f"past_key.{slot + 1}.{spec.kv_groups[group][0]}", start=2, end=3)
-                length = self._entry(step, past_length(group), slot, axis=1)
+                layer = spec.kv_groups[group][0]
+                size = step.op("Shape", past_name("key", slot + 1, layer), start=2, end=3)
+                length = self._entry(step, past_length(group).name, slot, axis=1)
                 if any(pattern):
                     first = step.op("Squeeze", left) if left else step.constant(0)
                     end = step.op("Squeeze", seen)
@@ -203,8 +205,3 @@ class Masks:
         if self.spec.group > 1:
             mask = graph.op("Tile", mask, graph.constant([1, self.spec.group, 1]))
         return graph.op("Unsqueeze", mask, graph.constant([1]))
-
-
-def past_length(group: int) -> str:
-    """The input that says how many rows of a KV group's pasts are valid, [B, pasts]."""
-    return f"past_length.{group}" if group else "past_length"

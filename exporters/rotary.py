@@ -10,6 +10,7 @@ from rrt_edge.exporters.builder import FLOAT, Builder
 from rrt_edge.exporters.linears import RowDepths
 from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 
 Turns = Callable[[int], tuple[str, str]]
 
@@ -26,7 +27,7 @@ class Rotations:
             frequencies = top.constant([rotary.frequencies], np.float32)  # [1, rotated / 2]
             if rotary.long_frequencies is not None:
                 long = top.constant([rotary.long_frequencies], np.float32)
-                frequencies = top.op("Where", "long_context", long, frequencies)
+                frequencies = top.op("Where", LONG_CONTEXT.name, long, frequencies)
             angles = top.op("Mul", positions, frequencies)
             cos, sin = top.op("Cos", angles), top.op("Sin", angles)
             if rotary.scale != 1.0:

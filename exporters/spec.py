@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rrt_edge.exporters.builder import FLOAT, INT8
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, softcap, windows
-from rrt_edge.runtime.bundle.manifest import Windows, kv_groups
+from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.runtime.bundle.manifest import Architecture, Windows
 from rrt_edge.runtime.errors import BadInputError
 
 Fact = TypeVar("Fact")
@@ -69,6 +69,7 @@ class BlockSpec:
     bias_numbers: int  # in a layer of the source
     norm_numbers: int
     tied_head: bool
+    overflows_float16: bool
     eos_token_ids: tuple[int, ...]
     propagates: bool  # the graph projects keys and values from the states of rows that have left
     slots: int = 8  # sequences a step serves
@@ -79,18 +80,30 @@ class BlockSpec:
         """Past inputs of each layer: one for each depth in the one-call form, for each slot in the step form."""
         return max(self.loops, self.slots)
 
-    @property
-    def kv_planes(self) -> dict[str, tuple[int, int]]:
-        """What is kept of a row and head: name, ONNX type, numbers (as `Architecture.kv_planes`)."""
-        if self.kv_bits == 32:
-            return {"key": (FLOAT, self.head_dim), "value": (FLOAT, self.head_dim)}
-        whole, scale = (INT8, self.head_dim), (FLOAT, 1)
-        return {"key": whole, "value": whole, "key_scale": scale, "value_scale": scale}
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What the bundle's manifest says of the model, which decides the graph's inputs and outputs."""
+        return Architecture(
+            family=self.family,
+            loops=self.loops,
+            layers_per_block=self.layers,
+            rank=self.rank,
+            hidden_size=self.hidden,
+            attention_heads=self.heads,
+            key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocabulary=self.vocabulary,
+            context_length=self.context,
+            pasts=self.pasts,
+            kv_bits=self.kv_bits,
+            windows=self.windows if any(any(row) for row in self.windows) else None,
+            short_context=self.short_context,
+        )
 
     @property
     def kv_groups(self) -> tuple[tuple[int, ...], ...]:
         """The layers that hold the same rows at every depth, and see them through the same mask."""
-        return kv_groups(self.windows)
+        return self.architecture.kv_groups
 
     def kv_group(self, layer: int) -> int:
         return next(index for index, layers in enumerate(self.kv_groups) if layer in layers)
@@ -109,12 +122,11 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
     """
     text = config.text_config
     family = family_of(text)
-    if getattr(text, "use_bidirectional_attention", False):
+    if family.bidirectional(text):
         raise BadInputError("config.json: use_bidirectional_attention cannot be exported; tokens see those before them")
     heads, kv_heads, head_dim = head_shape(text)
     rotaries, rotary_of_layer = _rotaries(text, family)
     biases, norms = _vectors(text, family)
-    before_attention = getattr(text, "query_pre_attn_scalar", None) or head_dim
     eos = text.eos_token_id
     return BlockSpec(
         family=text.model_type,
@@ -132,23 +144,24 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
         layer_norm=family.layer_norm,
         norm_epsilon=text.layer_norm_eps if family.layer_norm else text.rms_norm_eps,
         norms_by_head=family.norms_by_head,
-        activation=_activation(text),
+        activation=_activation(text, family.activation),
         gated=family.gated,
-        parallel=getattr(text, "use_parallel_residual", False),
+        parallel=family.parallel(text),
         embedding_scale=family.embedding_scale(text),
-        residual_scale=getattr(text, "residual_multiplier", 1.0),
-        attention_scale=getattr(text, "attention_multiplier", before_attention**-0.5),
-        attention_softcap=softcap(text, "attn_logit_softcapping"),
-        logits_scale=1 / getattr(text, "logits_scaling", 1.0),
-        logits_softcap=softcap(text, "final_logit_softcapping"),
+        residual_scale=family.residual_scale(text),
+        attention_scale=family.attention_scale(text),
+        attention_softcap=family.attention_softcap(text),
+        logits_scale=1 / family.logits_divisor(text),
+        logits_softcap=family.logits_softcap(text),
         windows=_by_loop(windows(text), config.loops),
         rotaries=rotaries,
         rotary_of=_by_loop(rotary_of_layer, config.loops),
         bias_numbers=biases,
         norm_numbers=norms,
         tied_head=text.tie_word_embeddings,
+        overflows_float16=family.overflows_float16,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        propagates=config.kv_rule == "propagate",
+        propagates=config.rule.propagates,
     )
 
 
@@ -158,8 +171,7 @@ def _by_loop(facts: Sequence[Fact], loops: int) -> tuple[tuple[Fact, ...], ...]:
     return tuple(tuple(facts[loop * size : (loop + 1) * size]) for loop in range(loops))
 
 
-def _activation(text: PreTrainedConfig) -> str:
-    field = "hidden_act" if getattr(text, "hidden_activation", None) is None else "hidden_activation"
+def _activation(text: PreTrainedConfig, field: str) -> str:
     name = getattr(text, field)
     if name not in ACTIVATIONS:
         raise BadInputError(f"config.json: {field} {name!r} cannot be exported; supported: {', '.join(ACTIVATIONS)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from onnx import ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.block import LayerWeights, Stream
-from rrt_edge.exporters.builder import BOOL, FLOAT, FLOAT16, INT32, INT64, MICROSOFT, Builder, value
+from rrt_edge.exporters.builder import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.block import (
     DeviceBlock,
     DeviceSurroundings,
@@ -29,6 +29,7 @@ from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.device_graphs import VERSION, why_unfit
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
 
@@ -36,7 +37,6 @@ OPSET, IR_VERSION = 21, 10  # all that the providers register
 SLOTS = 4  # sequences one step serves
 KINDS = {"float16": FLOAT16, "float32": FLOAT}
 EXACT = 0  # accuracy_level of MatMulNBits: activations stay as they are
-OVERFLOWS = ("gemma",)  # families whose hidden states are known to leave float16's range
 
 
 class DeviceGraphs:
@@ -74,7 +74,7 @@ class DeviceGraphs:
             "windows": _windows(self.spec),
             "attention_scale": self.spec.attention_scale,
             "attention_softcap": self.spec.attention_softcap,
-            "overflows_float16": self.spec.family.startswith(OVERFLOWS),
+            "overflows_float16": self.spec.overflows_float16,
         }
         with zipfile.ZipFile(folder / DEVICE_GRAPHS, "w", zipfile.ZIP_DEFLATED) as archive:
             files = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
@@ -154,7 +154,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
         value("position_ids", INT64, 1, "rows"),
     ]
     if spec.short_context is not None:
-        inputs.append(value("long_context", BOOL))
+        inputs.append(declared(LONG_CONTEXT))
     outputs = [
         value("embedded", FLOAT, 1, "new_tokens", spec.hidden),
         value("depth", INT64, 1, "rows"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
+
+from rrt_edge.runtime.bundle.contract import INPUTS, OUTPUTS, GraphTensor, new_rows, past_length
 
 
 @TasksManager.create_register("rrt")("rrt", "text-generation")
@@ -15,29 +20,13 @@ class RRTExporterConfig(ExporterConfig):  # type: ignore[misc]
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        rows = {0: "batch", 1: "key_rows"}
-        return {
-            "input_ids": {0: "batch", 1: "new_tokens"},
-            "hidden": {0: "batch", 1: "resumed_rows"},
-            "row_depth": rows,
-            "position_ids": rows,
-            "first": {},
-            "last": {},
-            "threshold": {},
-            "logit_rows": {0: "asked"},
-            "slot_rows": {0: "slots"},
-            "row_threshold": {0: "step_rows"},
-            "past_length": {0: "batch"},
-        }
+        return _axes((*INPUTS, past_length(0)))
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        new_rows = {0: "depths", 1: "batch", 4: "key_rows"}
-        return {
-            "logits": {0: "asked"},
-            "hidden_out": {0: "batch", 1: "rows"},
-            "gate": {0: "depths", 1: "batch", 2: "rows"},
-            "exit_depth": {0: "batch"},
-            "new_key": new_rows,
-            "new_value": new_rows,
-        }
+        planes = [new_rows(plane, np.float32, "head_dim") for plane in ("key", "value")]
+        return _axes((*OUTPUTS, *planes))
+
+
+def _axes(tensors: Iterable[GraphTensor]) -> dict[str, dict[int, str]]:
+    return {tensor.name: tensor.dynamic_axes for tensor in tensors}

@@ -8,7 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.model.families import COMPONENTS, FAMILIES, windows
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.model.kv_rules import KVRule, kv_rule
+from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 
 Rank = int | float  # a float below 1 is a share of full rank
@@ -71,10 +72,14 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
                 raise BadInputError(f"{label} {rank} is negative; 0 shares the block without LoRA")
             if rank > 1 and rank != int(rank):
                 raise BadInputError(f"{label} {rank} is neither a whole number nor a share of full rank below 1")
-        if self.kv_rule not in KV_RULE_NAMES:
-            raise BadInputError(f"kv_rule {self.kv_rule!r}: choose from {', '.join(KV_RULE_NAMES)}")
-        if self.kv_rule == "skip" and self.text_config.model_type in FAMILIES and any(windows(self.text_config)):
-            raise BadInputError("kv_rule skip does not go with a model whose attention slides over a window")
+        may_slide = self.rule.goes_with_windows or self.text_config.model_type not in FAMILIES
+        if not may_slide and any(windows(self.text_config)):
+            raise BadInputError(f"kv_rule {self.kv_rule} does not go with a model whose attention slides over a window")
+
+    @property
+    def rule(self) -> KVRule:
+        """The KV rule that `kv_rule` names."""
+        return kv_rule(self.kv_rule)
 
     @property
     def layers_per_block(self) -> int:

@@ -46,7 +46,12 @@ POST_NORMS = {"after_attention": "post_attention_layernorm", "after_mlp": "post_
 HEAD_NORMS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 
 
-def _no_scale(_: PreTrainedConfig) -> float:
+Number = Callable[[PreTrainedConfig], float]
+MaybeNumber = Callable[[PreTrainedConfig], float | None]
+Fact = Callable[[PreTrainedConfig], bool]
+
+
+def _one(_: PreTrainedConfig) -> float:
     return 1.0
 
 
@@ -54,9 +59,43 @@ def _root_of_hidden(config: PreTrainedConfig) -> float:
     return float(config.hidden_size**0.5)
 
 
+def _by_root_of_head(config: PreTrainedConfig) -> float:
+    return float(head_shape(config)[2] ** -0.5)
+
+
+def _by_root_of_scalar(config: PreTrainedConfig) -> float:
+    """As Gemma 2 has it, whose config may leave the number out."""
+    return float((config.query_pre_attn_scalar or head_shape(config)[2]) ** -0.5)
+
+
+def _never(_: PreTrainedConfig) -> bool:
+    return False
+
+
+def _without(_: PreTrainedConfig) -> None:
+    return None
+
+
+def _number(field: str) -> Number:
+    """A field of the config that holds a number."""
+    return lambda config: float(getattr(config, field))
+
+
+def _optional(field: str) -> MaybeNumber:
+    """A field of the config that may hold a number."""
+    return lambda config: None if getattr(config, field) is None else float(getattr(config, field))
+
+
+def _whether(field: str) -> Fact:
+    """A field of the config that says yes or no."""
+    return lambda config: bool(getattr(config, field))
+
+
 @dataclass(frozen=True)
 class Family:
     """The parts of a decoder family.
+
+    What differs from model to model of a family is a function of the config; `activation` is the name of a field.
 
     The source checkpoint names its tensors `{prefix}.layers.{layer}.{path}.*`, `{prefix}.{embedding}.weight`,
     `{prefix}.{final_norm}.*` and, where the head is not tied, `{head}.weight` by the first of `heads` it has.
@@ -76,7 +115,16 @@ class Family:
     heads: tuple[str, ...] = ("lm_head",)
     cache_argument: str = "past_key_values"  # of the layer's forward
     rotary_by_type: bool = False  # the rotary embedding differs between full and sliding attention
-    embedding_scale: Callable[[PreTrainedConfig], float] = _no_scale
+    activation: str = "hidden_act"
+    parallel: Fact = _never  # attention and MLP read the same residual
+    bidirectional: Fact = _never  # tokens see those behind them as well
+    attention_softcap: MaybeNumber = _without  # the bound that scores are squashed to
+    logits_softcap: MaybeNumber = _without
+    embedding_scale: Number = _one
+    residual_scale: Number = _one  # of what attention and MLP add
+    attention_scale: Number = _by_root_of_head
+    logits_divisor: Number = _one
+    overflows_float16: bool = False  # its hidden states are known to leave float16's range
 
     def decoder_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
         """A layer of the source model."""
@@ -104,20 +152,28 @@ class Family:
         return getattr(module, f"{self.classes}{name}")
 
 
+GEMMA: dict[str, Any] = {  # what all of Gemma's have
+    "norm_offset": 1.0,
+    "embedding_scale": _root_of_hidden,
+    "bidirectional": _whether("use_bidirectional_attention"),
+    "overflows_float16": True,
+}
+GEMMA_2: dict[str, Any] = {  # and those from the second on
+    "activation": "hidden_activation",
+    "attention_scale": _by_root_of_scalar,
+    "attention_softcap": _optional("attn_logit_softcapping"),
+    "logits_softcap": _optional("final_logit_softcapping"),
+}
+
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama"),
     "mistral": Family("mistral", "Mistral"),
     "qwen2": Family("qwen2", "Qwen2"),
     "qwen3": Family("qwen3", "Qwen3", norms={**PRE_NORMS, **HEAD_NORMS}),
-    "gemma": Family("gemma", "Gemma", norm_offset=1.0, embedding_scale=_root_of_hidden),
-    "gemma2": Family("gemma2", "Gemma2", norm_offset=1.0, norms=SANDWICH_NORMS, embedding_scale=_root_of_hidden),
+    "gemma": Family("gemma", "Gemma", **GEMMA),
+    "gemma2": Family("gemma2", "Gemma2", norms=SANDWICH_NORMS, **GEMMA, **GEMMA_2),
     "gemma3_text": Family(
-        "gemma3",
-        "Gemma3",
-        norm_offset=1.0,
-        norms={**SANDWICH_NORMS, **HEAD_NORMS},
-        rotary_by_type=True,
-        embedding_scale=_root_of_hidden,
+        "gemma3", "Gemma3", norms={**SANDWICH_NORMS, **HEAD_NORMS}, rotary_by_type=True, **GEMMA, **GEMMA_2
     ),
     "gpt_neox": Family(
         "gpt_neox",
@@ -135,6 +191,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="final_layer_norm",
         heads=("lm_head", "embed_out"),
         cache_argument="layer_past",
+        parallel=_whether("use_parallel_residual"),
     ),
     "phi3": Family(
         "phi3",
@@ -147,7 +204,14 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "olmo2": Family("olmo2", "Olmo2", norms={**POST_NORMS, **HEAD_NORMS}, norms_by_head=False),
-    "granite": Family("granite", "Granite", embedding_scale=lambda config: float(config.embedding_multiplier)),
+    "granite": Family(
+        "granite",
+        "Granite",
+        embedding_scale=_number("embedding_multiplier"),
+        residual_scale=_number("residual_multiplier"),
+        attention_scale=_number("attention_multiplier"),
+        logits_divisor=_number("logits_scaling"),
+    ),
 }
 
 
@@ -196,9 +260,3 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 def windows(config: PreTrainedConfig) -> list[int | None]:
     """How many tokens each layer of the source attends to, the token itself included; None for all."""
     return [int(config.sliding_window) if kind == SLIDING else None for kind in layer_types(config)]
-
-
-def softcap(config: PreTrainedConfig, which: str) -> float | None:
-    """The bound that scores (`attn_logit_softcapping`) or logits (`final_logit_softcapping`) are squashed to."""
-    cap = getattr(config, which, None)
-    return None if cap is None else float(cap)

@@ -21,8 +21,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, softcap, windows
-from rrt_edge.model.kv_rules import LeftKeyValues, sees_those_inside
+from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.model.kv_rules import LeftKeyValues, LeftTokens
 from rrt_edge.model.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
 
@@ -128,7 +128,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         super().__init__(config)
         text, family = config.text_config, family_of(config.text_config)
         text._attn_implementation = config._attn_implementation  # the layers read it from their own config
-        if softcap(text, "attn_logit_softcapping") and text._attn_implementation == "sdpa":
+        if family.attention_softcap(text) and text._attn_implementation == "sdpa":
             text._attn_implementation = "eager"  # sdpa knows no soft-cap and would leave it out
         self.family, self.layer_types, self.windows = family, layer_types(text), windows(text)
         self.embedding_scale = family.embedding_scale(text)
@@ -189,9 +189,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         }
         masks = self._masks(masking)
         rotary = self._rotary(hidden, position_ids)
-        rule = self.config.kv_rule if exit_depths is not None else "exact"
-        of_left = LeftKeyValues() if rule == "latest" else None
-        states = hidden  # that tokens left with
+        left_tokens = LeftTokens(hidden) if exit_depths is None else self.config.rule.left_tokens(hidden)
 
         normed: list[Tensor] = []
         for loop in range(depth or self.config.loops):
@@ -199,15 +197,11 @@ class RecursiveModel(RecursivePreTrainedModel):
                 if leaves is not None:
                     exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
                 left = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
-                if rule == "propagate":
-                    of_left, states = LeftKeyValues(), torch.where((exit_depths == loop)[..., None], hidden, states)
-                    entering = torch.where(left[..., None], states, hidden)
-                    self._run_block(loop, entering, masks, position_ids, rotary, of_left, left[..., None])
-                if of_left is not None:
-                    of_left.left = left
-                if rule == "skip":
-                    masks = self._masks({**masking, "and_mask_function": sees_those_inside(left)})
-            cache = past_key_values if of_left is None else of_left
+                run = partial(self._run_block, loop, masks=masks, position_ids=position_ids, rotary=rotary)
+                left_tokens.before_depth(left, exit_depths == loop, hidden, run)
+                if left_tokens.mask is not None:
+                    masks = self._masks({**masking, "and_mask_function": left_tokens.mask})
+            cache = past_key_values if left_tokens.key_values is None else left_tokens.key_values
             arguments = (loop, hidden, masks, position_ids, rotary, cache)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
@@ -354,8 +348,9 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             write_card(Path(save_directory), self.config)
 
     def _logits(self, normed: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(normed) / getattr(self.config.text_config, "logits_scaling", 1)
-        cap = softcap(self.config.text_config, "final_logit_softcapping")
+        text, family = self.config.text_config, self.model.family
+        logits: Tensor = self.lm_head(normed) / family.logits_divisor(text)
+        cap = family.logits_softcap(text)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _leaves(self, threshold: float, normed: Tensor, loop: int) -> Tensor:

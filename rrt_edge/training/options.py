@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rrt_edge.model.kv_rules import kv_rule
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
@@ -136,7 +137,7 @@ class TrainOptions:
     @property
     def gate_learns_early(self) -> bool:
         """Whether the early-exit stage takes exits from the gate, which then learns in it too."""
-        return self.exits == "gate" and self.kv_rule != "exact"
+        return self.exits == "gate" and kv_rule(self.kv_rule).exits_matter
 
     def epochs_of(self, stage: Stage) -> float:
         own = {"uptrain": None, "early-exit": self.exit_epochs, "gate": self.gate_epochs}[stage]

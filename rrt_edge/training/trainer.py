@@ -70,7 +70,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def _exits(self, model: Any, asked: Tensor, loops: int) -> dict[str, Any]:
         """Where the tokens of a batch leave, under a rule by which that matters."""
-        if self.stage == "uptrain" or self.accelerator.unwrap_model(model).config.kv_rule == "exact":
+        if self.stage == "uptrain" or not self.accelerator.unwrap_model(model).config.rule.exits_matter:
             return {}
         if not self._by_gate:
             return {"exit_depths": draw_exits(asked, loops)}

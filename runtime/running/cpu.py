@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, inputs_of, outputs_of, past_length, past_name
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
@@ -24,12 +25,6 @@ from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, se
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
-INPUTS = (
-    "input_ids", "hidden", "row_depth", "position_ids", "first", "last", "threshold", "logit_rows", "slot_rows",
-    "row_threshold", "past_length",
-)  # fmt: skip
-PROPAGATING_INPUTS = ("left_hidden", "slot_left_rows")  # where the checkpoint's KV rule is `propagate`
-OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth")  # and new rows of each plane of the cache
 MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
@@ -65,7 +60,9 @@ class Graph:
         """
         self.architecture, self.budget = architecture, budget or KVBudget()
         short = architecture.short_context
-        self._constant: dict[str, NDArray[Any]] = {} if short is None else {"long_context": np.array(context > short)}
+        self._constant: dict[str, NDArray[Any]] = (
+            {} if short is None else {LONG_CONTEXT.name: np.array(context > short)}
+        )
         self.propagates = rule.projects
         options = session_options(threads)
         try:
@@ -216,28 +213,22 @@ class Graph:
     def _past_lengths(self, held: Sequence[Sequence[int]]) -> dict[str, Int]:
         """Valid rows of each past, for each KV group."""
         groups = enumerate(zip(*held, strict=True))
-        return {f"past_length{_suffix(group)}": self._padded(lengths)[None] for group, lengths in groups}
+        return {past_length(group).name: self._padded(lengths)[None] for group, lengths in groups}
 
     def _buffers(self, cache: KVCache, depth: int) -> list[Planes]:
         return [cache.buffers(depth, group) for group in range(len(self.architecture.kv_groups))]
 
     def _check_contract(self, path: Path) -> None:
-        shape = self.architecture
-        found = {value.name: value.shape for value in self.session.get_inputs()}
-        outputs = [*OUTPUTS, *(f"new_{plane}" for plane in shape.kv_planes)]
-        missing = [name for name in outputs if name not in {value.name for value in self.session.get_outputs()}]
-        placed = [(group, layer) for group, layers in enumerate(shape.kv_groups) for layer in layers]
-        for past in range(1, shape.pasts + 1):
-            for group, layer in placed:
-                for plane, (_, width) in shape.kv_planes.items():
-                    name = f"past_{plane}.{past}.{layer}"
-                    if found.get(name) != ["batch", shape.key_value_heads, f"past_{past}{_suffix(group)}", width]:
-                        missing.append(name)
-        slots = len(shape.kv_planes) * shape.pasts * shape.layers_per_block
-        wanted_inputs = len(INPUTS) + (len(PROPAGATING_INPUTS) if self.propagates else 0)
-        wanted_inputs += len(shape.kv_groups) - 1 + len(self._constant)
-        if missing or len(found) != slots + wanted_inputs:
-            raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(missing[:3]) or 'inputs'})")
+        expected = {tensor.name: tensor for tensor in inputs_of(self.architecture, self.propagates)}
+        inputs = {value.name: (value.type, tuple(value.shape)) for value in self.session.get_inputs()}
+        wrong = [name for name in inputs if name not in expected]
+        wrong += [name for name, tensor in expected.items() if inputs.get(name) != (tensor.onnx_type, tensor.shape)]
+        outputs = {value.name: value.type for value in self.session.get_outputs()}
+        wrong += [
+            tensor.name for tensor in outputs_of(self.architecture) if outputs.get(tensor.name) != tensor.onnx_type
+        ]
+        if wrong:
+            raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(wrong[:3])})")
 
 
 class Binding:
@@ -248,7 +239,7 @@ class Binding:
         self._groups = architecture.kv_groups
         self._nothing = [no_rows(architecture, group) for group in range(len(self._groups))]
         self._planes = tuple(architecture.kv_planes)
-        self._outputs = (*OUTPUTS, *(f"new_{plane}" for plane in self._planes))
+        self._outputs = [tensor.name for tensor in outputs_of(architecture)]
         self._bound: list[list[NDArray[Any] | None]] = [[None] * len(self._groups) for _ in range(architecture.pasts)]
         self._fed: dict[str, NDArray[Any]] = {}
         self._many_before = False
@@ -298,10 +289,5 @@ class Binding:
         if self._bound[past][group] is not planes[0]:
             for name, plane in zip(self._planes, planes, strict=True):
                 for index, layer in enumerate(self._groups[group]):
-                    self.binding.bind_cpu_input(f"past_{name}.{past + 1}.{layer}", plane[index])
+                    self.binding.bind_cpu_input(past_name(name, past + 1, layer), plane[index])
             self._bound[past][group] = planes[0]
-
-
-def _suffix(group: int) -> str:
-    """Behind the names of what belongs to a KV group: nothing where it is the first."""
-    return f".{group}" if group else ""

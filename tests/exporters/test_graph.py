@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.exporters import export
+from rrt_edge.runtime.bundle.contract import (
+    INPUTS,
+    LONG_CONTEXT,
+    PROPAGATING_INPUTS,
+    GraphTensor,
+    inputs_of,
+    outputs_of,
+    past_length,
+)
+from rrt_edge.runtime.bundle.manifest import Architecture
 from tests.conftest import save_tokenizer
 from tests.families import random_model
 from tests.host import Host
@@ -23,7 +34,7 @@ RNG = np.random.default_rng(5)
 DOCS = Path(__file__).parents[2] / "docs" / "graph.md"
 
 
-def contract() -> dict[str, dict[str, tuple[int, str]]]:
+def documented() -> dict[str, dict[str, tuple[int, str]]]:
     """What docs/graph.md says: by table and name, the rank and the type."""
     text = DOCS.read_text(encoding="utf-8").partition("## Graphs for devices")[0]
     told: dict[str, dict[str, tuple[int, str]]] = {}
@@ -52,7 +63,7 @@ def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, 
     session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"))
     pasts = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["architecture"]["pasts"]
 
-    tables = contract()
+    tables = documented()
     told = {"input": tables["input"], "output": tables["output"]}
     if rule == "propagate":
         told["input"] |= tables["propagation"]
@@ -75,10 +86,35 @@ def test_windows_and_long_contexts_are_in_the_docs_too(case: str, table: str, tm
     session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "model.onnx"))
     found = {value.name: (len(value.shape), value.type) for value in session.get_inputs()}
     names = {name for name in found if not name.startswith(("past_key", "past_value"))}
-    told = contract()
+    told = documented()
     more = {name.replace(".g", ".1"): kind for name, kind in told[table].items()}
     assert names == {name for name in told["input"] if not name.endswith(".p.l")} | set(more)
     assert {name: found[name] for name in more} == more
+
+
+def ranks(*tensors: GraphTensor) -> dict[str, tuple[int, str]]:
+    return {tensor.name: (len(tensor.shape), tensor.onnx_type) for tensor in tensors}
+
+
+def test_the_docs_and_the_contract_name_the_same_tensors() -> None:
+    tables = documented()
+    shape = Architecture("llama", 2, 1, 0, 8, 2, 1, 4, 9, 16, pasts=2, kv_bits=32)
+    pasts = [name for name in tables["input"] if name.endswith(".p.l")]
+    assert ranks(*INPUTS, past_length(0)) == {
+        name: tables["input"][name] for name in tables["input"] if name not in pasts
+    }
+    assert ranks(*PROPAGATING_INPUTS) == tables["propagation"] and ranks(LONG_CONTEXT) == tables["long"]
+    assert ranks(past_length(1)) == {name.replace(".g", ".1"): kind for name, kind in tables["groups"].items()}
+    assert ranks(*outputs_of(shape)) == tables["output"]
+    for bits, table in (
+        (32, {name: tables["input"][name] for name in pasts} | tables["output"]),
+        (8, tables["8 bits"]),
+    ):
+        of_bits = dataclasses.replace(shape, kv_bits=bits)
+        planes = [tensor for tensor in inputs_of(of_bits, False) if tensor.name.endswith(".1.0")]
+        planes += [tensor for tensor in outputs_of(of_bits) if tensor.name.startswith("new_")]
+        documented_planes = {name for name in table if name.startswith(("past_key", "past_value", "new"))}
+        assert ranks(*planes) == {name.replace(".p.l", ".1.0"): table[name] for name in documented_planes}
 
 
 def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:

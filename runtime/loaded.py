@@ -20,6 +20,7 @@ from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError
 from rrt_edge.runtime.running.runner import AnyRunner
+from rrt_edge.runtime.system.closing import still_open
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -60,9 +61,7 @@ class Loaded:
 
     @property
     def runner(self) -> AnyRunner:
-        if self._runner is None:
-            raise BadInputError("this model is closed; load the bundle again")
-        return self._runner
+        return still_open(self._runner)
 
     @property
     def loops(self) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.chat_template import Message
 from rrt_edge.runtime.bundle.kv_rules import KVRule
+from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
@@ -282,8 +283,4 @@ class Session:
 
     def _reuse(self, ids: list[int]) -> None:
         """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
-        pairs = zip(self._ids, ids[:-1], strict=False)
-        common = next((index for index, (held, asked) in enumerate(pairs) if held != asked), None)
-        if common is None:
-            common = min(len(self._ids), len(ids) - 1)
-        self.decoder.rewind(common)
+        self.decoder.rewind(common_prefix(self._ids, ids[:-1]))

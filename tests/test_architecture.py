@@ -19,7 +19,7 @@ PACKAGES = ("rrt_edge", "rrt_edge.runtime", "rrt_edge.exporters")
 def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
     """Check the contracts on the package that lies in a folder, which the linter takes from where it is started."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
-    command += ["--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    command += ["--no-cache", str(ROOT / "pyproject.toml")]
     return subprocess.run(command, cwd=tree, capture_output=True, text=True)
 
 

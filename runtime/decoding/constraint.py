@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.grammar import Grammar, Kind
 from rrt_edge.runtime.errors import BadInputError, MissingExtraError, RRTEdgeError
 
@@ -30,11 +31,7 @@ class Constraint:
         Raises:
             RRTEdgeError: the grammar became too complex for its parser.
         """
-        common = 0
-        for held, asked in zip(self._taken, reply, strict=False):
-            if held != asked:
-                break
-            common += 1
+        common = common_prefix(self._taken, reply)
         if common < len(self._taken):
             self._matcher.rollback(len(self._taken) - common)
         new = list(reply[common:])

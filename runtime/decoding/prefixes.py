@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.sequence import SequenceState
 
 LEAST = 16  # tokens: a shorter beginning is run again
@@ -23,10 +24,7 @@ class Held:
 
     def usable(self, prompt: Sequence[int], depth: int | None) -> int:
         """How many tokens of a new prompt need not be run; its last always is."""
-        pairs = zip(self.ids[: self.state.length], prompt[:-1], strict=False)
-        shared = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-        if shared is None:
-            shared = min(len(self.ids), self.state.length, len(prompt) - 1)
+        shared = common_prefix(self.ids[: self.state.length], prompt[:-1])
         if self.moving:
             shared = min(shared, self.state.cache.lengths[-1])
         if not self.state.rule.exact:  # what a reply's tokens left behind depends on where they left

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, inputs_of, outputs_of, past_length, past_name
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
-from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
-from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.system.closing import Closing, still_open
 from rrt_edge.runtime.system.memory import return_unused
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
 
@@ -79,9 +79,7 @@ class Graph:
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
-        if self._session is None:
-            raise BadInputError("this model is closed; load the bundle again")
-        return self._session
+        return still_open(self._session)
 
     @property
     def rules(self) -> tuple[KVRule, ...]:
@@ -274,9 +272,7 @@ class Binding:
 
     @property
     def binding(self) -> onnxruntime.IOBinding:
-        if self._io is None:
-            raise BadInputError("this model is closed; load the bundle again")
-        return self._io
+        return still_open(self._io)
 
     def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
         """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""

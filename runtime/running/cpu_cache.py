@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.manifest import Architecture
-from rrt_edge.runtime.errors import BadInputError, OutOfMemoryError
+from rrt_edge.runtime.errors import OutOfMemoryError
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.system.closing import Closing, closed
 
 Planes = Sequence[NDArray[Any]]  # in the order of Architecture.kv_planes
 STEP = 64  # rows a buffer grows by at least: attention costs what is bound, copying what is held
@@ -169,7 +169,7 @@ class KVCache:
     def _add(self, depth: int, groups: Sequence[Planes], position: int) -> None:
         """Add rows of each KV group's layers."""
         if self._closed:
-            raise BadInputError("this model is closed; load the bundle again")
+            raise closed()
         held, count = self.positions[depth - 1], groups[0][0].shape[2]
         start, stop = len(held), len(held) + count
         for group, rows in enumerate(groups):

@@ -1,10 +1,14 @@
-"""What is to be closed with its owner, whichever thread made it."""
+"""What is closed with its owner, whichever thread made it."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from rrt_edge.runtime.errors import BadInputError
+
+T = TypeVar("T")
 
 
 class Closes(Protocol):
@@ -13,19 +17,35 @@ class Closes(Protocol):
 
 
 class Closing:
-    """Weakly: what nobody uses any more is not kept."""
+    """Closes the objects that were added, as far as anybody still uses them: they are referred to weakly."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._all: weakref.WeakSet[Closes] = weakref.WeakSet()
+        self._members: weakref.WeakSet[Closes] = weakref.WeakSet()
 
-    def add(self, one: Closes) -> None:
+    def add(self, member: Closes) -> None:
         with self._lock:
-            self._all.add(one)
+            self._members.add(member)
 
     def close(self) -> None:
-        """Close all there are."""
+        """Close all members."""
         with self._lock:
-            found = list(self._all)
-        for one in found:
-            one.close()
+            members = list(self._members)
+        for member in members:
+            member.close()
+
+
+def closed() -> BadInputError:
+    """The error for whoever goes on with a model that was closed."""
+    return BadInputError("this model is closed; load the bundle again")
+
+
+def still_open(resource: T | None) -> T:
+    """What a model holds until it is closed, and None afterwards.
+
+    Raises:
+        BadInputError: the model is closed.
+    """
+    if resource is None:
+        raise closed()
+    return resource

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.device_graphs import ROWS, DeviceArchive
 from rrt_edge.runtime.bundle.manifest import Architecture
-from rrt_edge.runtime.errors import BadInputError, DeviceError
+from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.attention_check import MANY, rows_at_once
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.system.closing import Closing
+from rrt_edge.runtime.system.closing import Closing, closed
 from rrt_edge.runtime.system.memory import return_unused
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class LoadedGraphs:
     def session(self, form: str) -> InferenceSession:
         """The session of a form, which is loaded where it was not yet."""
         if not self._sessions:
-            raise BadInputError("this model is closed; load the bundle again")
+            raise closed()
         if form not in self._sessions:
             self._sessions[form] = self._session(form)
         return self._sessions[form]

@@ -1,0 +1,11 @@
+"""How far two texts are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens with which both texts begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))

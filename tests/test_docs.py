@@ -172,6 +172,9 @@ def test_the_references_tell_of_every_public_name_and_command(site: Path) -> Non
     lines = (site / "reference" / "cli.html").read_text("utf-8")
     assert [name for name in main.commands if f'id="rrt-edge-{name}"' not in lines] == []
     assert "Sentinel" not in lines
+    for page in (site / "reference").glob("*.html"):
+        signatures = re.sub(r"<[^>]+>", "", page.read_text("utf-8"))
+        assert "= option(" not in signatures, page  # but the default that it names
 
 
 def test_the_pictures_are_what_their_script_draws(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Residual:
     """The residual stream by name, and what is still to be added to it, where anything is."""
 
     residual: str
@@ -106,7 +106,7 @@ class BlockEmitter(ABC, Generic[Surroundings]):
             normed = graph.op("Add", normed, depths.pick(self._stored(f"{name}.bias", norm.bias)))
         return normed
 
-    def norm_of(self, graph: Builder, stream: Stream, name: str, norm: Norm, depths: RowDepths) -> tuple[str, str]:
+    def norm_of(self, graph: Builder, stream: Residual, name: str, norm: Norm, depths: RowDepths) -> tuple[str, str]:
         """(norm of the stream, the stream)."""
         if not stream.update:
             return self.norm(graph, stream.residual, name, norm, depths), stream.residual
@@ -124,16 +124,16 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         return normed, total
 
     @staticmethod
-    def total(graph: Builder, stream: Stream) -> str:
+    def total(graph: Builder, stream: Residual) -> str:
         return graph.op("Add", stream.residual, stream.update) if stream.update else stream.residual
 
     def layer(
-        self, graph: Builder, index: int, weights: LayerWeights, stream: Stream, around: Surroundings
-    ) -> tuple[Stream, list[str]]:
+        self, graph: Builder, index: int, weights: LayerWeights, stream: Residual, around: Surroundings
+    ) -> tuple[Residual, list[str]]:
         """One layer. Returns (the stream behind it, each plane of the cache: new rows, or what holds them)."""
         name, norms = f"block.{index}", weights.norms
 
-        def before(role: str, stream: Stream) -> tuple[str, str]:
+        def before(role: str, stream: Residual) -> tuple[str, str]:
             if role not in norms:
                 total = self.total(graph, stream)
                 return total, total
@@ -148,11 +148,11 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         attended, planes = self.attention(graph, index, weights, x, around)
         attended = after("after_attention", attended)
         if self.spec.parallel:
-            x, _ = before("before_mlp", Stream(residual))
+            x, _ = before("before_mlp", Residual(residual))
             update = after("after_mlp", self._mlp(graph, name, weights, x, around.depths))
-            return Stream(residual, graph.op("Add", attended, update)), planes
-        x, residual = before("before_mlp", Stream(residual, attended))
-        return Stream(residual, after("after_mlp", self._mlp(graph, name, weights, x, around.depths))), planes
+            return Residual(residual, graph.op("Add", attended, update)), planes
+        x, residual = before("before_mlp", Residual(residual, attended))
+        return Residual(residual, after("after_mlp", self._mlp(graph, name, weights, x, around.depths))), planes
 
     @abstractmethod
     def attention(

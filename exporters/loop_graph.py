@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import LayerWeights, Stream
+from rrt_edge.exporters.block import LayerWeights, Residual
 from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.graphs import DeviceGraphs, has_device_graphs
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
@@ -134,7 +134,7 @@ class _Emitter:
         turns = rotations.turns(body, every_depth)
         around = LoopSurroundings(choices, depths, rotations.cos, rotations.sin, seen, slots, propagated, turns)
 
-        stream = Stream(carried[0])
+        stream = Residual(carried[0])
         planes: list[list[str]] = [[] for _ in spec.architecture.kv_planes]
         for index, layer in enumerate(layers):
             stream, new = self.block.layer(body, index, layer, stream, around)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import ModelProto, ValueInfoProto, helper
 
-from rrt_edge.exporters.block import LayerWeights, Stream
+from rrt_edge.exporters.block import LayerWeights, Residual
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.block import (
     DeviceBlock,
@@ -96,7 +96,7 @@ class _BlockGraph:
         self.linears = Linears(weights, graph, kind, EXACT)
         self.block = DeviceBlock(spec, bits, self.linears)
         pieces = [_rows_of(graph, f"hidden.{slot}", f"rows.{slot}") for slot in self.slots]
-        self._stream = Stream(pieces[0] if slots == 1 else graph.op("Concat", *pieces, axis=1))
+        self._stream = Residual(pieces[0] if slots == 1 else graph.op("Concat", *pieces, axis=1))
         cos, sin = (_as(graph, name, FLOAT, kind) for name in ("cos", "sin"))
         self._around = DeviceSurroundings(TabledDepths(graph, "depth", spec.loops, kind), cos, sin, slots)
 

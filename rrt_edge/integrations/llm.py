@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[[llm.Model], None]) -> None:
     for name in installed_names():
-        register(RecursiveModel(name))
+        register(LlmBundle(name))
 
 
-class RecursiveModel(llm.Model):  # type: ignore[misc]
+class LlmBundle(llm.Model):  # type: ignore[misc]
     """One installed bundle; it is loaded at the first prompt and stays loaded."""
 
     can_stream = True

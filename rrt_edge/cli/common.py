@@ -12,23 +12,11 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from rrt_edge.cli.extras import extra_with
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-
-EXTRAS = {  # what `pip install 'rrt-edge[EXTRA]'` brings, but for what other extras bring already
-    "export": ("torch", "transformers", "onnx", "optimum", "requests"),
-    "train": ("accelerate", "datasets", "matplotlib", "tensorboardX", "pyyaml"),
-    "serve": ("starlette", "uvicorn", "prometheus_client"),
-    "schema": ("llguidance",),
-    "llm": ("llm",),
-    "webgpu": ("onnxruntime-ep-webgpu",),
-    "openvino": ("onnxruntime-ep-openvino",),
-    "qnn": ("onnxruntime-qnn",),
-}
-_MODULES = {"pyyaml": "yaml"}  # imported by another name
-_EXTRA_OF = {_MODULES.get(name, name): extra for extra, names in EXTRAS.items() for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +83,9 @@ def guarded(command: Command) -> Command:
 
 def _missing(module: str) -> str:
     package = module.partition(".")[0]
-    wanted = f"'rrt-edge[{_EXTRA_OF[package]}]'" if package in _EXTRA_OF else package
-    return f"{module}, which is not installed: pip install {wanted}"
+    extra = extra_with(package)
+    target = package if extra is None else f"'rrt-edge[{extra}]'"
+    return f"{module}, which is not installed: pip install {target}"
 
 
 def complain(error: Exception, message: str, as_json: bool) -> None:

@@ -18,7 +18,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rrt_edge.cli.common import EXTRAS, BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.extras import extras
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.system.version import __version__
@@ -75,8 +76,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
 def _versions(report: Report) -> None:
     found = {name: _version(name) for name in NEEDED}
     report.sections["versions"] = {"rrt-edge": __version__, "python": platform.python_version(), **found}
-    extras = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
-    report.sections["extras"] = extras
+    report.sections["extras"] = {extra: {name: _version(name) for name in names} for extra, names in extras().items()}
     builds = [name for name in BUILDS if _version(name)]
     if len(builds) > 1:
         every = " ".join(builds)
@@ -104,14 +104,14 @@ def _unmet() -> list[tuple[Any, str | None, str | None]]:
     unmet = []
     for line in importlib.metadata.requires("rrt-edge") or []:
         needed = Requirement(line)
-        extras = [extra for extra in EXTRAS if needed.marker and needed.marker.evaluate({"extra": extra})]
+        asking = [extra for extra in extras() if needed.marker and needed.marker.evaluate({"extra": extra})]
         always = needed.marker is None or needed.marker.evaluate({"extra": ""})
-        if needed.name == "rrt-edge" or not (always or extras):
+        if needed.name == "rrt-edge" or not (always or asking):
             continue
         version = _version(needed.name)
         missing = version is None and always
         if missing or (version is not None and not needed.specifier.contains(version, prereleases=True)):
-            unmet.append((needed, version, None if always else extras[0]))
+            unmet.append((needed, version, None if always else asking[0]))
     return unmet
 
 
@@ -232,7 +232,7 @@ def _words(value: Any, name: str) -> str:
     if isinstance(value, dict):  # what is there, and what is not
         there = [key if held is True else f"{key} {held}" for key, held in value.items() if held]
         lacking = [key for key, held in value.items() if not held]
-        hint = f" (pip install 'rrt-edge[{name}]')" if name in EXTRAS else ""
+        hint = f" (pip install 'rrt-edge[{name}]')" if name in extras() else ""
         gone = [f"{'missing' if hint else 'without'} {', '.join(lacking)}{hint}"] if lacking else []
         return "; ".join([", ".join(there), *gone] if there else gone)
     if value is None:

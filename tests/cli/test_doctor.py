@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from rrt_edge.cli.common import EXTRAS
+from rrt_edge.cli.extras import FOR_CONTRIBUTORS, extra_with, extras
 from tests.conftest import ROOT
 
 PROGRAM = "from rrt_edge.cli import main; main(prog_name='rrt-edge')"
@@ -53,9 +53,19 @@ def test_the_extras_are_those_of_pyproject() -> None:
     """Without what is there anyway."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     always = {Requirement(line).name for line in project["dependencies"]}
-    for extra, names in EXTRAS.items():
+    assert set(extras()) == set(project["optional-dependencies"]) - set(FOR_CONTRIBUTORS)
+    for extra, names in extras().items():
         asked = {Requirement(line).name for line in project["optional-dependencies"][extra]}
         assert asked - {"rrt-edge"} - always == set(names)
+    modules = {
+        "torch": "export",
+        "yaml": "train",
+        "prometheus_client": "serve",
+        "llm": "llm",
+        "numpy": None,
+        "os": None,
+    }
+    assert {module: extra_with(module) for module in modules} == modules
 
 
 def test_telemetry_that_the_environment_turns_on_is_a_problem(tmp_path: Path) -> None:

@@ -9,22 +9,25 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import Init, convert
+from rrt_edge.conversion.conversion import convert
+from rrt_edge.conversion.options import Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
+from rrt_edge.exporters.options import ExportOptions, Part, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
-from rrt_edge.runtime.bundle.manifest import FILE, KV_BITS, Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.bundle.manifest import FILE, Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import check_replaceable, new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
@@ -32,8 +35,7 @@ from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
 Float = NDArray[np.float32]
-BITS = (4, 8, 16, 32)
-PARTS = ("block", "lora", "embedding", "head")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def export(
     source: Path | str,
     bundle: Path | str,
     *,
-    bits: int = 4,
-    eight_bit: Sequence[str] | None = None,
+    bits: WeightBits = 4,
+    eight_bit: Sequence[Part] | None = None,
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
@@ -77,49 +79,32 @@ def export(
         BadInputError: the source, an option or the place for the bundle is wrong.
         RRTEdgeError: the disk is full.
     """
+    parts = None if eight_bit is None else tuple(eight_bit)
+    options = ExportOptions(bits=bits, eight_bit=parts, loops=loops, init=init, rank=rank, kv_bits=kv_bits)
+    return _export(source, Path(bundle), options, progress)
+
+
+def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: Progress | None) -> ExportReport:
     started = time.perf_counter()
-    bundle = Path(bundle)
-    plan_bits(bits, eight_bit or (), False)  # a wrong option is told before anything is read
-    check_kv_bits(kv_bits)
     check_replaceable(bundle, "bundle", is_bundle)
     checkpoint = Checkpoint(source)
-    plan = plan_bits(bits, eight_bit, checkpoint.config.get_text_config().tie_word_embeddings)
     if checkpoint.is_recursive:
-        report = _export_recursive(checkpoint, bundle, bits, plan, kv_bits, progress, started)
+        report = _export_recursive(checkpoint, bundle, options, progress, started)
     else:
         with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
-            convert(source, Path(folder) / "recursive", loops=loops, init=init, rank=rank, progress=progress)
-            converted = Checkpoint(Path(folder) / "recursive")
-            report = _export_recursive(converted, bundle, bits, plan, kv_bits, progress, started)
+            recursive = Path(folder) / "recursive"
+            convert(source, recursive, loops=options.loops, init=options.init, rank=options.rank, progress=progress)
+            converted = Checkpoint(recursive)
+            report = _export_recursive(converted, bundle, options, progress, started)
             del converted  # closes its files, which Windows cannot remove while open
     return report
 
 
-def plan_bits(bits: int, eight_bit: Sequence[str] | None, tied_head: bool) -> Bits:
-    """The bits of each part.
-
-    Raises:
-        BadInputError: bits or parts that there are not.
-    """
-    if bits not in BITS:
-        raise BadInputError(f"bits {bits}: choose one of {', '.join(map(str, BITS))}")
-    if eight_bit is None:
-        eight_bit = ("embedding", "head") if bits == 4 and tied_head else ()
-    unknown = [part for part in eight_bit if part not in PARTS]
-    if unknown:
-        raise BadInputError(f"eight-bit part {unknown[0]!r}: choose from {', '.join(PARTS)}")
-    if eight_bit and bits != 4:
-        raise BadInputError(f"eight-bit parts go with bits 4, not {bits}")
-    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
-
-
-def check_kv_bits(kv_bits: int) -> None:
-    """
-    Raises:
-        BadInputError: keys and values cannot be kept in so many bits.
-    """
-    if kv_bits not in KV_BITS:
-        raise BadInputError(f"KV bits {kv_bits}: choose one of {', '.join(map(str, KV_BITS))}")
+def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
+    """The bits of each part."""
+    by_default: tuple[Part, ...] = ("embedding", "head") if options.bits == 4 and tied_head else ()
+    eight_bit = by_default if options.eight_bit is None else options.eight_bit
+    return Bits(**{part: 8 if part in eight_bit else options.bits for part in PARTS})
 
 
 def is_bundle(folder: Path) -> bool:
@@ -127,15 +112,10 @@ def is_bundle(folder: Path) -> bool:
 
 
 def _export_recursive(
-    checkpoint: Checkpoint,
-    bundle: Path,
-    bits: int,
-    plan: Bits,
-    kv_bits: int,
-    progress: Progress | None,
-    started: float,
+    checkpoint: Checkpoint, bundle: Path, options: ExportOptions, progress: Progress | None, started: float
 ) -> ExportReport:
-    spec = dataclasses.replace(spec_of(checkpoint.config), kv_bits=kv_bits)
+    spec = dataclasses.replace(spec_of(checkpoint.config), kv_bits=options.kv_bits)
+    plan = plan_bits(options, spec.tied_head)
     if not (checkpoint.folder / "tokenizer.json").is_file():
         message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
         raise BadInputError(f"{checkpoint.folder}: {message}")
@@ -146,14 +126,14 @@ def _export_recursive(
         checkpoint.copy_companions(folder)
         eos, provenance = _eos_token_ids(checkpoint, spec), {"init": checkpoint.config.init}
         write_manifest(
-            checkpoint.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
+            checkpoint.config, spec, options.bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
         )
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
         bundle=str(bundle),
         bytes=total,
         unshared_bytes=total + sum(unshared.values()) - sum(weight_bytes.values()),
-        bits=bits,
+        bits=options.bits,
         weight_bytes=weight_bytes,
         unshared_weight_bytes=unshared,
         seconds=round(time.perf_counter() - started, 3),

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
 from rrt_edge.exporters.block import LayerWeights, Norm
-from rrt_edge.exporters.bundle import check_kv_bits, is_bundle, plan_bits, watched, write_manifest
+from rrt_edge.exporters.bundle import is_bundle, plan_bits, watched, write_manifest
 from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.loop_graph import emit
+from rrt_edge.exporters.options import ExportOptions, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import GATE_WIDTH
@@ -46,7 +47,7 @@ def random_bundle(
     *,
     loops: int = 2,
     rank: int = 0,
-    bits: int = 4,
+    bits: WeightBits = 4,
     kv_rule: KVRuleName = "exact",
     kv_bits: int = 32,
     progress: Progress | None = None,
@@ -58,11 +59,11 @@ def random_bundle(
     """
     if shape not in SHAPES:
         raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
-    check_kv_bits(kv_bits)
+    options = ExportOptions(bits=bits, kv_bits=kv_bits)
     text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
     config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)
     spec = dataclasses.replace(spec_of(config), kv_bits=kv_bits)
-    plan = plan_bits(bits, None, config.tie_word_embeddings)
+    plan = plan_bits(options, config.tie_word_embeddings)
     rng = np.random.default_rng(0)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         layers = watched(_layers(spec, rng), spec.layers, progress)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
+
+from rrt_edge.exporters.options import ExportOptions
+from rrt_edge.runtime.system.options import options_in
 
 
 class RRTExportCommand(BaseOptimumCLICommand):
@@ -20,20 +24,19 @@ class RRTExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", required=True, help="Recursive or plain checkpoint: a folder or hub name.")
         parser.add_argument("output", help="The bundle's folder.")
         parser.add_argument("--task", default="text-generation", choices=["text-generation"])
-        parser.add_argument("--bits", default="4", choices=["4", "8", "16", "32"], help="Of the weights.")
-        parser.add_argument("--kv-bits", default="32", choices=["8", "32"], help="Of keys and values while running.")
-        parser.add_argument("--loops", default="2", help="For a source that is not recursive; 1: unshared.")
-        parser.add_argument("--init", default="average", choices=["average", "stepwise", "lower", "random"])
-        parser.add_argument("--rank", default="0", help="For a source that is not recursive.")
+        for option in options_in(ExportOptions).values():
+            many: dict[str, Any] = {"action": "append"} if option.several else {}
+            parser.add_argument(f"--{option.label}", dest=option.name, help=option.about.help, **many)
 
     def run(self) -> None:
         from rrt_edge.cli import main
 
-        given = self.args
-        options = [
-            f"--{name.replace('_', '-')}={getattr(given, name)}" for name in ("bits", "kv_bits", "loops", "init")
-        ]
-        main(args=["export", given.model, given.output, *options, f"--rank={given.rank}"], prog_name="rrt-edge")
+        arguments = ["export", self.args.model, self.args.output]
+        for option in options_in(ExportOptions).values():
+            value = getattr(self.args, option.name)
+            values = (value or []) if option.several else [value]
+            arguments += [f"--{option.label}={each}" for each in values if each is not None]
+        main(args=arguments, prog_name="rrt-edge")
 
 
 REGISTER_COMMANDS = [(RRTExportCommand, ExportCommand)]

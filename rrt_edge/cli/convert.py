@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,38 +12,33 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
-from rrt_edge.cli.options import INITS, Rank
+from rrt_edge.cli.dataclass_options import from_options, options_of
 from rrt_edge.cli.terminal import progress_bar, size, two_columns
+from rrt_edge.conversion.options import ConvertOptions, read_rank
 
 if TYPE_CHECKING:
     from rrt_edge.conversion.conversion import Kept
 
 
+class Rank(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or a share of full rank below 1."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return read_rank(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor a share of full rank below 1", param, ctx)
+
+
 @click.command(epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--loops", default=2, show_default=True, help="Times the block is run; divides the layers.")
-@click.option(
-    "--init", type=click.Choice(INITS), default="average", show_default=True,
-    help="What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones, noise.",
-)  # fmt: skip
-@click.option(
-    "--rank", type=Rank(), default=0, show_default=True,
-    help="LoRA rank of each depth, or a share of full rank below 1; 0 shares without relaxation.",
-)  # fmt: skip
-@click.option("--attention-rank", type=Rank(), help="The same for queries and attention output.  [default: --rank]")
+@options_of(ConvertOptions)
+@click.option("--attention-rank", type=Rank(), help="Rank of queries and attention output.  [default: --rank]")
 @click.option("--kv-rank", type=Rank(), help="The same for keys and values.  [default: --rank]")
 @click.option("--ffn-rank", type=Rank(), help="The same for the feed-forward layers.  [default: --rank]")
-@click.option(
-    "--lora-init", type=click.Choice(["svd", "zero"]), default="svd", show_default=True,
-    help="What the adapters start from: the SVD of what sharing lost, or nothing.",
-)  # fmt: skip
-@click.option("--trust-remote-code", is_flag=True, help="Run configuration code that the checkpoint brings.")
-@click.option("--own-vectors", is_flag=True, help="Give each depth norms and biases of its own.")
-@click.option(
-    "--dtype", type=click.Choice(["source", "float32", "bfloat16", "float16"]), default="source", show_default=True,
-    help="How the weights are stored.",
-)  # fmt: skip
 @json_option
 @guarded
 def convert(
@@ -52,7 +48,7 @@ def convert(
     attention_rank: float | None,
     kv_rank: float | None,
     ffn_rank: float | None,
-    **options: Any,
+    **flags: Any,
 ) -> None:
     """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
     from rrt_edge.conversion.conversion import convert as run
@@ -61,8 +57,9 @@ def convert(
     console = Console(stderr=True)
     named = {"attention": attention_rank, "kv": kv_rank, "ffn": ffn_rank}
     ranks = {component: rank for component, rank in named.items() if rank is not None}
+    options = dataclasses.replace(from_options(ConvertOptions, flags), component_ranks=ranks)
     with progress_bar(console, not as_json) as progress:
-        report = run(source, out, component_ranks=ranks, **options, progress=progress)
+        report = run(source, out, **vars(options), progress=progress)
     if as_json:
         return print_json(report)
     count = report.parameters

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
-from rrt_edge.cli.options import INITS
+from rrt_edge.cli.dataclass_options import from_options, options_of
 from rrt_edge.cli.terminal import progress_bar, size
-from rrt_edge.runtime.bundle.manifest import KV_BITS
+from rrt_edge.exporters.options import ExportOptions
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -23,35 +23,21 @@ DEMO = Path("samples/pydoc/recursive")
 
 @click.command(epilog="Example: rrt-edge export recursive bundle --bits 4")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] BUNDLE", type=click.Path(path_type=Path))
-@click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True)
-@click.option(
-    "--eight-bit", multiple=True, type=click.Choice(["none", "block", "lora", "embedding", "head"]),
-    help="Keep a part at 8 bits where the rest has 4; may be repeated.  [default: a tied embedding and head]",
-)  # fmt: skip
-@click.option("--loops", default=2, show_default=True, help="For a source that is not recursive; 1: unshared.")
-@click.option("--init", type=click.Choice(INITS), default="average", show_default=True)
-@click.option("--rank", default=0, show_default=True, help="For a source that is not recursive.")
-@click.option(
-    "--kv-bits", default="32", type=click.Choice([str(bits) for bits in KV_BITS]), show_default=True,
-    help="How keys and values are kept while running; 8: a quarter of the memory.",
-)  # fmt: skip
+@options_of(ExportOptions)
 @json_option
 @guarded
-def export(
-    paths: tuple[Path, ...], bits: str, eight_bit: tuple[str, ...], kv_bits: str, as_json: bool, **converting: Any
-) -> None:
+def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
     """Export a checkpoint as a bundle; with BUNDLE alone, the demo model that the repository ships."""
     if len(paths) > 2:
         raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
+    options = from_options(ExportOptions, flags)
     source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
     from rrt_edge.exporters import export as run
 
     quiet_transformers()
     console = Console(stderr=True)
     with progress_bar(console, not as_json) as progress:
-        kept = tuple(part for part in eight_bit if part != "none") if eight_bit else None
-        options: Any = {"bits": int(bits), "eight_bit": kept, "kv_bits": int(kv_bits), **converting}
-        report = run(str(source), bundle, **options, progress=progress)
+        report = run(str(source), bundle, **vars(options), progress=progress)
     if as_json:
         wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
         return print_json({name: getattr(report, name) for name in wanted})

@@ -20,22 +20,6 @@ from rrt_edge.runtime.running.load_options import LoadOptions
 if TYPE_CHECKING:
     from rrt_edge.runtime import Grammar, Model
 
-INITS = ("average", "stepwise", "lower", "random")
-
-
-class Rank(click.ParamType):  # type: ignore[type-arg]
-    """A whole number, or a share of full rank below 1."""
-
-    name = "rank"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor a share of full rank below 1", param, ctx)
-        return int(number) if number.is_integer() else number
-
-
 POLICY_HELP = (
     f"How deep each token thinks: {in_words()} ({', '.join(POINTS)}).  [default: the bundle's calibrated threshold, "
     "else full]"

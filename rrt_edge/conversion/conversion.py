@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from rrt_edge.conversion.checkpoint import SINGLE, Checkpoint
+from rrt_edge.conversion.options import ConvertOptions, DType, Init, LoRAInit
 from rrt_edge.conversion.tensor_file import TensorFile
 from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
@@ -25,10 +25,6 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import check_replaceable, new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
-
-Init = Literal["average", "stepwise", "lower", "random"]
-LoRAInit = Literal["svd", "zero"]
-DType = Literal["source", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -125,27 +121,37 @@ def convert(
         BadInputError: the source, an option or `out` is wrong.
         RRTEdgeError: the disk is full.
     """
+    options = ConvertOptions(
+        loops=loops,
+        init=init,
+        rank=rank,
+        component_ranks=component_ranks or {},
+        lora_init=lora_init,
+        own_vectors=own_vectors,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    return _convert(source, Path(out), options, progress)
+
+
+def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: Progress | None) -> ConvertReport:
     started = time.perf_counter()
-    out = Path(out)
-    for name, chosen, choices in (("init", init, get_args(Init)), ("lora-init", lora_init, get_args(LoRAInit))):
-        if chosen not in choices:
-            raise BadInputError(f"{name} {chosen!r} is not known; choose one of {', '.join(choices)}")
     check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
-    checkpoint = Checkpoint(source, trust_remote_code)
+    checkpoint = Checkpoint(source, options.trust_remote_code)
     if checkpoint.is_recursive:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     family_of(checkpoint.config)
     config = RecursiveConfig(
         text_config=checkpoint.config,
         source=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
-        loops=loops,
-        rank=rank,
-        component_ranks=component_ranks,
-        init=init,
-        lora_init=lora_init,
-        own_vectors=own_vectors,
+        loops=options.loops,
+        rank=options.rank,
+        component_ranks=options.component_ranks,
+        init=options.init,
+        lora_init=options.lora_init,
+        own_vectors=options.own_vectors,
     )
-    stored = checkpoint.dtype if dtype == "source" else getattr(torch, dtype)
+    stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
@@ -163,13 +169,13 @@ def convert(
         config.save_pretrained(folder)  # last: without it nothing loads the folder
     return ConvertReport(
         out=str(out),
-        loops=loops,
+        loops=options.loops,
         layers_per_block=config.layers_per_block,
-        rank=rank,
+        rank=options.rank,
         component_ranks=dict(config.component_ranks),
-        init=init,
-        lora_init=lora_init,
-        own_vectors=own_vectors,
+        init=options.init,
+        lora_init=options.lora_init,
+        own_vectors=options.own_vectors,
         kept=energies.table(),
         parameters=count_parameters(model),
         seconds=round(time.perf_counter() - started, 3),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,3 +95,12 @@ def test_the_help_says_what_the_fields_say() -> None:
     ):
         assert line in text
     assert "--cache" not in text
+
+
+def test_commands_show_their_options_without_torch() -> None:
+    code = "import sys; from rrt_edge.cli import main\n"
+    code += "for name in ('convert', 'export', 'train'):\n"
+    code += "    main([name, '--help'], standalone_mode=False)\n"
+    code += "sys.exit(', '.join({'torch', 'onnx', 'transformers'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--init [average|stepwise|lower|random]" in done.stdout, done.stderr

@@ -1,0 +1,41 @@
+"""`ExportOptions`: how a checkpoint becomes a bundle; without torch and onnx, so that the command line starts fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rrt_edge.conversion.options import Init
+from rrt_edge.runtime.bundle.manifest import KV_BITS
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import check_options, option
+
+WeightBits = Literal[4, 8, 16, 32]
+Part = Literal["block", "lora", "embedding", "head"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export; `rrt_edge.export` explains the fields.
+
+    Raises:
+        BadInputError: a value is not allowed; names the option.
+    """
+
+    bits: WeightBits = option(4, "Bits of the weights.")
+    eight_bit: tuple[Part, ...] | None = option(
+        None,
+        "Keep a part at 8 bits where the rest has 4; may be repeated.",
+        unset="a tied embedding and head",
+    )
+    loops: int = option(2, "For a source that is not recursive; 1: unshared.")
+    init: Init = option("average", "What the block starts from, for a source that is not recursive.")
+    rank: int = option(0, "For a source that is not recursive.")
+    kv_bits: int = option(
+        32, "How keys and values are kept while running; 8: a quarter of the memory.", choices=KV_BITS
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.eight_bit and self.bits != 4:
+            raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")

@@ -15,6 +15,7 @@ from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import AnyRunner
+from rrt_edge.runtime.running.tracing import traced
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +57,14 @@ def open_on(device: str, bundle: Path, manifest: Manifest, context: int, **optio
     Raises:
         DeviceError: a device named is not there, or cannot run this bundle.
     """
-    if device != "auto":
-        return open_runner(bundle, manifest, device, context, **options), device
-    chosen = choose_device(bundle, manifest)
+    chosen = choose_device(bundle, manifest) if device == "auto" else device
     try:
-        return open_runner(bundle, manifest, chosen, context, **options), chosen
+        runner = open_runner(bundle, manifest, chosen, context, **options)
     except (DeviceError, OutOfMemoryError) as error:
-        if chosen == "cpu":
+        if device != "auto" or chosen == "cpu":
             raise
         log.warning("%s; the CPU runs it", error)
         record_failure(manifest, chosen, str(error))
-        return open_runner(bundle, manifest, "cpu", context, **options), "cpu"
+        chosen = "cpu"
+        runner = open_runner(bundle, manifest, chosen, context, **options)
+    return traced(runner), chosen

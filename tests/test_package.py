@@ -42,7 +42,7 @@ def test_the_wheel_asks_for_nothing_heavy(wheel: zipfile.ZipFile) -> None:
     names = {line.split(">")[0].strip() for line in plain}
     assert names == {
         "numpy", "onnxruntime", "tokenizers", "jinja2", "click", "rich",
-        "safetensors", "platformdirs", "prompt_toolkit", "huggingface_hub", "markdown-it-py", "packaging",
+        "safetensors", "platformdirs", "prompt_toolkit", "huggingface_hub", "markdown-it-py", "packaging", "psutil",
     }  # fmt: skip
     entries = wheel.read(f"{information}/entry_points.txt").decode()
     assert "rrt-edge = rrt_edge.cli:main" in entries and "rrt-edge = rrt_edge.integrations.llm" in entries

@@ -189,7 +189,7 @@ def _bundle(report: Report, bundle: Path) -> None:
     found["hashes_ok"] = True
     weights = sum(manifest.weight_bytes.values())
     available = report.sections["machine"]["available_bytes"]
-    if available is not None and available < weights:
+    if available < weights:
         told = f"{size(weights)} of weights, and {size(available)} of memory are available"
         return report.wrong(f"{bundle}: has {told}", "end other programs, or take a smaller bundle")
     try:

@@ -1,31 +1,77 @@
-"""`inspect`: what a bundle holds."""
+"""`inspect`: what a bundle holds, and what its graph is made of."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.terminal import size, two_columns
 
 if TYPE_CHECKING:
+    import onnx
+
     from rrt_edge.runtime import Manifest
     from rrt_edge.runtime.bundle.manifest import Windows
+
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of the graph; a dimension is a number, or a name where each call has its own."""
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """The graph itself (`path` is empty) or one inside an operator, by those it is in, the outermost first.
+
+    Graphs of the same path are counted together: `count` says how many they are, `operators` what they hold in all.
+    """
+
+    path: list[str]
+    count: int
+    operators: dict[str, int]
+
+
+@dataclass(frozen=True)
+class GraphContents:
+    """What model.onnx is made of; `opsets` are the versions of the operators, by domain."""
+
+    opsets: dict[str, int]
+    inputs: list[Value]
+    outputs: list[Value]
+    subgraphs: list[Subgraph]
 
 
 @click.command(epilog="Example: rrt-edge inspect bundle")
 @click.argument("bundle", type=BundlePath())
+@click.option("--graph", is_flag=True, help="Show the inputs, outputs and operators of model.onnx instead.")
 @json_option
 @guarded
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, graph: bool, as_json: bool) -> None:
     """Show what is inside a bundle."""
     from rrt_edge.runtime.bundle.manifest import Manifest
 
     manifest = Manifest.read(bundle)
+    if graph:
+        manifest.check_hashes(bundle, but=manifest.files.keys() - {GRAPH})
+        contents = read_graph(bundle / GRAPH)
+        return print_json(contents) if as_json else Console().print(graph_tables(contents))
     if as_json:
         return print_json(manifest)
     return Console().print(manifest_table(str(bundle), manifest))
@@ -62,3 +108,74 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
     if manifest.verification is not None:
         rows.append(("verified under loosened tolerance", str(manifest.verification["loosened"])))
     return two_columns(bundle, rows)
+
+
+def read_graph(path: Path) -> GraphContents:
+    """The structure of a graph; its weights, in a file of their own, are not read."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    counts: dict[tuple[str, ...], int] = {}
+    operators: dict[tuple[str, ...], Counter[str]] = {}
+    for place, graph in _graphs(model.graph, ()):
+        counts[place] = counts.get(place, 0) + 1
+        operators.setdefault(place, Counter()).update(".".join(filter(None, (n.domain, n.op_type))) for n in graph.node)
+    return GraphContents(
+        {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        [_value(value) for value in model.graph.input],
+        [_value(value) for value in model.graph.output],
+        [Subgraph(list(place), counts[place], dict(operators[place].most_common())) for place in counts],
+    )
+
+
+def _graphs(graph: onnx.GraphProto, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], onnx.GraphProto]]:
+    """A graph and those inside its operators, each with its path."""
+    yield path, graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of a Loop, the branches of an If
+                part = attribute.name.removesuffix("_branch")
+                yield from _graphs(attribute.g, (*path, f"{node.op_type} {part}: {attribute.g.name}"))
+
+
+def _value(value: onnx.ValueInfoProto) -> Value:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = [dimension.dim_param or dimension.dim_value for dimension in tensor.shape.dim]
+    return Value(value.name, onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), shape)
+
+
+def graph_tables(contents: GraphContents) -> Group:
+    """Inputs and outputs, a row for those whose names differ by numbers alone, and the operators of each subgraph."""
+    opsets = ", ".join(f"{domain} {version}" for domain, version in contents.opsets.items())
+    tables = [_values_table("input", contents.inputs), _values_table("output", contents.outputs)]
+    subgraphs = Table(box=SIMPLE_HEAD, pad_edge=False)
+    subgraphs.add_column("subgraph", overflow="fold", min_width=28)
+    subgraphs.add_column("times", justify="right")
+    subgraphs.add_column("operators", overflow="fold")
+    for part in contents.subgraphs:
+        name = "  " * len(part.path) + (part.path[-1] if part.path else "main graph")
+        counts = ((operator.rpartition(".")[2], count) for operator, count in part.operators.items())
+        listed = ", ".join(f"{operator}\N{MULTIPLICATION SIGN}{count}" for operator, count in counts)
+        subgraphs.add_row(Text(name), f"{part.count}", Text(listed))
+    return Group(Text(f"{GRAPH}: operators of {opsets}"), *tables, subgraphs)
+
+
+def _values_table(kind: str, values: list[Value]) -> Table:
+    alike: dict[tuple[str, str], list[Value]] = {}
+    for value in values:
+        alike.setdefault((re.sub(r"(\.\d+)+$", "", value.name), value.type), []).append(value)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in (kind, "type", "shape"):
+        table.add_column(column, overflow="fold")
+    for (_, type_name), group in alike.items():
+        first, last = group[0], group[-1]
+        shape = ", ".join(_span(*sizes) for sizes in zip(first.shape, last.shape, strict=True))
+        table.add_row(Text(_span(first.name, last.name)), type_name, Text(f"[{shape}]"))
+    return table
+
+
+def _span(first: Any, last: Any) -> str:
+    """What the first and the last of a row are called."""
+    return str(first) if first == last else f"{first} .. {last}"

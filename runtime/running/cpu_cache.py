@@ -135,6 +135,10 @@ class KVCache:
         """Valid rows of each KV group's buffers at a depth."""
         return [len(self.positions[depth - 1]) - buffer.first for buffer in self._buffers[depth - 1]]
 
+    def room(self, depth: int) -> tuple[int, int]:
+        """Rows that a depth holds, and rows its buffers are for; of the KV group that has most."""
+        return max(self.held(depth)), max(buffer.planes[0].shape[3] for buffer in self._buffers[depth - 1])
+
     def takes(self, depth: int, group: int, count: int) -> bool:
         """Whether a depth's buffer can hold so many rows more as it is."""
         start = len(self.positions[depth - 1])

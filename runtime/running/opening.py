@@ -15,6 +15,7 @@ from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.running.runner import AnyRunner
+from rrt_edge.runtime.running.tracing import traced
 
 DEFAULTS = LoadOptions()
 log = logging.getLogger(__name__)
@@ -62,14 +63,14 @@ def open_on(
     Raises:
         DeviceError: a device named is not there, or cannot run this bundle.
     """
-    if device != "auto":
-        return open_runner(bundle, manifest, device, context, options, graph_folder), device
-    chosen = choose_device(bundle, manifest)
+    chosen = choose_device(bundle, manifest) if device == "auto" else device
     try:
-        return open_runner(bundle, manifest, chosen, context, options, graph_folder), chosen
+        runner = open_runner(bundle, manifest, chosen, context, options, graph_folder)
     except (DeviceError, OutOfMemoryError) as error:
-        if chosen == "cpu":
+        if device != "auto" or chosen == "cpu":
             raise
         log.warning("%s; the CPU runs it", error)
         record_failure(manifest, chosen, str(error))
-        return open_runner(bundle, manifest, "cpu", context, options, graph_folder), "cpu"
+        chosen = "cpu"
+        runner = open_runner(bundle, manifest, chosen, context, options, graph_folder)
+    return traced(runner), chosen

@@ -34,6 +34,9 @@ class Cache(Protocol):
     def lengths(self) -> list[int]:
         """Rows that have run each depth."""
 
+    def room(self, depth: int) -> tuple[int, int]:
+        """Rows that a depth holds, and rows its buffers are for; where layers hold different rows, the most."""
+
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -47,15 +46,16 @@ class Machine:
     cores: int | None
     usable_cores: int | None
     core_quota: float | None
-    memory_bytes: int | None
-    available_bytes: int | None
+    memory_bytes: int
+    available_bytes: int
 
 
 def this_machine() -> Machine:
     """Ask the system."""
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else cores
-    return Machine(platform.platform(), _processor(), _features(), cores, usable, cpu_quota(CGROUP), *_memory())
+    quota = cpu_quota(CGROUP)
+    return Machine(platform.platform(), _processor(), _features(), cores, usable, quota, *memory(CGROUP))
 
 
 @cache
@@ -122,48 +122,16 @@ def cpu_quota(group: Path) -> float | None:
     return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """Memory in all and available."""
-    if sys.platform == "linux":
-        total, available = meminfo(_read(Path("/proc/meminfo")))
-        limit, used = _read(CGROUP / "memory.max").strip(), _read(CGROUP / "memory.current").strip()
-        if limit.isdigit() and used.isdigit() and total is not None and available is not None:
-            return min(total, int(limit)), max(0, min(available, int(limit) - int(used)))
-        return total, available
-    if sys.platform == "darwin":
-        size = _output("sysctl", "-n", "hw.memsize").strip()
-        return int(size) if size.isdigit() else None, vm_stat(_output("vm_stat"))
-    return _windows_memory() if sys.platform == "win32" else (None, None)
+def memory(group: Path) -> tuple[int, int]:
+    """Bytes of memory in all and available, within the limit of a control group."""
+    import psutil
 
-
-def meminfo(text: str) -> tuple[int | None, int | None]:
-    """Bytes in all and available by /proc/meminfo."""
-    pairs = (line.partition(":") for line in text.splitlines())
-    kilobytes = {name: int(value.split()[0]) * 1024 for name, _, value in pairs if value.strip()}
-    return kilobytes.get("MemTotal"), kilobytes.get("MemAvailable")
-
-
-def vm_stat(text: str) -> int | None:
-    """Bytes available by macOS' `vm_stat`: pages that are free or can be dropped."""
-    head, _, body = text.partition("\n")
-    size = "".join(filter(str.isdigit, head))
-    pairs = (line.partition(":") for line in body.splitlines())
-    pages = {name.strip(): value.strip(" .") for name, _, value in pairs}
-    counts = [pages.get(f"Pages {kind}", "") for kind in ("free", "inactive", "speculative", "purgeable")]
-    return sum(map(int, counts)) * int(size) if size and all(map(str.isdigit, counts)) else None
-
-
-def _windows_memory() -> tuple[int | None, int | None]:
-    class Status(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
-            (name, ctypes.c_uint64) for name in ("total", "available", "b", "c", "d", "e", "f")
-        ]
-
-    status = Status()
-    status.length = ctypes.sizeof(status)
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
-        return None, None
-    return status.total, status.available
+    system = psutil.virtual_memory()
+    total, available = int(system.total), int(system.available)
+    limit, used = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        return min(total, int(limit)), max(0, min(available, int(limit) - int(used)))
+    return total, available
 
 
 def _read(path: Path) -> str:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held since it started, in bytes; 0 where the system does not say."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # not `ru_maxrss`: there a process inherits that of the one which started it
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
         return 0
     if sys.platform == "win32":
-        return _windows_peak()
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
@@ -29,17 +31,3 @@ def return_unused() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
-
-
-def _windows_peak() -> int:
-    class Counters(ctypes.Structure):
-        _fields_ = [("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32), ("peak", ctypes.c_size_t)] + [
-            (f"other{index}", ctypes.c_size_t) for index in range(7)
-        ]
-
-    counters = Counters()
-    counters.cb = ctypes.sizeof(counters)
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    process = ctypes.c_void_p(kernel.GetCurrentProcess())
-    return counters.peak if kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb) else 0

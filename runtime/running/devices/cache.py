@@ -54,6 +54,10 @@ class DeviceCache:
         """Rows that have run each depth."""
         return [len(held) for held in self.positions]
 
+    def room(self, depth: int) -> tuple[int, int]:
+        """Rows that a depth holds, and rows its buffer is for."""
+        return len(self.positions[depth - 1]), self._buffers[depth - 1].room
+
     def room_for(self, depth: int, count: int) -> Buffer:
         """The buffer of a depth, with room for so many rows more; another one where it had to grow.
 

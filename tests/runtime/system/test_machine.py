@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rrt_edge.runtime.system.machine import cpu_quota, cpuinfo_features, meminfo, sysctl_features, this_machine, vm_stat
+from rrt_edge.runtime.system.machine import cpu_quota, cpuinfo_features, memory, sysctl_features, this_machine
 
 HASWELL = "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5-4590\nflags\t\t: fpu sse4_2 avx f16c fma avx2 bmi2\n"
 SKYLAKE_X = "flags\t\t: fpu avx avx2 avx512f avx512dq avx512cd avx512bw avx512vl\n"
@@ -58,23 +58,27 @@ def test_features_of_macs_and_of_processors_nobody_knows() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="sysconf names these on Linux")
 def test_memory_and_cores_are_the_c_librarys() -> None:
     machine = this_machine()
-    total, available = meminfo(Path("/proc/meminfo").read_text())
-    assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert available is not None and 0 < available <= total
-    assert machine.memory_bytes is not None and 0 < machine.memory_bytes <= total
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < machine.available_bytes <= machine.memory_bytes <= total
     assert machine.cores == os.sysconf("SC_NPROCESSORS_ONLN") and machine.usable_cores == len(os.sched_getaffinity(0))
 
 
-def test_memory_of_a_mac() -> None:
-    text = (
-        "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
-        "Pages free:                               10.\n"
-        "Pages active:                            500.\n"
-        "Pages inactive:                           20.\n"
-        "Pages speculative:                         3.\n"
-        "Pages purgeable:                           4.\n"
-    )
-    assert vm_stat(text) == 37 * 16384 and vm_stat("") is None
+def test_memory_is_within_a_containers_limit(tmp_path: Path) -> None:
+    total, available = memory(tmp_path)
+    assert 0 < available <= total
+    if sys.platform == "linux":
+        assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used, expected in (
+        ("max", "1000", total),
+        (f"{2 * total}", "1000", total),
+        ("50000000", "20000000", 50_000_000),
+    ):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert memory(tmp_path)[0] == expected
+    assert memory(tmp_path)[1] == 30_000_000
+    (tmp_path / "memory.current").write_text("50000001\n")
+    assert memory(tmp_path)[1] == 0
 
 
 def test_a_containers_quota_in_cores(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class BlockEmitter(ABC, Generic[Surroundings]):
 
     def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
-        columns = sum(lora_columns(one.a.shape[1], self.spec.loops) for one in linears if one.a is not None)
+        columns = sum(lora_columns(linear.a.shape[1], self.spec.loops) for linear in linears if linear.a is not None)
         self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), self.bits.lora, "lora")
         inputs = linears[0].weight.shape[1]
         product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, self.bits.lora)

@@ -199,11 +199,11 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
     shapes += [(spec.intermediate, spec.hidden)] * (1 + spec.gated)
     layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * spec.bias_numbers
     layers, packed = spec.layers * spec.loops, packs_embedding(spec, plan.embedding)
-    found = {
+    sizes = {
         "block": layer * layers,
         "norms": (spec.norm_numbers * layers + spec.hidden * (1 + spec.layer_norm)) * 4,
         "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding if packed or plan.embedding == 16 else 32),
     }
     if not (spec.tied_head and plan.head == plan.embedding and packed):
-        found["head"] = matrix(spec.vocabulary, spec.hidden, plan.head)
-    return found
+        sizes["head"] = matrix(spec.vocabulary, spec.hidden, plan.head)
+    return sizes

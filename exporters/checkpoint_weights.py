@@ -65,19 +65,19 @@ def _projections(checkpoint: Checkpoint, linear: Linear, path: str) -> dict[str,
     if f"{path}.bias" in checkpoint:
         bias = checkpoint.tensor(f"{path}.bias")
         biases = {part: rows.movedim(0, -1) for part, rows in split_rows(bias.movedim(-1, 0), sizes, groups).items()}
-    found = {}
+    projections = {}
     for part in linear.parts:
         names = [f"{path}.{name}" for name in adapter_names(part, len(linear.parts) > 1)]
         a, b = (checkpoint.tensor(name).numpy() if name in checkpoint else None for name in names)
-        found[part] = Adapted(weights[part].numpy(), biases[part].numpy() if biases else None, a, b)
-    return found
+        projections[part] = Adapted(weights[part].numpy(), biases[part].numpy() if biases else None, a, b)
+    return projections
 
 
 def _scaled(linear: Adapted, scale: float) -> Adapted:
     """A linear whose output is multiplied by a constant."""
     if scale == 1:
         return linear
-    weight, bias, b = (None if one is None else one * scale for one in (linear.weight, linear.bias, linear.b))
+    weight, bias, b = (None if array is None else array * scale for array in (linear.weight, linear.bias, linear.b))
     assert weight is not None
     return Adapted(weight, bias, linear.a, b)
 
@@ -89,7 +89,7 @@ def _norm(checkpoint: Checkpoint, family: Family, spec: BlockSpec, path: str) ->
         if f"{path}.{name}" in checkpoint:
             return np.asarray(checkpoint.tensor(f"{path}.{name}").numpy())
         own = [f"{path}.{loop}.{name}" for loop in range(spec.loops)]
-        return np.stack([checkpoint.tensor(one).numpy() for one in own]) if own[0] in checkpoint else None
+        return np.stack([checkpoint.tensor(depth).numpy() for depth in own]) if own[0] in checkpoint else None
 
     weight = read("weight")
     assert weight is not None

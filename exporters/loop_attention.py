@@ -133,8 +133,8 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         seen = slots.seen[self.spec.kv_group(layer)]
         parts = zip(queries, new_keys, new_values, seen, strict=True)
         mixed = [
-            self._attend(graph, own, key, value, slot, layer, one)
-            for slot, (own, key, value, one) in enumerate(parts, 1)
+            self._attend(graph, own, key, value, slot, layer, past)
+            for slot, (own, key, value, past) in enumerate(parts, 1)
         ]
         return graph.op("Concat", *mixed, axis=2)
 

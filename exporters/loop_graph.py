@@ -62,7 +62,7 @@ class _Emitter:
         trips = top.op("Add", top.op("Sub", "last", "first"), top.constant(1))
         nothing_left = top.op("Mul", last_row, top.constant(0))  # int64 [B, 1] of 0: not left yet
         flat = top.reshape(embedded, -1, spec.hidden)
-        asked = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
+        chosen = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
         body = self._body(outer, layers, rows, rotations, masks, last_row, asked_sequence, stepping)
         kv_planes = spec.architecture.kv_planes
         hidden, leaving, exit_depth, gate, *planes = top.ops(
@@ -71,7 +71,7 @@ class _Emitter:
             trips,
             top.constant(True, np.bool_),
             embedded,
-            asked,
+            chosen,
             nothing_left,
             body=body,
         )
@@ -80,8 +80,8 @@ class _Emitter:
         top.add("Identity", [gate], ["gate"])
         for (name, (dtype, width)), stacked in zip(kv_planes.items(), planes, strict=True):
             self._split_layers(stacked, new_rows(name, dtype, width).name, width)
-        asked = self.block.norm(top, self._leaving(stepping, leaving, hidden, gate), "norm", outer.norm)
-        top.add("Identity", [head(top, self.linears, spec, self.bits, outer, asked)], ["logits"])
+        chosen = self.block.norm(top, self._leaving(stepping, leaving, hidden, gate), "norm", outer.norm)
+        top.add("Identity", [head(top, self.linears, spec, self.bits, outer, chosen)], ["logits"])
 
         inputs = [declared(tensor) for tensor in inputs_of(spec.architecture, spec.propagates)]
         outputs = [declared(tensor) for tensor in outputs_of(spec.architecture)]
@@ -95,12 +95,12 @@ class _Emitter:
 
     def _leaving(self, stepping: str, leaving: str, hidden: str, gate: str) -> str:
         """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""
-        asked, step = Builder(self.top), Builder(self.top)
+        full, step = Builder(self.top), Builder(self.top)
         reached = step.op("GreaterOrEqual", step.reshape(gate, -1), "row_threshold")  # one depth: [N]
         left = step.op("Compress", step.reshape(hidden, -1, self.spec.hidden), reached, axis=0)
         branches = {
             "then_branch": step.branch([left], "rows_that_leave"),
-            "else_branch": asked.branch([asked.op("Identity", leaving)], "rows_asked_for"),
+            "else_branch": full.branch([full.op("Identity", leaving)], "rows_asked_for"),
         }
         return self.top.op("If", stepping, **branches)
 
@@ -122,7 +122,7 @@ class _Emitter:
         row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, N, 1]
         own_depth = rows.behind_left(body, row_depth)  # [B, S, 1]
         choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
-        choices = [body.op("Equal", choice, body.constant(one)) for one in range(1, spec.loops + 1)]
+        choices = [body.op("Equal", choice, body.constant(number)) for number in range(1, spec.loops + 1)]
         depths = every_depth = RowDepths(body, own_depth, spec.loops)
         propagated = None
         if spec.propagates:
@@ -154,9 +154,9 @@ class _Emitter:
         exit_depth = body.op("Where", body.op("And", inside, leaves), depth, carried[2])
 
         # A row asked for keeps the state of the depth its sequence left at, whatever the others still need.
-        asked = body.op("Gather", body.reshape(hidden, -1, spec.hidden), "logit_rows", axis=0)  # [R, H]
+        chosen = body.op("Gather", body.reshape(hidden, -1, spec.hidden), "logit_rows", axis=0)  # [R, H]
         still_inside = body.op("Gather", inside, asked_sequence, axis=0)  # [R, 1]
-        leaving = body.op("Where", still_inside, asked, carried[1])
+        leaving = body.op("Where", still_inside, chosen, carried[1])
         nobody_left = body.op("ReduceMin", exit_depth, keepdims=0)
         go_on = body.op("Equal", nobody_left, body.constant(0))
 

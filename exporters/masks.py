@@ -124,8 +124,8 @@ class Masks:
             "then_branch": step.branch([step.op("Identity", key_rows), *names], "slots"),
             "else_branch": idle.branch([idle.op("Identity", name) for name in nothings], "no_slots"),
         }
-        key_rows, *found = body.ops("If", 1 + len(names), stepping, **branches)
-        pairs = [Seen(*found[index : index + 2]) for index in range(0, len(found), 2)]
+        key_rows, *masks = body.ops("If", 1 + len(names), stepping, **branches)
+        pairs = [Seen(*masks[index : index + 2]) for index in range(0, len(masks), 2)]
         return Slots("slot_rows", key_rows, [pairs[group::groups] for group in range(groups)])
 
     @staticmethod
@@ -165,9 +165,9 @@ class Masks:
         column = graph.op("Range", graph.constant(0), graph.op("Squeeze", size), graph.constant(1))
         past = self._hide(graph, graph.op("GreaterOrEqual", column, length))  # [B, 1, 1, P]
         batch = graph.op("Shape", length, start=0, end=1)
-        queries, one = graph.op("Shape", new_mask, start=0, end=1), graph.constant([1])
-        past = graph.op("Expand", past, graph.op("Concat", one, one, queries, one, axis=0))
-        new = graph.op("Expand", new_mask, graph.op("Concat", batch, one, one, one, axis=0))
+        queries, single = graph.op("Shape", new_mask, start=0, end=1), graph.constant([1])
+        past = graph.op("Expand", past, graph.op("Concat", single, single, queries, single, axis=0))
+        new = graph.op("Expand", new_mask, graph.op("Concat", batch, single, single, single, axis=0))
         return graph.op("Concat", past, new, axis=-1)
 
     def _limit(self, graph: Builder, group: int, depths: RowDepths) -> str:
@@ -191,14 +191,14 @@ class Masks:
         The past, of which `length` [B, 1, 1] rows are valid, ends right before them; a row sees the last `limit`
         [B, n, 1] rows up to itself.
         """
-        zero, one = graph.constant(0), graph.constant(1)
+        zero, single = graph.constant(0), graph.constant(1)
         row = graph.reshape(row, 1, -1, 1)
         behind = graph.op("Sub", row, limit)  # number of the last new row that is out of sight
-        column = graph.op("Range", zero, graph.op("Squeeze", size), one)
+        column = graph.op("Range", zero, graph.op("Squeeze", size), single)
         behind_past = graph.op("Add", behind, length)  # the same as a column of the past: [B, n, 1]
         unseen = graph.op("LessOrEqual", column, behind_past)
         past = graph.op("Or", graph.op("GreaterOrEqual", column, length), unseen)  # [B, n, P]
-        column = graph.op("Range", zero, columns, one)
+        column = graph.op("Range", zero, columns, single)
         unseen = graph.op("LessOrEqual", column, graph.op("Sub", behind_past, length))
         new = graph.op("Or", graph.op("Greater", column, row), unseen)  # [B, n, N]
         mask = self._hide(graph, graph.op("Concat", past, new, axis=-1))

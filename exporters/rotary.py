@@ -43,16 +43,16 @@ class Rotations:
 
     def turns(self, body: Builder, depths: RowDepths) -> Turns:
         """A function of a layer: int64 [B, S] and [B, N], the rows' indices into cos and sin at their depths."""
-        found: dict[tuple[int, ...], tuple[str, str]] = {}
+        rotations: dict[tuple[int, ...], tuple[str, str]] = {}
 
         def of_layer(layer: int) -> tuple[str, str]:
             pattern = tuple(row[layer] for row in self.spec.rotary_of)
-            if pattern not in found:
+            if pattern not in rotations:
                 index = self._row_index
                 if any(pattern):
                     which = depths.pick(body.constant(pattern))  # [B, N]
                     index = body.op("Add", index, body.op("Mul", which, self._count))
-                found[pattern] = (self.rows.behind_left(body, index), index)
-            return found[pattern]
+                rotations[pattern] = (self.rows.behind_left(body, index), index)
+            return rotations[pattern]
 
         return of_layer

@@ -215,12 +215,12 @@ def _rotaries(text: PreTrainedConfig, family: Family) -> tuple[tuple[Rotary, ...
             beyond = text.rope_parameters["original_max_position_embeddings"] + 1
             long = _floats(ROPE_INIT_FUNCTIONS["longrope"](text, seq_len=beyond)[0])
         return (Rotary(_floats(module.inv_freq), float(module.attention_scaling), long),), [0] * len(kinds)
-    found = sorted(set(kinds))
+    distinct = sorted(set(kinds))
     rotaries = [
         Rotary(_floats(module.get_buffer(f"{kind}_inv_freq")), float(getattr(module, f"{kind}_attention_scaling")))
-        for kind in found
+        for kind in distinct
     ]
-    return tuple(rotaries), [found.index(kind) for kind in kinds]
+    return tuple(rotaries), [distinct.index(kind) for kind in kinds]
 
 
 def _floats(tensor: torch.Tensor) -> tuple[float, ...]:

@@ -81,8 +81,8 @@ def verify(
 
 
 def _merged(strict: Tolerance, loosened: Tolerance) -> Tolerance:
-    given = {name: value for name, value in dataclasses.asdict(loosened).items() if value is not None}
-    return dataclasses.replace(strict, **given)
+    loosest = {name: value for name, value in dataclasses.asdict(loosened).items() if value is not None}
+    return dataclasses.replace(strict, **loosest)
 
 
 def _source_model(source: Path, manifest: Manifest) -> RecursiveForCausalLM:
@@ -96,12 +96,12 @@ def _source_model(source: Path, manifest: Manifest) -> RecursiveForCausalLM:
             convert(source, Path(folder) / "recursive", loops=shape.loops, init=init, rank=shape.rank)
             model = _load(Path(folder) / "recursive")
     text = model.config.text_config
-    found = (model.config.loops, model.config.layers_per_block, text.hidden_size, text.vocab_size)
-    wanted = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)
-    if found != wanted:
+    source_sizes = (model.config.loops, model.config.layers_per_block, text.hidden_size, text.vocab_size)
+    bundle_sizes = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)
+    if source_sizes != bundle_sizes:
         raise BadInputError(
             f"{source}: is not the source of this bundle: loops, layers per block, hidden size and vocabulary are "
-            f"{found}, the bundle has {wanted}"
+            f"{source_sizes}, the bundle has {bundle_sizes}"
         )
     return model
 
@@ -142,10 +142,10 @@ def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
             else:
                 pieces += [ids[start : start + size] for start in range(0, len(ids), size)]
         windows = [Window(ids, list(range(len(ids)))) for ids in pieces]
-    found = sum(len(window.rows) for window in windows)
-    if found < POSITIONS:
+    positions = sum(len(window.rows) for window in windows)
+    if positions < POSITIONS:
         what = "tokens of the assistant in chats that fit" if path.suffix == ".jsonl" else "tokens"
-        raise BadInputError(f"{path}: {found} {what}; the comparison needs at least {POSITIONS}")
+        raise BadInputError(f"{path}: {positions} {what}; the comparison needs at least {POSITIONS}")
     return windows
 
 
@@ -167,8 +167,8 @@ def _chat_window(line: str, where: str, template: ChatTemplate, tokenizer: Token
     rows: list[int] = []
     rendered = ""
     for index in turns:
-        asked, answered = messages[:index], messages[: index + 1]
-        for spoken, text in ((False, template.render(asked)), (True, template.render(answered, False))):
+        question, answered = messages[:index], messages[: index + 1]
+        for spoken, text in ((False, template.render(question)), (True, template.render(answered, False))):
             new = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False).ids
             if spoken:
                 rows += range(len(ids) - 1, len(ids) + len(new) - 1)  # each row predicts the token behind it

@@ -164,10 +164,10 @@ class Request:
             self._held = None
             self._depth += 1
 
-    def _catch_up(self, depth: int, held: tuple[Hidden, Hidden] | None) -> None:
+    def _catch_up(self, depth: int, going_on: tuple[Hidden, Hidden] | None) -> None:
         """Rows that wait after a depth go first."""
         self._left, self._moving = self._state.overdue(depth, PART_ROWS)
-        self._held = held
+        self._held = going_on
         self._catching_up = True
         self._depth = depth + 1
 
@@ -263,9 +263,9 @@ class Engine:
         room = self.prompt_rows
         parts = []
         for request in served:
-            asked = request.new_prompt_rows
+            prompt_rows = request.new_prompt_rows
             parts.append(request.part(room))
-            room -= min(asked, room)
+            room -= min(prompt_rows, room)
         try:
             done = self.model.runner.step(self._binding, parts)
         except BaseException:
@@ -290,14 +290,14 @@ class Engine:
 
     def _admit(self) -> None:
         """Let requests in, in order, while their keys and values fit the budget."""
-        held = sum(request.kv_bytes for request in self.running)
-        while self.waiting and held + self.waiting[0].kv_bytes <= self.kv_budget_bytes:
+        kv_bytes = sum(request.kv_bytes for request in self.running)
+        while self.waiting and kv_bytes + self.waiting[0].kv_bytes <= self.kv_budget_bytes:
             request = self.waiting.pop(0)
-            held += request.kv_bytes
+            kv_bytes += request.kv_bytes
             request.begin([other.held for other in self.running + self._ended])
             self.running.insert(0, request)
         del self._ended[:-MOST_ENDED]
-        while self._ended and held + sum(request.kv_bytes for request in self._ended) > self.kv_budget_bytes:
+        while self._ended and kv_bytes + sum(request.kv_bytes for request in self._ended) > self.kv_budget_bytes:
             del self._ended[0]
 
     def _choose(self) -> list[Request]:
@@ -305,11 +305,11 @@ class Engine:
         chosen: list[Request] = []
         room = self.prompt_rows
         for request in self.running:
-            asked = request.new_prompt_rows
+            prompt_rows = request.new_prompt_rows
             if len(chosen) == self.model.runner.slots:
                 break
-            if asked and not room:
+            if prompt_rows and not room:
                 continue
             chosen.append(request)
-            room -= min(asked, room)
+            room -= min(prompt_rows, room)
         return chosen

@@ -86,7 +86,7 @@ class Loaded:
         messages = list(messages)
         while True:
             ids: list[int] = self.tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids
-            first = next((at for at, one in enumerate(messages) if one["role"] != "system"), len(messages))
+            first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
             if most is None or len(ids) <= most or first >= len(messages) - 1:
                 return ids
             del messages[first : first + 2]  # a question and its answer

@@ -272,10 +272,10 @@ class Session:
 
     def _make_room(self, reply: Reply, policy: ExitPolicy, rows: int) -> None:
         """Where the context has no room for so many rows more and the reply may go on: drop the older half."""
-        held = self.decoder.length
-        if not reply.shifts or held + rows <= self.model.context or held < 2:
+        length = self.decoder.length
+        if not reply.shifts or length + rows <= self.model.context or length < 2:
             return
-        dropped = held - held // 2
+        dropped = length - length // 2
         log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)
         reply.dropped += dropped
         self.decoder.rewind(0)

@@ -105,8 +105,8 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"{path}: damaged, or not a conversation ({error})") from error
     if len(conversation.ids) > context:
-        held = len(conversation.ids)
-        raise BadInputError(f"{path}: the conversation has {held} tokens, the context holds {context}")
+        tokens = len(conversation.ids)
+        raise BadInputError(f"{path}: the conversation has {tokens} tokens, the context holds {context}")
     return conversation
 
 
@@ -117,8 +117,11 @@ def _conversation(about: dict[str, Any], arrays: dict[str, NDArray[Any]], archit
     if positions[0] != list(range(len(ids))):
         raise ValueError("positions.1")
     rows: list[list[HeldRows]] = []
-    for depth, held in enumerate(positions, 1):
-        groups = [_held_rows(arrays, architecture, depth, group, held) for group in range(len(architecture.kv_groups))]
+    for depth, depth_positions in enumerate(positions, 1):
+        groups = [
+            _held_rows(arrays, architecture, depth, group, depth_positions)
+            for group in range(len(architecture.kv_groups))
+        ]
         rows.append(groups)
     waiting = [arrays[f"waiting.{depth}"] for depth in range(1, architecture.loops)]
     for depth, states in enumerate(waiting, 1):

@@ -32,7 +32,7 @@ class TabledDepths(RowDepths):
 
     def equal(self, depths: Sequence[int], kind: int) -> str:
         """1 where a row's depth is the one given, 0 elsewhere: [B, S, len(depths)] of a float type."""
-        table = [[int(depth == one) for depth in depths] for one in range(1, self.loops + 1)]
+        table = [[int(depth == number) for depth in depths] for number in range(1, self.loops + 1)]
         return self.pick(self.graph.constant(table, np.float16 if kind == FLOAT16 else np.float32))
 
 

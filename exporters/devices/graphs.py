@@ -167,8 +167,8 @@ def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     """Logits of some rows of what the block returned."""
     graph = Builder()
     linears = Linears(weights, graph, kind, EXACT)
-    asked = graph.op("Gather", "hidden", "rows", axis=1)
-    normed = DeviceBlock(spec, bits, linears).norm(graph, asked, "norm", outer.norm)
+    chosen = graph.op("Gather", "hidden", "rows", axis=1)
+    normed = DeviceBlock(spec, bits, linears).norm(graph, chosen, "norm", outer.norm)
     logits = _as(graph, head(graph, linears, spec, bits, outer, normed), kind, FLOAT)
     graph.add("Squeeze", [logits, graph.constant([0])], ["logits"])
     inputs = [value("hidden", kind, 1, "held", spec.hidden), value("rows", INT64, "asked")]
@@ -201,8 +201,8 @@ def _attend_graph(spec: BlockSpec, kind: int, window: int | None) -> ModelProto:
     graph.add("GroupQueryAttention", inputs, outputs, MICROSOFT, **attention_options(spec, window))
     sizes = {"q": spec.heads, "k": spec.kv_heads, "v": spec.kv_heads}
     rows = [value(name, kind, 1, "rows", heads * spec.head_dim) for name, heads in sizes.items()]
-    held = (kind, 1, spec.kv_heads, "room", spec.head_dim)
-    planes = [[value(f"{when}_{name}", *held) for name in ("key", "value")] for when in ("past", "present")]
+    plane = (kind, 1, spec.kv_heads, "room", spec.head_dim)
+    planes = [[value(f"{when}_{name}", *plane) for name in ("key", "value")] for when in ("past", "present")]
     ends = [value("last_row", INT32, 1), value("length", INT32)]
     mixed = value("attended", kind, 1, "rows", spec.heads * spec.head_dim)
     return _model(graph, [*rows, *planes[0], *ends], [mixed, *planes[1]])
@@ -225,9 +225,9 @@ def _model(
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
 
 
-def _as(graph: Builder, tensor: str, kind: int, wanted: int) -> str:
+def _as(graph: Builder, tensor: str, kind: int, target: int) -> str:
     """A tensor of one float type in another."""
-    return tensor if kind == wanted else graph.op("Cast", tensor, to=wanted)
+    return tensor if kind == target else graph.op("Cast", tensor, to=target)
 
 
 def _rows_of(graph: Builder, tensor: str, rows: str) -> str:

@@ -74,9 +74,9 @@ class Checkpoint:
         except SafetensorError as error:
             raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({error})") from error
         if shape is not None and tuple(tensor.shape) != tuple(shape):
-            found, asked = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
+            shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(
-                f"{self.folder / self._files[name]}: {name} is {found}, but config.json makes it {asked}"
+                f"{self.folder / self._files[name]}: {name} is {shape_here}, but config.json makes it {expected}"
             )
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
 

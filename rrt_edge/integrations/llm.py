@@ -74,28 +74,28 @@ class LlmBundle(llm.Model):  # type: ignore[misc]
     def _stream(self, model: Model, prompt: llm.Prompt, messages: list[dict[str, str]]) -> Any:
         from rrt_edge.runtime import Grammar, Sampling
 
-        given = prompt.options
+        options = prompt.options
         sampling = Sampling(
-            temperature=given.temperature,
-            top_p=given.top_p,
-            top_k=given.top_k,
-            seed=given.seed,
-            max_tokens=given.max_tokens,
-            stop=(given.stop,) if given.stop else (),
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+            max_tokens=options.max_tokens,
+            stop=(options.stop,) if options.stop else (),
             grammar=None if prompt.schema is None else Grammar.json_schema(prompt.schema),
         )
         if model.template is None:
-            return model.stream("".join(message["content"] for message in messages), sampling, given.exit_policy)
-        return model.chat(messages, sampling, given.exit_policy, context_full="truncate-left")
+            return model.stream("".join(message["content"] for message in messages), sampling, options.exit_policy)
+        return model.chat(messages, sampling, options.exit_policy, context_full="truncate-left")
 
 
 def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:
     """The conversation up to and with a prompt, its text alone."""
-    found = []
+    messages = []
     for message in prompt.messages:
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
-        found.append({"role": message.role, "content": text})
-    return found
+        messages.append({"role": message.role, "content": text})
+    return messages
 
 
 def _told(stats: Stats) -> dict[str, Any]:

@@ -72,14 +72,14 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
             self._session = self.bundle.session(lazy_prompt=False)
         total, greedy, at = 0.0, True, 0
         for logits in self._session.logits(ids[:-1], len(text), self.policy):  # [n, V]
-            wanted = np.array(text[at : at + len(logits)])
-            total += float(log_softmax(logits)[np.arange(len(wanted)), wanted].sum())
-            greedy = greedy and bool((logits.argmax(axis=-1) == wanted).all())
+            targets = np.array(text[at : at + len(logits)])
+            total += float(log_softmax(logits)[np.arange(len(targets)), targets].sum())
+            greedy = greedy and bool((logits.argmax(axis=-1) == targets).all())
             at += len(logits)
         return total, greedy
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        found = []
+        scores = []
         for request in tqdm(requests, disable=disable_tqdm):
             (text,) = request.args
             windows = get_rolling_token_windows(
@@ -88,8 +88,8 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
                 max_seq_len=self.bundle.context - 1,
                 context_len=1,
             )
-            found.append(sum(self._score(*make_disjoint_window(window))[0] for window in windows))
-        return found
+            scores.append(sum(self._score(*make_disjoint_window(window))[0] for window in windows))
+        return scores
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         replies = []

@@ -149,8 +149,8 @@ class RecursiveModel(RecursivePreTrainedModel):
         own = config.own_vectors
         relax(layer, self.family.linears, sizes, config.rank_of, heads, config.loops, self.depth, own)
         for path in self.family.norms.values() if own else ():
-            one = layer.get_submodule(path)
-            set_submodule(layer, path, DepthNorms([copy.deepcopy(one) for _ in range(config.loops)], self.depth))
+            linear = layer.get_submodule(path)
+            set_submodule(layer, path, DepthNorms([copy.deepcopy(linear) for _ in range(config.loops)], self.depth))
 
     def forward(
         self,

@@ -46,8 +46,8 @@ def quantize(weight: Float, bits: int) -> Quantized:
     rows = max(1, PIECE // padded.shape[1])
     pieces = [blocks[start : start + rows] for start in range(0, out, rows)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(best_codes, pieces, [bits] * len(pieces)))
-    codes, scales = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        results = list(pool.map(best_codes, pieces, [bits] * len(pieces)))
+    codes, scales = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Quantized(pack(codes, bits), scales, bits, columns)
 
 

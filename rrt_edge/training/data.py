@@ -30,7 +30,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
         return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     ids, said = chat_ids(messages, render, lambda text: tokenizer.encode(text, add_special_tokens=False))
-    return {"input_ids": ids, "labels": [one if own else IGNORED for one, own in zip(ids, said, strict=True)]}
+    return {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, said, strict=True)]}
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Example:

@@ -35,15 +35,17 @@ def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -
     """
     parts = []
     for number, example in enumerate(examples):
-        ids, asked = torch.tensor([example["input_ids"]]), predicting(torch.tensor([example["labels"]]))
-        if asked.any():
-            out = model(ids, logits_mask=asked, output_depths=True)
+        ids, predicts = torch.tensor([example["input_ids"]]), predicting(torch.tensor([example["labels"]]))
+        if predicts.any():
+            out = model(ids, logits_mask=predicts, output_depths=True)
             assert out.depth_logits is not None
-            gate = torch.ones(len(out.depth_logits), int(asked.sum()))
+            gate = torch.ones(len(out.depth_logits), int(predicts.sum()))
             if out.gate_logits is not None:
                 gate[:-1] = torch.sigmoid(out.gate_logits).T
-            targets = ids[:, 1:][asked[:, :-1]].numpy()
-            parts.append(scores_of([one.float().numpy() for one in out.depth_logits], gate.numpy(), targets, number))
+            targets = ids[:, 1:][predicts[:, :-1]].numpy()
+            parts.append(
+                scores_of([logits.float().numpy() for logits in out.depth_logits], gate.numpy(), targets, number)
+            )
     return joined(parts)
 
 
@@ -54,9 +56,9 @@ def depth_scores(model: RecursiveForCausalLM, batches: Iterable[dict[str, Tensor
     losses, agreed, positions = [0.0] * loops, [0] * loops, 0
     device = next(model.parameters()).device
     for batch in batches:
-        asked = predicting(batch["labels"])
-        targets = batch["labels"][:, 1:][asked[:, :-1]]
-        logits = model(**text_of(batch), logits_mask=asked, output_depths=True).depth_logits
+        predicts = predicting(batch["labels"])
+        targets = batch["labels"][:, 1:][predicts[:, :-1]]
+        logits = model(**text_of(batch), logits_mask=predicts, output_depths=True).depth_logits
         final = logits[-1].argmax(dim=-1)
         positions += len(targets)
         for index, own in enumerate(logits):

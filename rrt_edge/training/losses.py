@@ -23,14 +23,14 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward-kl"
     if kind == "tvd":
         return 0.5 * (p.exp() - q.exp()).abs().sum(dim=-1).mean()
     if kind == "forward-kl":
-        found = F.kl_div(q, p, log_target=True, reduction="batchmean")
+        loss = F.kl_div(q, p, log_target=True, reduction="batchmean")
     elif kind == "reverse-kl":
-        found = F.kl_div(p, q, log_target=True, reduction="batchmean")
+        loss = F.kl_div(p, q, log_target=True, reduction="batchmean")
     else:
         mixture = torch.logaddexp(p, q) - math.log(2)
-        both = [F.kl_div(mixture, one, log_target=True, reduction="batchmean") for one in (p, q)]
-        found = 0.5 * (both[0] + both[1])
-    return found * temperature**2
+        both = [F.kl_div(mixture, side, log_target=True, reduction="batchmean") for side in (p, q)]
+        loss = 0.5 * (both[0] + both[1])
+    return loss * temperature**2
 
 
 def exit_loss(depth_logits: tuple[Tensor, ...], targets: Tensor, kd_weight: float = 1.0) -> Tensor:
@@ -51,17 +51,17 @@ def weighted_exit_loss(depth_logits: tuple[Tensor, ...], targets: Tensor) -> Ten
     return torch.stack(losses).sum() / sum(weights)
 
 
-def draw_exits(asked: Tensor, loops: int, by_gate: float = 0.0) -> Tensor:
-    """An exit depth for each token [B, S]: any from 1 to `loops` where `asked`, else `loops` as in prompts.
+def draw_exits(predicts: Tensor, loops: int, by_gate: float = 0.0) -> Tensor:
+    """An exit depth for each token [B, S]: any from 1 to `loops` where `predicts`, else `loops` as in prompts.
 
     Of each text a share leaves, drawn for it: of some hardly any token, of others nearly all. A share `by_gate` of all
     gets 0: they leave where the gate says so.
     """
-    leaves = torch.rand(asked.shape, device=asked.device) < torch.rand(len(asked), 1, device=asked.device)
-    drawn = torch.randint(1, max(loops, 2), asked.shape, device=asked.device).where(leaves, loops)
+    leaves = torch.rand(predicts.shape, device=predicts.device) < torch.rand(len(predicts), 1, device=predicts.device)
+    drawn = torch.randint(1, max(loops, 2), predicts.shape, device=predicts.device).where(leaves, loops)
     if by_gate:
-        drawn = drawn.where(torch.rand(asked.shape, device=asked.device) >= by_gate, 0)
-    return torch.where(asked, drawn, loops)
+        drawn = drawn.where(torch.rand(predicts.shape, device=predicts.device) >= by_gate, 0)
+    return torch.where(predicts, drawn, loops)
 
 
 def gate_loss(gate_logits: Tensor, depth_logits: tuple[Tensor, ...]) -> Tensor:

@@ -69,8 +69,8 @@ def plot_calibration(curve: Sequence[Point], reliability: Reliability, path: Pat
     left.set_title("agreement with full depth")
     right: Any = figure.add_subplot(1, 2, 2)
     right.plot([0, 1], [0, 1], linestyle="--", color="gray")
-    given, true, counts = zip(*reliability.bins, strict=True)
-    right.scatter(given, true, s=[20 + 200 * count / sum(counts) for count in counts])
+    gates, true, counts = zip(*reliability.bins, strict=True)
+    right.scatter(gates, true, s=[20 + 200 * count / sum(counts) for count in counts])
     right.set_xlabel("gate")
     right.set_title(f"share that agrees (error {reliability.expected_error:.3f})")
     for axes in (left, right):

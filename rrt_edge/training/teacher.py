@@ -42,10 +42,10 @@ class OnlineTeacher:
 
     model: PreTrainedModel
 
-    def loss(self, student: Tensor, batch: dict[str, Tensor], asked: Tensor, kind: Divergence, t: float) -> Tensor:
+    def loss(self, student: Tensor, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float) -> Tensor:
         """Divergence of the student's logits [N, V] from the teacher's at the positions asked for, at temperature t."""
         with torch.no_grad():
-            taught = self.model(**text_of(batch)).logits[asked]
+            taught = self.model(**text_of(batch)).logits[predicts]
         return divergence(student, taught, kind, t)
 
 
@@ -62,11 +62,11 @@ class CachedTeacher:
         self._logits: NDArray[np.float16] = np.load(folder / "logits.npy", mmap_mode="r")
         self._others: NDArray[np.float32] = np.load(folder / "others.npy")
 
-    def loss(self, student: Tensor, batch: dict[str, Tensor], asked: Tensor, kind: Divergence, t: float) -> Tensor:
-        """Forward KL, as `OnlineTeacher` has it; `asked` may leave out some of the positions that predict a label."""
+    def loss(self, student: Tensor, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float) -> Tensor:
+        """Forward KL, as `OnlineTeacher` has it; `predicts` may leave out some that predict a label."""
         assert kind == "forward-kl" and t == self.temperature
         rows = np.concatenate([np.arange(*self._starts[index : index + 2]) for index in batch["index"].tolist()])
-        rows = rows[asked[predicting(batch["labels"])].cpu().numpy()]
+        rows = rows[predicts[predicting(batch["labels"])].cpu().numpy()]
         tokens = torch.from_numpy(self._tokens[rows].astype(np.int64)).to(student.device)
         logits = torch.from_numpy(self._logits[rows].astype(np.float32)).to(student.device) / t
         others = torch.from_numpy(self._others[rows]).to(student.device)
@@ -96,8 +96,8 @@ def cache_teacher(
     """
     made_of = {"of": fingerprint(model, examples), "top_k": top_k, "temperature": temperature}
     if (folder / META).is_file():
-        found = json.loads((folder / META).read_text("utf-8"))
-        wrong = next((name for name, value in made_of.items() if found.get(name) != value), None)
+        meta = json.loads((folder / META).read_text("utf-8"))
+        wrong = next((name for name, value in made_of.items() if meta.get(name) != value), None)
         if wrong is None:
             return
         raise BadInputError(f"{folder / META}: {wrong}: made of another teacher, data or option; choose another folder")

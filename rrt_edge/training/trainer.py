@@ -48,19 +48,19 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        asked = predicting(inputs["labels"])  # [B, S]
-        targets = inputs["labels"][:, 1:][asked[:, :-1]]  # [N]
+        predicts = predicting(inputs["labels"])  # [B, S]
+        targets = inputs["labels"][:, 1:][predicts[:, :-1]]  # [N]
         loops, depth, options = self.accelerator.unwrap_model(model).config.loops, None, self.options
         if self.stage == "early-exit" and options.exit_loss == "stochastic":
             depth = self._drawn.randint(1, loops)
         outputs = model(
             **text_of(inputs),
-            logits_mask=asked,
+            logits_mask=predicts,
             output_depths=self.stage != "uptrain" and depth is None,
             depth=depth,
-            **self._exits(model, asked, loops),
+            **self._exits(model, predicts, loops),
         )
-        loss = share_of_mean(self._loss(outputs, targets, inputs, asked), len(targets))
+        loss = share_of_mean(self._loss(outputs, targets, inputs, predicts), len(targets))
         return (loss, outputs) if return_outputs else loss
 
     @property
@@ -68,50 +68,52 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         """Of this step; the same in every process."""
         return random.Random(f"{self.options.seed}/{self.state.global_step}")
 
-    def _exits(self, model: Any, asked: Tensor, loops: int) -> dict[str, Any]:
+    def _exits(self, model: Any, predicts: Tensor, loops: int) -> dict[str, Any]:
         """Where the tokens of a batch leave, under a rule by which that matters."""
         if self.stage == "uptrain" or not self.accelerator.unwrap_model(model).config.rule.exits_matter:
             return {}
         if not self._by_gate:
-            return {"exit_depths": draw_exits(asked, loops)}
-        return {"exit_depths": draw_exits(asked, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
+            return {"exit_depths": draw_exits(predicts, loops)}
+        return {"exit_depths": draw_exits(predicts, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
 
     @property
     def _by_gate(self) -> bool:
         return self.stage == "early-exit" and self.options.gate_learns_early
 
-    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor) -> Tensor:
+    def _loss(self, outputs: Any, targets: Tensor, inputs: dict[str, Tensor], predicts: Tensor) -> Tensor:
         options = self.options
         if self.stage == "gate":
             return gate_loss(outputs.gate_logits, outputs.depth_logits)
         if self.stage == "early-exit" and options.exit_loss == "weighted":
             loss = weighted_exit_loss(outputs.depth_logits, targets)
         else:
-            loss = self._taught(outputs.logits, targets, inputs, asked, options.kd_weight)
+            loss = self._taught(outputs.logits, targets, inputs, predicts, options.kd_weight)
             if outputs.depth_logits is not None:
-                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, inputs, asked)
+                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, inputs, predicts)
         if self._by_gate and outputs.depth_logits is not None:
             loss = loss + gate_loss(outputs.gate_logits, outputs.depth_logits)
         return loss
 
     def _early(
-        self, depth_logits: tuple[Tensor, ...], targets: Tensor, inputs: dict[str, Tensor], asked: Tensor
+        self, depth_logits: tuple[Tensor, ...], targets: Tensor, inputs: dict[str, Tensor], predicts: Tensor
     ) -> Tensor:
         """The earlier loops' losses, distilled from the last loop or from the teacher."""
         weight = self.options.exit_kd_weight
         if not self.options.exit_teacher:
             return exit_loss(depth_logits, targets, weight)
-        return torch.stack([self._taught(one, targets, inputs, asked, weight) for one in depth_logits[:-1]]).sum()
+        return torch.stack(
+            [self._taught(logits, targets, inputs, predicts, weight) for logits in depth_logits[:-1]]
+        ).sum()
 
     def _taught(
-        self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], asked: Tensor, weight: float
+        self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], predicts: Tensor, weight: float
     ) -> Tensor:
         """Cross entropy of logits [N, V], and the divergence from the teacher's where there is one."""
         loss = F.cross_entropy(logits.float(), targets)
         if self.teacher is None or not weight:
             return loss
         options = self.options
-        return loss + weight * self.teacher.loss(logits, inputs, asked, options.divergence, options.temperature)
+        return loss + weight * self.teacher.loss(logits, inputs, predicts, options.divergence, options.temperature)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -140,8 +142,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with learning rates of their own for adapters and gate; only matrices decay."""
-        held: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        if held is None:
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None:
             options, base = self.options, self.args.learning_rate
             lora = options.lora_lr if options.lora_lr and self.stage == "uptrain" else base
             groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -151,8 +153,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
                     decay = options.weight_decay if parameter.dim() > 1 else 0.0
                     groups.setdefault((lr, decay), []).append(parameter)
             described = [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
-            self.optimizer = held = torch.optim.AdamW(described, lr=base, betas=(0.9, self.args.adam_beta2))
-        return held
+            self.optimizer = optimizer = torch.optim.AdamW(described, lr=base, betas=(0.9, self.args.adam_beta2))
+        return optimizer
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -268,8 +268,8 @@ class Manifest:
             if not path.is_file():
                 raise BundleError(f"{path}: missing from the bundle; export or copy it again")
             if path.stat().st_size != file.bytes:
-                found = path.stat().st_size
-                raise BundleError(f"{path}: {found} bytes, the manifest says {file.bytes}; export or copy it again")
+                size = path.stat().st_size
+                raise BundleError(f"{path}: {size} bytes, the manifest says {file.bytes}; export or copy it again")
 
     def check_hashes(self, bundle: Path, but: Collection[str] = ()) -> None:
         """Raise `BundleError` where a file's SHA-256 is not the one recorded; reads every byte of them but `but`."""

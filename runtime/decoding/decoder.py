@@ -136,12 +136,12 @@ class Decoder(Generic[CacheT, BindingT]):
             self.rewind(0)  # rows on their way are lost: what is held must not depend on them
             raise
 
-    def _run_down(self, rows: Rows, first: int, last: int, threshold: float, wanted: int) -> Pass:
+    def _run_down(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
         new, left = len(rows), self.state.nothing
         while True:
             stop = self._next_waiting(first, last)
-            done = self._run(rows, first, stop, threshold, wanted, left)
+            done = self._run(rows, first, stop, threshold, logit_count, left)
             if done.last == last or float(done.gate[-1]) >= threshold:
                 self.state.leave(done.last, joined(left, done.hidden))
                 return done
@@ -167,9 +167,9 @@ class Decoder(Generic[CacheT, BindingT]):
             done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
             self.state.leave(depth + 1, joined(left, done.hidden))
 
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, wanted: int, left: Hidden) -> Pass:
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, left: Hidden) -> Pass:
         position = self.state.first_position(first, len(left) + len(rows))
-        logit_rows = range(max(0, len(rows) - wanted), len(rows))
+        logit_rows = range(max(0, len(rows) - logit_count), len(rows))
         call = Call(rows, position, first, last, threshold, logit_rows, left)
         done = self.runner.run(self._binding, self.state.cache, call)
         self.block_rows += len(rows) * (done.last - first + 1)

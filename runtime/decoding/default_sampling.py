@@ -22,10 +22,10 @@ def default_sampling(bundle: Path) -> Sampling:
     if not path.is_file():
         return Sampling()
     try:
-        found = json.loads(path.read_text("utf-8"))
-        given = {name: found[name] for name in FIELDS if found.get(name) is not None}
-        if not found.get("do_sample"):
-            return Sampling(repetition_penalty=given.get("repetition_penalty", 1.0))
-        return Sampling(**{"temperature": 1.0, **given})
+        config = json.loads(path.read_text("utf-8"))
+        values = {name: config[name] for name in FIELDS if config.get(name) is not None}
+        if not config.get("do_sample"):
+            return Sampling(repetition_penalty=values.get("repetition_penalty", 1.0))
+        return Sampling(**{"temperature": 1.0, **values})
     except (OSError, ValueError, AttributeError, TypeError, BadInputError) as error:
         raise BundleError(f"{path}: cannot be used ({error})") from error

@@ -63,9 +63,9 @@ class TextStream:
         if self._stopped:
             return ""
         piece = self._until_stop(self._pending_text()[self._given :])
-        held, self._held = self._held, ""
+        rest, self._held = self._held, ""
         self._context, self._pending, self._given = [], [], 0
-        return piece + held
+        return piece + rest
 
     def _pending_text(self) -> str:
         """What the pending tokens add to the text of their context."""

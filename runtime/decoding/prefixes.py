@@ -33,14 +33,14 @@ class Held:
 
 
 def take_over(
-    held: Iterable[Held], prompt: Sequence[int], depth: int | None, fresh: SequenceState[Any]
+    candidates: Iterable[Held], prompt: Sequence[int], depth: int | None, fresh: SequenceState[Any]
 ) -> tuple[SequenceState[Any], int]:
-    """A state for a prompt, and how many of its tokens it holds already: of the best among `held`, else `fresh`."""
+    """A state for a prompt, and how many of its tokens it holds already: of the best candidate, else `fresh`."""
     best, count = None, 0
-    for one in held:
-        usable = one.usable(prompt, depth)
+    for candidate in candidates:
+        usable = candidate.usable(prompt, depth)
         if usable > count:
-            best, count = one, usable
+            best, count = candidate, usable
     if best is None:
         return fresh, 0
     state = best.state.fork()

@@ -90,10 +90,10 @@ class Sampler:
         """
         if draft.probabilities is None:
             return self.pick(logits, history)
-        wanted = distribution(self._changed(logits, history), self.sampling)
-        if self._random.random() * draft.probabilities[draft.token] < wanted[draft.token]:
+        target = distribution(self._changed(logits, history), self.sampling)
+        if self._random.random() * draft.probabilities[draft.token] < target[draft.token]:
             return draft.token
-        rest = np.maximum(wanted - draft.probabilities, 0)
+        rest = np.maximum(target - draft.probabilities, 0)
         return int(self._random.choice(len(rest), p=rest / rest.sum()))
 
     def picked(self, token: int, depth: int, gate: float, logits: Float) -> Picked:
@@ -102,9 +102,11 @@ class Sampler:
         if count is None:
             return Picked(token, depth, gate)
         shifted = logits.astype(np.float64) - float(logits.max())
-        told = shifted - np.log(np.exp(shifted).sum())
-        top = np.argsort(-told, kind="stable")[:count]
-        return Picked(token, depth, gate, float(told[token]), tuple((int(one), float(told[one])) for one in top))
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        top = np.argsort(-logprobs, kind="stable")[:count]
+        return Picked(
+            token, depth, gate, float(logprobs[token]), tuple((int(likely), float(logprobs[likely])) for likely in top)
+        )
 
     def _changed(self, logits: Float, history: Sequence[int]) -> Float:
         """The logits after penalties, bias, the least length and the grammar."""

@@ -106,9 +106,9 @@ def _not_plain(shown: str, name: str) -> BadInputError:
 
 
 def _holder(folder: Path, shown: str) -> Path:
-    found = [path.parent for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise BadInputError(f"{shown}: holds {len(found)} bundles; unpack it and pull the folder that you want")
+    folders = [path.parent for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    if len(folders) == 1:
+        return folders[0]
+    if folders:
+        raise BadInputError(f"{shown}: holds {len(folders)} bundles; unpack it and pull the folder that you want")
     raise BadInputError(f"{shown}: holds no {FILE} at its top or in its folder, so it is not a bundle's archive")

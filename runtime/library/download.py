@@ -47,10 +47,10 @@ def download(address: str, partial: Path, sha256: str, progress: Progress | None
     finally:
         if partial.exists() and not partial.stat().st_size:
             partial.unlink()
-    if (found := transfer.digest.hexdigest()) != sha256:
+    if (digest := transfer.digest.hexdigest()) != sha256:
         partial.unlink(missing_ok=True)
         raise BadInputError(
-            f"{shown(address)}: its SHA-256 is {found}, not the {sha256} asked for; nothing was installed"
+            f"{shown(address)}: its SHA-256 is {digest}, not the {sha256} asked for; nothing was installed"
         )
 
 
@@ -128,10 +128,10 @@ class _Transfer:
     def _take(self, answer: Any) -> None:
         whole = 0
         if answer.status == 206:
-            found = _RANGE.match(answer.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != self.held:
+            span = _RANGE.match(answer.headers.get("Content-Range", ""))
+            if span is None or int(span[1]) != self.held:
                 return self._restart()  # and ask for all of it
-            whole = int(found[2] or 0)
+            whole = int(span[2] or 0)
         else:
             self._restart()
         total = whole or (self.held + answer.length if answer.length else 0)
@@ -168,12 +168,12 @@ class _Transfer:
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
         """What an answer that is not the file means."""
-        told = f"{shown(self.address)}: the server answered {error.code} {error.reason}"
+        message = f"{shown(self.address)}: the server answered {error.code} {error.reason}"
         if error.code == 416 and self.held:  # the file is no longer than what is held, which is not it
             return self._restart()
         if error.code in (429, 500, 502, 503, 504):
-            raise RRTEdgeError(f"{told}; pull again later, what came so far is kept") from error
-        raise BadInputError(f"{told}; check the address") from error
+            raise RRTEdgeError(f"{message}; pull again later, what came so far is kept") from error
+        raise BadInputError(f"{message}; check the address") from error
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

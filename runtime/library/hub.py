@@ -28,13 +28,13 @@ def snapshot(
         RRTEdgeError: the hub was not reached.
     """
     folder = downloads / f"hub--{repository.replace('/', '--')}"
-    found = _commit(repository, revision)
-    if isinstance(found, Path):
-        yield found, False
+    commit = _commit(repository, revision)
+    if isinstance(commit, Path):
+        yield commit, False
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _download(repository, found, folder, progress)
+        _download(repository, commit, folder, progress)
         yield folder, True
     except BadInputError:
         shutil.rmtree(folder, ignore_errors=True)  # the same would come again
@@ -71,8 +71,8 @@ def _download(repository: str, commit: str, folder: Path, progress: Progress | N
         get(FILE, _bars(None, 0, 0))
         files = Manifest.read(folder).files
         total, done = sum(file.bytes for file in files.values()), 0
-        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        check_room(folder, total - held)
+        bytes_here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        check_room(folder, total - bytes_here)
         for name, file in files.items():
             get(name, _bars(progress, done, total))
             done += file.bytes

@@ -91,8 +91,8 @@ def fetched(source: Source, downloads: Path, progress: Progress | None) -> Itera
     elif source.kind == "repository":
         from rrt_edge.runtime.library.hub import snapshot
 
-        with snapshot(source.text, source.revision, downloads, progress) as found:
-            yield found
+        with snapshot(source.text, source.revision, downloads, progress) as fetched_folder:
+            yield fetched_folder
     else:
         with _unpacked(source, downloads, progress) as folder:
             yield folder, True
@@ -110,8 +110,8 @@ def _unpacked(source: Source, downloads: Path, progress: Progress | None) -> Ite
         assert source.sha256 is not None
         archive = downloads / f"{source.sha256}.partial"
         download(source.text, archive, source.sha256, progress)
-    elif source.sha256 is not None and (found := sha256_of(archive)) != source.sha256:
-        raise BadInputError(f"{archive}: its SHA-256 is {found}, not the one asked for; nothing was installed")
+    elif source.sha256 is not None and (digest := sha256_of(archive)) != source.sha256:
+        raise BadInputError(f"{archive}: its SHA-256 is {digest}, not the one asked for; nothing was installed")
     try:
         with TemporaryDirectory(prefix="unpacked-", dir=downloads) as folder:
             yield unpack(archive, Path(folder), source.text, progress)

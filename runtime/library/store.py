@@ -44,12 +44,12 @@ class Installed:
 
     def facts(self) -> dict[str, Any]:
         """What `rrt-edge list --json` says of it."""
-        found: dict[str, Any] = {"name": self.name, "folder": str(self.folder), "bytes": self.bytes}
+        facts: dict[str, Any] = {"name": self.name, "folder": str(self.folder), "bytes": self.bytes}
         if self.manifest is not None:
             shape, gate = self.manifest.architecture, self.manifest.gate
-            found |= {"family": shape.family, "loops": shape.loops, "bits": self.manifest.quantization.bits}
-            found |= {"kv_rule": self.manifest.kv_rule, "gate_trained": gate.trained, "threshold": gate.threshold}
-        return {**found, "problem": self.problem}
+            facts |= {"family": shape.family, "loops": shape.loops, "bits": self.manifest.quantization.bits}
+            facts |= {"kv_rule": self.manifest.kv_rule, "gate_trained": gate.trained, "threshold": gate.threshold}
+        return {**facts, "problem": self.problem}
 
 
 def installed_names() -> list[str]:
@@ -67,14 +67,14 @@ def installed() -> list[Installed]:
 
 def look_at(folder: Path) -> Installed:
     """What the manifest of a bundle folder says, and what the folder lacks of it."""
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    bytes_here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest = None
     try:
         manifest = Manifest.read(folder)
         manifest.check_sizes(folder)
     except BundleError as error:
-        return Installed(folder.name, folder, held, manifest, str(error).partition("; ")[0])  # without its remedy
-    return Installed(folder.name, folder, held, manifest)
+        return Installed(folder.name, folder, bytes_here, manifest, str(error).partition("; ")[0])  # without its remedy
+    return Installed(folder.name, folder, bytes_here, manifest)
 
 
 def find_bundle(text: str | Path) -> Path:
@@ -107,7 +107,7 @@ def _near(name: str) -> str:
     if not names:
         return "make one with rrt-edge export, or get one with rrt-edge pull"
     by_lower = {known.lower(): known for known in names}
-    close = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, _SHOWN, 0.5)]
+    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, _SHOWN, 0.5)]
     if close:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -180,14 +180,14 @@ def pull(
         BadInputError: the source, the name or an option is wrong, the hash differs, or what came is not a bundle.
         RRTEdgeError: the connection or the disk failed.
     """
-    asked = parse_source(source, sha256, revision)
-    out = _place(name or asked.name)
+    parsed = parse_source(source, sha256, revision)
+    out = _place(name or parsed.name)
     if out.is_symlink():
         raise BadInputError(f"{out.name}: is a link in {out.parent}; remove it first: rrt-edge rm {out.name}")
     if out.exists() and not force:
         raise BadInputError(f"{out.name}: installed already; choose another --name, or replace it with --force")
     try:
-        with fetched(asked, downloads_folder(), progress) as (folder, ours):
+        with fetched(parsed, downloads_folder(), progress) as (folder, ours):
             _install(folder, out, ours, source, progress)
     except OSError as error:
         raise RRTEdgeError(f"{error.filename or home()}: {error.strerror or error}; nothing was installed") from error

@@ -231,7 +231,7 @@ def _batch(model: Model, case: Case, settings: Settings, prompts: Sequence[list[
 
     def gained(field: str) -> float:
         def total(stats: list[Stats]) -> float:
-            return sum(float(getattr(one, field)) * one.generated_tokens for one in stats)
+            return sum(float(getattr(reply, field)) * reply.generated_tokens for reply in stats)
 
         return (total(after) - total(before)) / tokens
 

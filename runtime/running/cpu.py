@@ -163,7 +163,7 @@ class Graph:
         left = [len(states_left) for states_left in lefts]
         counts = [len(part.rows) for part in chosen]
         depths = [part.depth for part in chosen]
-        held = [part.cache.held(part.depth) for part in chosen]
+        valid = [part.cache.held(part.depth) for part in chosen]
         starts = [part.position for part in chosen]
         positions = [np.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
         for start, before, count in zip(starts, left, counts, strict=True):
@@ -180,7 +180,7 @@ class Graph:
             "logit_rows": _NO_SLOTS,
             "slot_rows": self._padded(counts),
             "row_threshold": thresholds,
-            **self._past_lengths(held),
+            **self._past_lengths(valid),
             **self._left(np.concatenate(lefts), self._padded(left)),
             **self._constant,
         }
@@ -208,9 +208,9 @@ class Graph:
         padded[: len(counts)] = counts
         return padded
 
-    def _past_lengths(self, held: Sequence[Sequence[int]]) -> dict[str, Int]:
+    def _past_lengths(self, valid: Sequence[Sequence[int]]) -> dict[str, Int]:
         """Valid rows of each past, for each KV group."""
-        groups = enumerate(zip(*held, strict=True))
+        groups = enumerate(zip(*valid, strict=True))
         return {past_length(group).name: self._padded(lengths)[None] for group, lengths in groups}
 
     def _buffers(self, cache: KVCache, depth: int) -> list[Planes]:

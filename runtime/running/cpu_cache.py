@@ -53,15 +53,15 @@ class _Buffer:
         """Whether it holds what the row behind the first `length` sees."""
         return not self.first or (self.window is not None and length - self.first >= self.window - 1)
 
-    def with_room(self, held: int, rows: int, budget: KVBudget) -> _Buffer:
-        """One with room for `rows` more than `held`: itself, where it need not grow and is nobody else's."""
-        first, room = self.first, held - self.first
+    def with_room(self, length: int, rows: int, budget: KVBudget) -> _Buffer:
+        """One with room for `rows` more than `length`: itself, where it need not grow and is nobody else's."""
+        first, room = self.first, length - self.first
         room = max(room + rows, room + room // SHARE)
         if self.window is not None:
             keep = self.window - 1 + SPARE
-            first, room = max(first, held - keep), min(room, keep + max(rows, STEP))
+            first, room = max(first, length - keep), min(room, keep + max(rows, STEP))
         room = -(-room // STEP) * STEP
-        old, new = slice(first - self.first, held - self.first), slice(0, held - first)
+        old, new = slice(first - self.first, length - self.first), slice(0, length - first)
         if not self.shared and room <= self.planes[0].shape[3]:
             for plane in self.planes:
                 plane[:, :, :, new] = plane[:, :, :, old]
@@ -125,7 +125,7 @@ class KVCache:
     @property
     def lengths(self) -> list[int]:
         """Rows that have run each depth."""
-        return [len(held) for held in self.positions]
+        return [len(positions) for positions in self.positions]
 
     def buffers(self, depth: int, group: int = 0) -> Planes:
         """The planes [layers, 1, KV, room, width] of a KV group at a depth; other arrays after it has grown."""
@@ -174,8 +174,8 @@ class KVCache:
         """Add rows of each KV group's layers."""
         if self._closed:
             raise closed()
-        held, count = self.positions[depth - 1], groups[0][0].shape[2]
-        start, stop = len(held), len(held) + count
+        positions, count = self.positions[depth - 1], groups[0][0].shape[2]
+        start, stop = len(positions), len(positions) + count
         for group, rows in enumerate(groups):
             buffer = self._buffers[depth - 1][group]
             if not buffer.takes(start, stop):
@@ -183,18 +183,18 @@ class KVCache:
             for plane, new in zip(buffer.planes, rows, strict=True):
                 plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
-        held.extend(range(position, position + count))
+        positions.extend(range(position, position + count))
 
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""
         pairs = zip(self.positions, self._buffers, strict=True)
-        return all(buffer.reaches(bisect_left(held, length)) for held, buffers in pairs for buffer in buffers)
+        return all(buffer.reaches(bisect_left(positions, length)) for positions, buffers in pairs for buffer in buffers)
 
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind."""
-        for held, buffers in zip(self.positions, self._buffers, strict=True):
-            del held[bisect_left(held, length) :]
-            if not held:
+        for positions, buffers in zip(self.positions, self._buffers, strict=True):
+            del positions[bisect_left(positions, length) :]
+            if not positions:
                 for group, buffer in enumerate(buffers):
                     if buffer.first:
                         buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
@@ -210,7 +210,7 @@ class KVCache:
     def fork(self) -> KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = KVCache.__new__(KVCache)
-        other.positions = [list(held) for held in self.positions]
+        other.positions = [list(positions) for positions in self.positions]
         other._layers, other.budget, other._closed = self._layers, self.budget, self._closed
         other._closing = self._closing
         other._closing.add(other)

@@ -65,17 +65,17 @@ def score_bundle(runner: AnyRunner, examples: Iterable[Example]) -> Scores:
     parts = []
     for number, example in enumerate(examples):
         cache, ids = runner.new_cache(), np.asarray(example.ids, np.int64)
-        asked = np.flatnonzero(np.asarray(example.scored, np.bool_)[1:])  # rows that predict a scored token
+        predicting = np.flatnonzero(np.asarray(example.scored, np.bool_)[1:])  # rows that predict a scored token
         for start in range(0, len(ids) - 1, CHUNK):
             rows: NDArray[np.int64] | Hidden = ids[start : min(start + CHUNK, len(ids) - 1)]
-            wanted = asked[(asked >= start) & (asked < start + len(rows))]
+            chosen = predicting[(predicting >= start) & (predicting < start + len(rows))]
             logits, gates = [], []
             for depth in range(1, loops + 1):
-                call = Call(rows, start, depth, depth, logit_rows=(wanted - start).tolist())
+                call = Call(rows, start, depth, depth, logit_rows=(chosen - start).tolist())
                 done = runner.run(binding, cache, call)
                 rows = done.hidden
                 logits.append(done.logits)
-                gates.append(done.gate[wanted - start])
-            if len(wanted):
-                parts.append(scores_of(logits, np.stack(gates), ids[wanted + 1], number))
+                gates.append(done.gate[chosen - start])
+            if len(chosen):
+                parts.append(scores_of(logits, np.stack(gates), ids[chosen + 1], number))
     return joined(parts)

@@ -50,8 +50,8 @@ def calibrate(
         if binomial_tail(failures, scores.tokens, 1 - agreement) > 1 - confidence:
             break
         chosen = point.threshold
-    found = scores.at_depth(scores.depths) if chosen is None else scores.at_threshold(chosen)
-    return Calibrated(chosen, agreement, confidence, found.agreement, found.mean_depth, scores.tokens)
+    score = scores.at_depth(scores.depths) if chosen is None else scores.at_threshold(chosen)
+    return Calibrated(chosen, agreement, confidence, score.agreement, score.mean_depth, scores.tokens)
 
 
 def binomial_tail(successes: int, trials: int, share: float) -> float:
@@ -78,7 +78,7 @@ def depth_seconds(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) ->
             started = time.perf_counter()
             decoder.step(prompt[-1], ExitPolicy(depth=depth))
             times[depth - 1].append(time.perf_counter() - started)
-    return [statistics.median(one) for one in times]
+    return [statistics.median(seconds) for seconds in times]
 
 
 def speed_up(scores: Scores, threshold: float | None, seconds: Sequence[float]) -> float:

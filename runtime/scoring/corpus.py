@@ -25,17 +25,17 @@ def chat_ids(
     Each turn is rendered and tokenized as it is when chatting: the prompt up to the assistant's turn first, then the
     answer. `render(messages, add_generation_prompt)`; `encode` adds no special tokens.
     """
-    found: list[int] = []
+    chat: list[int] = []
     said: list[bool] = []
     rendered = ""
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             for text, own in ((render(messages[:index], True), False), (render(messages[: index + 1], False), True)):
                 ids = encode(text.removeprefix(rendered))
-                found += ids
+                chat += ids
                 said += [own] * len(ids)
                 rendered = text
-    return found, said
+    return chat, said
 
 
 def check_kind(path: Path) -> None:

@@ -97,14 +97,14 @@ class Scores:
 
     def reliability(self) -> Reliability:
         """Of the gates of all depths but the last."""
-        given, true = self.gate[:-1].ravel(), self.agrees[:-1].ravel()
-        index = np.minimum((given * Reliability.BINS).astype(int), Reliability.BINS - 1)
+        gates, true = self.gate[:-1].ravel(), self.agrees[:-1].ravel()
+        index = np.minimum((gates * Reliability.BINS).astype(int), Reliability.BINS - 1)
         bins = [
-            (float(given[index == one].mean()), float(true[index == one].mean()), int((index == one).sum()))
-            for one in range(Reliability.BINS)
-            if (index == one).any()
+            (float(gates[index == number].mean()), float(true[index == number].mean()), int((index == number).sum()))
+            for number in range(Reliability.BINS)
+            if (index == number).any()
         ]
-        error = sum(abs(mean - share) * count for mean, share, count in bins) / max(1, len(given))
+        error = sum(abs(mean - share) * count for mean, share, count in bins) / max(1, len(gates))
         return Reliability(error, tuple(bins))
 
 
@@ -124,9 +124,9 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 def scores_of(logits: Sequence[Float], gate: Float, targets: NDArray[np.int64], text: int) -> Scores:
     """From each depth's logits [N, V], gates [K, N] and the tokens [N] of one text."""
-    top = np.stack([one.argmax(axis=-1) for one in logits])
+    top = np.stack([depth_logits.argmax(axis=-1) for depth_logits in logits])
     rows = np.arange(len(targets))
-    nll = np.stack([-log_softmax(one)[rows, targets] for one in logits]).astype(np.float32)
+    nll = np.stack([-log_softmax(depth_logits)[rows, targets] for depth_logits in logits]).astype(np.float32)
     return Scores(top == targets, top == top[-1], nll, gate.astype(np.float32), np.full(len(targets), text))
 
 
@@ -145,8 +145,8 @@ def curve(scores: Scores) -> list[Point]:
     thresholds = [1.0, *sorted({float(np.float32(value)) for value in values} - {1.0}, reverse=True)]
     points = []
     for threshold in thresholds:
-        found = scores.at_threshold(threshold)
-        points.append(Point(threshold, found.agreement, found.mean_depth))
+        score = scores.at_threshold(threshold)
+        points.append(Point(threshold, score.agreement, score.mean_depth))
     return points
 
 

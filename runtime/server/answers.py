@@ -39,13 +39,13 @@ class Answers:
     def whole(self, generations: Sequence[Generation], usage: dict[str, Any]) -> dict[str, Any]:
         """All choices at once."""
         choices = []
-        for index, one in enumerate(generations):
-            choice: dict[str, Any] = {"index": index, "finish_reason": one.finish_reason, "logprobs": None}
+        for index, reply in enumerate(generations):
+            choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": None}
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": one.text, "refusal": None}
+                choice["message"] = {"role": "assistant", "content": reply.text, "refusal": None}
             else:
-                choice["text"] = one.text
-            choices.append(self._with_extras(choice, one.tokens))
+                choice["text"] = reply.text
+            choices.append(self._with_extras(choice, reply.tokens))
         head = self._head(chunk=False)
         return {**head, "choices": choices, "usage": usage, "rrt_edge": statistics(generations)}
 
@@ -58,27 +58,29 @@ class Answers:
         if self.logprobs:
             choice["logprobs"] = self._chat_logprobs(tokens) if self.chat else self._text_logprobs(tokens)
         if self.return_depths:
-            told = [{"id": one.id, "text": one.text, "depth": one.depth, "gate": one.gate} for one in tokens]
-            choice["rrt_edge"] = {"tokens": told}
+            payload = [
+                {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate} for token in tokens
+            ]
+            choice["rrt_edge"] = {"tokens": payload}
         return choice
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        def told(token: int, logprob: float | None) -> dict[str, Any]:
-            text = self._text(token)
+        def entry(id: int, logprob: float | None) -> dict[str, Any]:
+            text = self._text(id)
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         content = [
-            {**told(one.id, one.logprob), "top_logprobs": [told(*other) for other in one.top_logprobs]}
-            for one in tokens
+            {**entry(token.id, token.logprob), "top_logprobs": [entry(*other) for other in token.top_logprobs]}
+            for token in tokens
         ]
         return {"content": content, "refusal": None}
 
     def _text_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        texts = [self._text(one.id) for one in tokens]
+        texts = [self._text(token.id) for token in tokens]
         return {
             "tokens": texts,
-            "token_logprobs": [one.logprob for one in tokens],
-            "top_logprobs": [{self._text(other): value for other, value in one.top_logprobs} for one in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._text(other): value for other, value in token.top_logprobs} for token in tokens],
             "text_offset": [sum(map(len, texts[:at])) for at in range(len(texts))],
         }
 
@@ -89,21 +91,21 @@ class Answers:
 
 def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -> dict[str, Any]:
     """Tokens of the prompts, counted once each, and of the replies."""
-    asked = sum(map(len, prompts))
-    said = sum(len(one.tokens) for one in generations)
-    return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+    prompt_tokens = sum(map(len, prompts))
+    said = sum(len(reply.tokens) for reply in generations)
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": said, "total_tokens": prompt_tokens + said}
 
 
 def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
     """What the replies cost together."""
-    tokens = sum(one.stats.generated_tokens for one in generations)
-    depths = sum(one.stats.mean_depth * one.stats.generated_tokens for one in generations)
-    rows = sum(one.stats.block_rows_per_token * one.stats.generated_tokens for one in generations)
-    speeds = [one.stats.decode_tokens_per_second for one in generations]
+    tokens = sum(reply.stats.generated_tokens for reply in generations)
+    depths = sum(reply.stats.mean_depth * reply.stats.generated_tokens for reply in generations)
+    rows = sum(reply.stats.block_rows_per_token * reply.stats.generated_tokens for reply in generations)
+    speeds = [reply.stats.decode_tokens_per_second for reply in generations]
     return {
         "mean_depth": round(depths / tokens, 4),
         "block_rows_per_token": round(rows / tokens, 4),
         "tokens_per_second": round(sum(speeds) / len(speeds), 2),
         "device": generations[0].stats.device,
-        "time_to_first_token_s": max(one.stats.time_to_first_token_s for one in generations),
+        "time_to_first_token_s": max(reply.stats.time_to_first_token_s for reply in generations),
     }

@@ -90,10 +90,10 @@ def create_app(model: Model, options: ServerOptions, defaults: Sampling | None =
         BadInputError: an option does not go with the bundle.
     """
     model.policy(options.exit_policy)
-    return _Server(model, options, defaults or Sampling()).app
+    return _Application(model, options, defaults or Sampling()).app
 
 
-class _Server:
+class _Application:
     def __init__(self, model: Model, options: ServerOptions, defaults: Sampling) -> None:
         self.model, self.options = model, options
         self.defaults = replace(defaults, max_tokens=min(options.most_tokens, model.context))
@@ -137,8 +137,8 @@ class _Server:
             except ApiError as error:
                 response = JSONResponse(error.body, error.status, error.headers)
             except RRTEdgeError as error:
-                told = api_error(error)
-                response = JSONResponse(told.body, told.status)
+                failure = api_error(error)
+                response = JSONResponse(failure.body, failure.status)
             except Busy:
                 busy = self._busy()
                 response = JSONResponse(busy.body, busy.status, busy.headers)
@@ -162,8 +162,8 @@ class _Server:
         """Says when to come again: a second for each round of the engine's slots that waits."""
         slots = self.model.runner.slots
         seconds = 1 + len(self.engine.waiting) // slots
-        told = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
-        return ApiError(429, told, code="queue_full", headers={"Retry-After": str(seconds)})
+        message = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
+        return ApiError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -195,13 +195,13 @@ class _Server:
             "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
             "kv_rule": self.engine.kv_rule.name,
         }
-        told = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
-        return {**told, "rrt_edge": ours}
+        payload = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
+        return {**payload, "rrt_edge": ours}
 
     def _check_model(self, name: Any) -> None:
         if name is not None and name != self.options.name:
-            told = f"model {name!r}: not served here; this server has {self.options.name!r}"
-            raise ApiError(404, told, "model", "model_not_found")
+            message = f"model {name!r}: not served here; this server has {self.options.name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
 
     async def chat(self, request: Request) -> Response:
         return await self._complete(request, read_chat)

@@ -87,12 +87,12 @@ class Completing:
 
     async def _tokens(self) -> AsyncGenerator[tuple[int, Token], None]:
         """The tokens of all choices as they come, with the number of their choice."""
-        found: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._forward(index, found)) for index in range(len(self.tickets))]
+        arrivals: asyncio.Queue[tuple[int, Token] | BaseException | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._forward(index, arrivals)) for index in range(len(self.tickets))]
         try:
             left = len(tasks)
             while left:
-                item = await found.get()
+                item = await arrivals.get()
                 if item is None:
                     left -= 1
                 elif isinstance(item, BaseException):
@@ -104,7 +104,7 @@ class Completing:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _forward(self, index: int, found: asyncio.Queue[tuple[int, Token] | BaseException | None]) -> None:
+    async def _forward(self, index: int, arrivals: asyncio.Queue[tuple[int, Token] | BaseException | None]) -> None:
         ticket, before, first = self.tickets[index], self.started, True
         try:
             async with aclosing(self.worker.tokens(ticket)) as tokens:
@@ -112,12 +112,12 @@ class Completing:
                     now = time.perf_counter()
                     self.metrics.token(token, now - before, first)
                     before, first = now, False
-                    found.put_nowait((index, token))
+                    arrivals.put_nowait((index, token))
             if not first:
                 self.metrics.ended(ticket.request.generation.stats, time.perf_counter() - self.started)
-            found.put_nowait(None)
+            arrivals.put_nowait(None)
         except RRTEdgeError as error:
-            found.put_nowait(error)
+            arrivals.put_nowait(error)
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -81,7 +81,9 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | No
 def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/completions; errors as `read_chat`."""
     fields = _checked(body)
-    prompts = tuple(model.encode(one) if isinstance(one, str) else one for one in _prompts(fields.get("prompt")))
+    prompts = tuple(
+        model.encode(prompt) if isinstance(prompt, str) else prompt for prompt in _prompts(fields.get("prompt"))
+    )
     logprobs = _whole(fields, "logprobs", 0, Sampling.MOST_LOGPROBS)
     most = fields.get("max_tokens", 16)  # as OpenAI's API has it
     return _ask(fields, model, prompts, most, logprobs, defaults, exit_policy, most_tokens)
@@ -97,9 +99,9 @@ def _ask(
     exit_policy: str | None,
     most_tokens: int,
 ) -> Ask:
-    given = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
-    if given.get("n", 1) not in range(1, MOST_CHOICES + 1):
-        raise ApiError(400, f"n {given['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
+    values = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
+    if values.get("n", 1) not in range(1, MOST_CHOICES + 1):
+        raise ApiError(400, f"n {values['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ApiError(400, f"max_tokens {most!r}: must be a whole number, 1 or more", "max_tokens")
     kept = {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
@@ -107,7 +109,7 @@ def _ask(
         sampling = Sampling(
             **{
                 **kept,
-                **given,
+                **values,
                 "max_tokens": min(most_tokens, most_tokens if most is None else most),
                 "stop": _stops(fields.get("stop")),
                 "stop_ids": tuple(fields.get("stop_token_ids") or ()),
@@ -144,14 +146,14 @@ def _checked(body: Any) -> dict[str, Any]:
 def _messages(messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: must be a list of messages, one at least", "messages")
-    found = []
+    checked = []
     for at, message in enumerate(messages):
         where = f"messages[{at}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ApiError(400, f"{where}: must be an object with a role and a content", where)
         role = "system" if message["role"] == "developer" else message["role"]
-        found.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
-    return found
+        checked.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
+    return checked
 
 
 def _content(content: Any, where: str) -> str:
@@ -170,11 +172,11 @@ def _content(content: Any, where: str) -> str:
 
 def _prompts(prompt: Any) -> Sequence[str | list[int]]:
     def is_ids(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+        return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
     if isinstance(prompt, str) or (prompt and is_ids(prompt)):
         return [prompt]
-    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or is_ids(one) for one in prompt):
+    if isinstance(prompt, list) and prompt and all(isinstance(item, str) or is_ids(item) for item in prompt):
         if len(prompt) > MOST_CHOICES:
             raise ApiError(400, f"prompt: {len(prompt)} prompts; {MOST_CHOICES} at most", "prompt")
         return prompt
@@ -185,7 +187,11 @@ def _stops(stop: Any) -> tuple[str, ...]:
     if stop is None:
         return ()
     stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(one, str) and one for one in stops):
+    if (
+        not isinstance(stops, list)
+        or len(stops) > MOST_STOPS
+        or not all(isinstance(text, str) and text for text in stops)
+    ):
         raise ApiError(400, f"stop: must be a text that is not empty, or a list of up to {MOST_STOPS}", "stop")
     return tuple(stops)
 
@@ -201,24 +207,24 @@ def _bias(bias: Any) -> dict[int, float]:
 
 def _grammar(fields: dict[str, Any]) -> Grammar | None:
     """What the reply must be: response_format, or `regex` and `grammar`, which are our own."""
-    asked = fields.get("response_format")
-    found = [Grammar.regex(fields["regex"])] if _text(fields, "regex") else []
-    found += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") else []
-    if asked is not None:
-        kind = asked.get("type") if isinstance(asked, dict) else None
+    response_format = fields.get("response_format")
+    grammars = [Grammar.regex(fields["regex"])] if _text(fields, "regex") else []
+    grammars += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") else []
+    if response_format is not None:
+        kind = response_format.get("type") if isinstance(response_format, dict) else None
         if kind == "json_object":
-            found.append(Grammar.json_schema({"type": "object"}))
+            grammars.append(Grammar.json_schema({"type": "object"}))
         elif kind == "json_schema":
-            given = asked.get("json_schema")
-            if not isinstance(given, dict) or not isinstance(given.get("schema"), dict):
+            schema = response_format.get("json_schema")
+            if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
                 where = "response_format.json_schema.schema"
                 raise ApiError(400, f"{where}: must be a JSON schema", where)
-            found.append(Grammar.json_schema(given["schema"]))
+            grammars.append(Grammar.json_schema(schema["schema"]))
         elif kind != "text":
             raise ApiError(400, "response_format.type: must be text, json_object or json_schema", "response_format")
-    if len(found) > 1:
+    if len(grammars) > 1:
         raise ApiError(400, "response_format, regex and grammar: give one of them", "response_format")
-    return found[0] if found else None
+    return grammars[0] if grammars else None
 
 
 def _flag(fields: Mapping[str, Any], name: str) -> bool:

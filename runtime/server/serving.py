@@ -50,7 +50,7 @@ def run(
     """
     app = create_app(model, options, defaults)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", server_header=False)
-    server = _Server(config, ready, ending)
+    server = _AnnouncingServer(config, ready, ending)
     # uvicorn raises the signal again when it has shut down in order: by then it has been heeded.
     before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -60,7 +60,9 @@ def run(
             signal.signal(kind, handler)
 
 
-class _Server(uvicorn.Server):
+class _AnnouncingServer(uvicorn.Server):
+    """Says when it is ready, and when it ends because it was told to."""
+
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready, self._ending = ready, ending

@@ -76,12 +76,12 @@ class Worker:
         """
         try:
             while True:
-                found = await ticket.queue.get()
-                if isinstance(found, RRTEdgeError):
-                    raise found
-                if found is None:
+                item = await ticket.queue.get()
+                if isinstance(item, RRTEdgeError):
+                    raise item
+                if item is None:
                     return
-                yield found
+                yield item
         finally:
             self.cancel(ticket)
 
@@ -125,16 +125,16 @@ class Worker:
         for request, token in tokens:
             self._deliver(request, token)
         with self._wake:
-            asked = [ticket.request for ticket in self._tickets.values()]
-        for request in asked:
+            requests = [ticket.request for ticket in self._tickets.values()]
+        for request in requests:
             lost = failed is not None and request not in self.engine.waiting and request not in self.engine.running
             if request.finish_reason or lost:
                 self._end(request, request.error or (failed if lost else None))
 
-    def _deliver(self, request: Request, found: Token | RRTEdgeError | None) -> None:
+    def _deliver(self, request: Request, item: Token | RRTEdgeError | None) -> None:
         ticket = self._tickets.get(request.number)
         if ticket is not None:
-            ticket.loop.call_soon_threadsafe(ticket.queue.put_nowait, found)
+            ticket.loop.call_soon_threadsafe(ticket.queue.put_nowait, item)
 
     def _end(self, request: Request, error: RRTEdgeError | None) -> None:
         self._deliver(request, error)

@@ -10,9 +10,9 @@ HOME = "RRT_EDGE_HOME"
 
 def home() -> Path:
     """The folder of all that is kept for this user: RRT_EDGE_HOME, or rrt-edge's place among the user's data."""
-    given = os.environ.get(HOME)
-    if given:
-        return Path(given).expanduser().absolute()
+    folder = os.environ.get(HOME)
+    if folder:
+        return Path(folder).expanduser().absolute()
     from platformdirs import user_data_path
 
     return user_data_path("rrt-edge")

@@ -21,7 +21,7 @@ TOLERANCE = 0.02  # of the largest number
 
 
 def rows_at_once(
-    session: InferenceSession, device: OpenDevice, shape: Architecture, dtype: type[np.generic], wanted: Attention
+    session: InferenceSession, device: OpenDevice, shape: Architecture, dtype: type[np.generic], attention: Attention
 ) -> int:
     """Rows that one call may bring so that attention is right: 128, 31, or 0.
 
@@ -30,7 +30,7 @@ def rows_at_once(
     """
     right = 0
     for rows in (1, FEW, MANY):
-        if not _is_right(session, device, shape, dtype, wanted, rows):
+        if not _is_right(session, device, shape, dtype, attention, rows):
             break
         right = rows
     return right if right >= FEW else 0
@@ -41,14 +41,14 @@ def _is_right(
     device: OpenDevice,
     shape: Architecture,
     dtype: type[np.generic],
-    wanted: Attention,
+    attention: Attention,
     rows: int,
 ) -> bool:
     rng = np.random.default_rng(rows)
     heads, kv_heads, size = shape.attention_heads, shape.key_value_heads, shape.head_dim
 
-    largest = max(1.0, (wanted.softcap or 0) / 4)  # of scores: where a cap would show
-    spread = (largest / (wanted.scale * size**0.5)) ** 0.5
+    largest = max(1.0, (attention.softcap or 0) / 4)  # of scores: where a cap would show
+    spread = (largest / (attention.scale * size**0.5)) ** 0.5
 
     def random(*sizes: int) -> NDArray[Any]:
         numbers: NDArray[Any] = (rng.standard_normal(sizes, np.float32) * spread).astype(dtype)
@@ -57,9 +57,9 @@ def _is_right(
     queries = random(heads, rows, size)
     keys, values = (random(kv_heads, PAST + rows, size) for _ in range(2))
     with device.working():
-        found = _found(session, device, dtype, queries, keys, values).reshape(rows, heads, size)
-    expected = _attention(wanted, *(one.astype(np.float32) for one in (queries, keys, values)))
-    return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
+        mixed = _found(session, device, dtype, queries, keys, values).reshape(rows, heads, size)
+    expected = _attention(attention, *(array.astype(np.float32) for array in (queries, keys, values)))
+    return bool(np.abs(mixed - expected).max() <= TOLERANCE * np.abs(expected).max())
 
 
 def _found(
@@ -75,9 +75,9 @@ def _found(
     binding = session.io_binding()
     for name, rows_of in (("q", queries), ("k", keys[:, PAST:]), ("v", values[:, PAST:])):
         binding.bind_cpu_input(name, np.ascontiguousarray(rows_of.transpose(1, 0, 2)).reshape(1, rows, -1))
-    for name, held in (("key", keys), ("value", values)):
+    for name, side in (("key", keys), ("value", values)):
         past = np.zeros((1, kv_heads, PAST + rows, size), dtype)
-        past[0, :, :PAST] = held[:, :PAST]
+        past[0, :, :PAST] = side[:, :PAST]
         plane = device.upload(past)
         binding.bind_ortvalue_input(f"past_{name}", plane)
         binding.bind_ortvalue_output(f"present_{name}", plane)
@@ -86,21 +86,21 @@ def _found(
     mixed = device.host((1, rows, heads * size), dtype)
     binding.bind_ortvalue_output("attended", mixed)
     device.run(session, binding)
-    found: Float = mixed.numpy()[0].astype(np.float32)
-    return found
+    result: Float = mixed.numpy()[0].astype(np.float32)
+    return result
 
 
-def _attention(wanted: Attention, queries: Float, keys: Float, values: Float) -> Float:
+def _attention(attention: Attention, queries: Float, keys: Float, values: Float) -> Float:
     """Causal grouped attention, [rows, H, D], of the last rows [H, rows, D] over keys and values [KV, P + rows, D]."""
     rows, length, group = queries.shape[1], keys.shape[1], len(queries) // len(keys)
     keys, values = np.repeat(keys, group, axis=0), np.repeat(values, group, axis=0)
-    scores = queries @ keys.transpose(0, 2, 1) * wanted.scale
-    if wanted.softcap is not None:
-        scores = wanted.softcap * np.tanh(scores / wanted.softcap)
+    scores = queries @ keys.transpose(0, 2, 1) * attention.scale
+    if attention.softcap is not None:
+        scores = attention.softcap * np.tanh(scores / attention.softcap)
     own, column = np.arange(length - rows, length)[:, None], np.arange(length)
     hidden = column > own
-    if wanted.window is not None:
-        hidden |= column <= own - wanted.window
+    if attention.window is not None:
+        hidden |= column <= own - attention.window
     scores = np.where(hidden, -np.inf, scores)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     mixed: Float = (shares / shares.sum(axis=-1, keepdims=True) @ values).transpose(1, 0, 2)

@@ -52,7 +52,7 @@ class DeviceCache:
     @property
     def lengths(self) -> list[int]:
         """Rows that have run each depth."""
-        return [len(held) for held in self.positions]
+        return [len(positions) for positions in self.positions]
 
     def room(self, depth: int) -> tuple[int, int]:
         """Rows that a depth holds, and rows its buffer is for."""
@@ -73,9 +73,9 @@ class DeviceCache:
 
     def add(self, depth: int, count: int, position: int) -> None:
         """The device has written so many rows, at positions from `position` on, behind those the depth had."""
-        held = self.positions[depth - 1]
-        held.extend(range(position, position + count))
-        self._buffers[depth - 1].used = len(held)
+        positions = self.positions[depth - 1]
+        positions.extend(range(position, position + count))
+        self._buffers[depth - 1].used = len(positions)
 
     def reaches(self, length: int) -> bool:
         """All rows are kept."""
@@ -83,16 +83,16 @@ class DeviceCache:
 
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind; with none left, their memory too."""
-        for index, held in enumerate(self.positions):
-            del held[bisect_left(held, length) :]
-            if not held:
+        for index, positions in enumerate(self.positions):
+            del positions[bisect_left(positions, length) :]
+            if not positions:
                 self._buffers[index] = Buffer([])
 
     def fork(self) -> DeviceCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
         other = DeviceCache.__new__(DeviceCache)
         other.graphs = self.graphs
-        other.positions = [list(held) for held in self.positions]
+        other.positions = [list(positions) for positions in self.positions]
         other._buffers = list(self._buffers)
         other.graphs.closing.add(other)
         for buffer in self._buffers:
@@ -112,13 +112,13 @@ class DeviceCache:
         count, planes = len(self.positions[depth - 1]), self._buffers[depth - 1].planes
         shape = self.graphs.architecture
         layers = shape.kv_groups[group]
-        found = []
+        sides = []
         for side in (0, 1):
             whole = np.zeros((len(layers), shape.key_value_heads, count, shape.head_dim), np.float32)
             for index, layer in enumerate(layers if planes else ()):
                 whole[index] = self.graphs.download(planes[2 * layer + side])[0, :, :count]
-            found.append(whole)
-        return 0, found if shape.kv_bits == 32 else quantized(found)
+            sides.append(whole)
+        return 0, sides if shape.kv_bits == 32 else quantized(sides)
 
     def restore(
         self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]

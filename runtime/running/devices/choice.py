@@ -43,22 +43,22 @@ def choose_device(bundle: Path, manifest: Manifest) -> str:
         log.info("device cpu: there is no other")
         return "cpu"
     if getattr(sys, "frozen", False) or not sys.executable:  # it would start the application itself
-        log.warning("device cpu: this program cannot try %s; name one", ", ".join(one.name for one in others))
+        log.warning("device cpu: this program cannot try %s; name one", ", ".join(device.name for device in others))
         return "cpu"
     key = _key(manifest, others)
     known = _read().get(key, {})
-    untried = [name for name in ("cpu", *(one.name for one in others)) if not _counts(known.get(name))]
+    untried = [name for name in ("cpu", *(device.name for device in others)) if not _counts(known.get(name))]
     if untried:
         log.warning("trying which device runs %s fastest: %s", bundle, ", ".join(untried))
         known = {**known, **{name: _measured(bundle, name) for name in untried}}
         _keep(key, known)
-    seconds = {name: float(found) for name, found in known.items() if isinstance(found, float)}
-    for name, found in known.items():
-        if isinstance(found, dict):
-            log.warning("device %s is left out: %s", name, found["problem"])
+    seconds = {name: float(result) for name, result in known.items() if isinstance(result, float)}
+    for name, result in known.items():
+        if isinstance(result, dict):
+            log.warning("device %s is left out: %s", name, result["problem"])
     chosen = min(seconds, key=lambda name: seconds[name], default="cpu")
-    told = ", ".join(f"{name} {found:.2f} s" for name, found in seconds.items())
-    log.info("device %s: the fastest in a trial (%s)", chosen, told or "none ended")
+    times = ", ".join(f"{name} {result:.2f} s" for name, result in seconds.items())
+    log.info("device %s: the fastest in a trial (%s)", chosen, times or "none ended")
     return chosen
 
 
@@ -70,12 +70,12 @@ def record_failure(manifest: Manifest, device: str, problem: str) -> None:
 
 def _hardware() -> list[Device]:
     """What `auto` may take beside the CPU."""
-    return [one for one in other_devices() if one.usable and not one.software]
+    return [device for device in other_devices() if device.usable and not device.software]
 
 
-def _counts(found: Any) -> bool:
+def _counts(result: Any) -> bool:
     """Whether what is known of a device still holds: a time does, a failure for a day."""
-    return isinstance(found, float) or (isinstance(found, dict) and time.time() - found["at"] < DAY)
+    return isinstance(result, float) or (isinstance(result, dict) and time.time() - result["at"] < DAY)
 
 
 def _failed(problem: str) -> dict[str, Any]:
@@ -84,9 +84,11 @@ def _failed(problem: str) -> dict[str, Any]:
 
 def _key(manifest: Manifest, devices: list[Device]) -> str:
     """A name for this machine, what it runs with, and the bundle."""
-    plugins = [plugin.replace("_", "-") for one in devices for plugin in PROVIDERS[one.name].plugins]
+    plugins = [plugin.replace("_", "-") for device in devices for plugin in PROVIDERS[device.name].plugins]
     facts = [manifest.fingerprint, onnxruntime.__version__, this_machine().processor]
-    facts += [f"{one.name} {one.hardware}" for one in devices] + [f"{name} {_version(name)}" for name in plugins]
+    facts += [f"{device.name} {device.hardware}" for device in devices] + [
+        f"{name} {_version(name)}" for name in plugins
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -99,17 +101,17 @@ def _version(package: str) -> str | None:
 
 def tried_devices() -> list[Device]:
     """`find_devices`, each tried with a small sum: what does not run it is not usable."""
-    found = []
+    devices = []
     for device in find_devices():
         problem = _trial(device.name).get("problem") if device.usable and device.name != "cpu" else None
-        found.append(device if problem is None else dataclasses.replace(device, usable=False, problem=str(problem)))
-    return found
+        devices.append(device if problem is None else dataclasses.replace(device, usable=False, problem=str(problem)))
+    return devices
 
 
 def _measured(bundle: Path, device: str) -> Any:
     """Seconds of a prompt and a reply, or the problem."""
-    told = _trial(device, str(bundle))
-    return _failed(str(told["problem"])) if "problem" in told else float(told["seconds"])
+    report = _trial(device, str(bundle))
+    return _failed(str(report["problem"])) if "problem" in report else float(report["seconds"])
 
 
 def _trial(*arguments: str) -> dict[str, Any]:
@@ -126,9 +128,9 @@ def _trial(*arguments: str) -> dict[str, Any]:
     except OSError as error:
         return {"problem": f"the trial could not be run ({error})"}
     try:
-        told = json.loads(ended.stdout.splitlines()[-1])
-        if "seconds" in told or "problem" in told:
-            return dict(told)
+        report = json.loads(ended.stdout.splitlines()[-1])
+        if "seconds" in report or "problem" in report:
+            return dict(report)
     except (IndexError, ValueError, TypeError):  # it said something else, or nothing
         pass
     last = (ended.stderr.strip().splitlines() or [""])[-1]
@@ -143,20 +145,20 @@ def _read() -> dict[str, dict[str, Any]]:
     """What is known of devices, by bundle and machine: seconds, or a problem and when it was."""
     try:
         kept = json.loads(_place().read_text("utf-8"))
-        return {key: sound for key, found in kept.items() if (sound := _sound(found))}
+        return {key: sound for key, results in kept.items() if (sound := _sound(results))}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
-def _sound(found: Any) -> dict[str, Any]:
+def _sound(results: Any) -> dict[str, Any]:
     """The entries that say something."""
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         return {}
     return {
-        name: one
-        for name, one in found.items()
-        if isinstance(one, float)
-        or (isinstance(one, dict) and isinstance(one.get("problem"), str) and isinstance(one.get("at"), float))
+        name: result
+        for name, result in results.items()
+        if isinstance(result, float)
+        or (isinstance(result, dict) and isinstance(result.get("problem"), str) and isinstance(result.get("at"), float))
     }
 
 

@@ -81,15 +81,15 @@ class OpenDevice:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `taken`
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        wanted = self._provider.execution_provider
+        provider = self._provider.execution_provider
         with self._noticing("cannot load the model", DeviceError):
             if self._ep_device is not None:
                 options.add_provider_for_devices([self._ep_device], dict(self._provider.options))
                 return onnxruntime.InferenceSession(model, options)
-            made = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([wanted, CPU])))
-            if made.get_providers()[0] != wanted:  # onnxruntime only warns and takes the CPU
+            made = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+            if made.get_providers()[0] != provider:  # onnxruntime only warns and takes the CPU
                 remedy = f"{self._provider.hardware}, or {self._provider.install}"
-                raise DeviceError(f"device {self.name}: {wanted} does not start; {remedy}")
+                raise DeviceError(f"device {self.name}: {provider} does not start; {remedy}")
             return made
 
     @staticmethod

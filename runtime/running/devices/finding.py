@@ -81,14 +81,14 @@ def ep_device(name: str) -> Any:
     """onnxruntime's handle of a plug-in's best device; None where the provider is onnxruntime's own."""
     provider = PROVIDERS[name]
     installed = [plugin for plugin in provider.plugins if importlib.util.find_spec(plugin) is not None]
-    found = _ep_devices(provider)  # somebody else in this process may have registered it
-    if not found:
+    devices = _ep_devices(provider)  # somebody else in this process may have registered it
+    if not devices:
         for plugin in installed:
             _register(name, importlib.import_module(plugin).get_library_path())
-        found = _ep_devices(provider)
-    if found:
+        devices = _ep_devices(provider)
+    if devices:
         hear_complaints()
-        return min(found, key=lambda one: _GPU_FIRST.index(one.device.type.name))
+        return min(devices, key=lambda device: _GPU_FIRST.index(device.device.type.name))
     if provider.execution_provider in onnxruntime.get_available_providers() and not installed:
         return None
     if installed:
@@ -97,7 +97,7 @@ def ep_device(name: str) -> Any:
 
 
 def _ep_devices(provider: Provider) -> list[Any]:
-    return [one for one in onnxruntime.get_ep_devices() if one.ep_name in provider.names]
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name in provider.names]
 
 
 @cache

@@ -82,11 +82,11 @@ class LoadedGraphs:
             DeviceError: not even few rows are.
         """
         most = []
-        for number, wanted in enumerate(self.archive.attentions):
+        for number, attention in enumerate(self.archive.attentions):
             session = self._session(f"attend.{number}")
-            most.append(rows_at_once(session, self.device, self.architecture, self.dtype, wanted))
+            most.append(rows_at_once(session, self.device, self.architecture, self.dtype, attention))
             if not most[-1]:
-                raise DeviceError(f"device {self.device.name}: its attention is wrong{wanted}; use the CPU")
+                raise DeviceError(f"device {self.device.name}: its attention is wrong{attention}; use the CPU")
         if min(most) < MANY:
             log.info("device %s: attention is right up to %d rows a call", self.device.name, min(most))
         return min(most)

@@ -188,20 +188,20 @@ class DeviceGraph:
         with self.device.working():
             wants_gate = any((part.thresholds < NEVER).any() for part in parts)
             if len(parts) == 1 or any(len(part.rows) > self.most_rows for part in parts) or not self._shares():
-                found = [self._through(binding, part, wants_gate) for part in parts]
+                results = [self._through(binding, part, wants_gate) for part in parts]
             else:
                 hidden, gates = self._call("step", binding, parts, wants_gate)
                 ends = np.cumsum([len(part.rows) for part in parts]).tolist()
                 spans = [(end - len(part.rows), end) for end, part in zip(ends, parts, strict=True)]
-                found = [(self._rows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
-            reached = [gate >= part.thresholds for (_, gate), part in zip(found, parts, strict=True)]
+                results = [(self._rows([Piece(hidden, *span)]), gates[slice(*span)]) for span in spans]
+            reached = [gate >= part.thresholds for (_, gate), part in zip(results, parts, strict=True)]
             logits = self._logits(
                 binding,
-                self._rows([piece for rows, _ in found for piece in rows.pieces]),
+                self._rows([piece for rows, _ in results for piece in rows.pieces]),
                 np.flatnonzero(np.concatenate(reached)),
             )
         answered = np.split(logits, np.cumsum([int(ones.sum()) for ones in reached])[:-1])
-        return [PartDone(rows, gate, own) for (rows, gate), own in zip(found, answered, strict=True)]
+        return [PartDone(rows, gate, own) for (rows, gate), own in zip(results, answered, strict=True)]
 
     def _shares(self) -> bool:
         """Whether the device has room for the graph that several sequences share; else they take turns."""
@@ -279,8 +279,8 @@ class DeviceGraph:
             session = self.graphs.session("join")
             made = self.device.empty((1, len(whole) + len(piece), self.architecture.hidden_size), self.graphs.dtype)
             binding = session.io_binding()
-            for number, one in ((1, whole), (2, piece)):
-                self._bind_rows(binding, number, one)
+            for number, part in ((1, whole), (2, piece)):
+                self._bind_rows(binding, number, part)
             binding.bind_ortvalue_output("joined", made)
             self.device.run(session, binding)
             whole = Piece(made, 0, len(whole) + len(piece))
@@ -295,18 +295,18 @@ class DeviceGraph:
             span = (0, rows.shape[1])
         binding.bind_cpu_input(f"rows.{number}", np.array(span, np.int64))
 
-    def _logits(self, binding: DeviceBinding, rows: DeviceRows, asked: Int) -> Float:
+    def _logits(self, binding: DeviceBinding, rows: DeviceRows, numbers: Int) -> Float:
         """Logits [R, V] of some of the rows, by their ascending numbers."""
-        found, before = [np.zeros((0, self.architecture.vocabulary), np.float32)], 0
+        parts, before = [np.zeros((0, self.architecture.vocabulary), np.float32)], 0
         for tensor, pieces in groupby(rows.pieces, key=lambda piece: piece.tensor):
-            held = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
-            own = held[asked[(asked >= before) & (asked < before + len(held))] - before]
-            before += len(held)
+            places = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+            own = places[numbers[(numbers >= before) & (numbers < before + len(places))] - before]
+            before += len(places)
             if len(own):
                 logits = self.device.host((len(own), self.architecture.vocabulary), np.float32)
                 binding.head.bind_ortvalue_input("hidden", tensor)
                 binding.head.bind_cpu_input("rows", own)
                 binding.head.bind_ortvalue_output("logits", logits)
                 self.device.run(self.graphs.session("head"), binding.head)
-                found.append(logits.numpy())
-        return np.concatenate(found)
+                parts.append(logits.numpy())
+        return np.concatenate(parts)

@@ -133,8 +133,10 @@ class Option:
         if value is None and self.optional:
             return
         parts = value if self.several and isinstance(value, tuple) else (value,)
-        if isinstance(value, tuple) != self.several or not all(self._allows(part) for part in parts):
-            raise BadInputError(f"{self.label} {value!r}: {self.allowed}")
+        wrong = [part for part in parts if not self._allows(part)]
+        if wrong or isinstance(value, tuple) != self.several:
+            shown = wrong[0] if wrong and self.choices else value
+            raise BadInputError(f"{self.label} {shown!r}: {self.allowed}")
 
     def _allows(self, value: Any) -> bool:
         about = self.about

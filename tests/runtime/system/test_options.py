@@ -63,7 +63,7 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is() -> None:
         ({"layers": 3}, "layers 3: choose from 1, 2, 4"),
         ({"packed": 1}, "packed 1: must be true or false"),
         ({"parts": ("red", "blue")}, "parts 'blue': choose from red, green"),
-        ({"ids": (1, -2)}, "ids -2: must be a tuple, each a whole number, 0 or more"),
+        ({"ids": (1, -2)}, "ids (1, -2): must be a tuple, each a whole number, 0 or more"),
         ({"ids": [1]}, "ids [1]: must be a tuple, each a whole number, 0 or more"),
         ({"folder": 3}, "folder 3: must be a path, or none"),
         ({"bias": {1: 1, 2: 2, 3: 3}}, "bias {1: 1, 2: 2, 3: 3}: must be of two tokens at most"),

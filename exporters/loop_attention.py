@@ -1,4 +1,14 @@
-"""Attention of the loop graph: every depth's past is a read-only input, new rows come out for the host to keep."""
+"""Attention of the loop graph: every depth's past is a read-only input, new rows come out for the host to keep.
+
+Shapes are written in these letters: B texts (one where several slots share the call), S rows that query, F rows that
+have left and give keys and values only, N = F + S rows of new keys and values, P rows of a past; H query heads and KV
+heads of keys and values, G = H / KV query heads that share one of them, D numbers a head.
+
+A layer's attention goes so: queries [B, H, S, D], keys and values [B, KV, N, D] come from one product and are rotated.
+In the one-call form all rows are at one depth, and a branch for each depth reads that depth's past. In the step form
+the rows of each slot are cut out and attend to the slot's own past. Either way `_attend` lets G * S rows of each KV
+head look at P old and N new keys, whose scores stand beside each other in one softmax.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +159,8 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
     def _attend(self, graph: Builder, q: str, keys: str, values: str, past: int, layer: int, seen: Seen) -> str:
         """Grouped attention over one past, read in place, and the new rows: [B, H, S, D].
 
-        The query heads of a KV head stand below each other as rows: one product serves the group.
+        The query heads of a KV head stand below each other as rows: one product serves the group. Old and new keys
+        are never put into one tensor, for that would copy the past: their scores are, which are smaller.
         """
         cap = self.spec.attention_softcap
         scale = self.spec.attention_scale / (cap or 1)

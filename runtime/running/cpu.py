@@ -124,12 +124,12 @@ class Graph:
         return_unused()
 
     def run(self, binding: Binding, cache: KVCache, call: Call) -> Pass:
-        """`Runner.run`, in one call of the graph."""
-        states = self._no_hidden[0] if call.left is None else on_host(call.left)
-        count = len(states) + len(call.rows)
-        entering = call.rows.ndim == 1
-        rows = on_host(call.rows)
-        depths = range(1, len(cache.lengths) + 1)
+        """`Runner.run`, in one call of the graph: S rows, with F that left before them, bring N = F + S keys."""
+        left = self._no_hidden[0] if call.left is None else on_host(call.left)  # [F, H]
+        rows = on_host(call.rows)  # ids [S] or hidden states [S, H]
+        entering = rows.ndim == 1
+        count = len(left) + len(rows)  # N
+        depths = range(1, len(cache.lengths) + 1)  # each depth's past is bound: the loop may run any of them
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
             "hidden": self._no_hidden if entering else rows[None],
@@ -141,11 +141,12 @@ class Graph:
             "logit_rows": np.array(call.logit_rows, np.int64),
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
-            **self._past_lengths([cache.held(depth) for depth in depths]),
-            **self._left(states, _NO_SLOTS),
+            **self._past_lengths([cache.valid_rows(depth) for depth in depths]),
+            **self._left(left, _NO_SLOTS),
             **self._constant,
         }
         pasts = [self._buffers(cache, depth) for depth in depths]
+        # logits [R, V], hidden [1, S, H], gate [depths, 1, S], planes [depths, 1, layers, KV, N, width]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         ran = len(gate)  # depths that the graph's loop went through
         for index in range(ran):
@@ -154,48 +155,57 @@ class Graph:
         return Pass(call.first, call.first + ran - 1, logits, hidden[0], gate[-1, 0])
 
     def step(self, binding: Binding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
-        """`Runner.step`, in one call."""
-        ordered = sorted(range(len(parts)), key=lambda index: parts[index].depth)  # ids stand before hidden states
-        chosen = [parts[index] for index in ordered]
-        ids = [on_host(part.rows) for part in chosen if part.rows.ndim == 1]
-        states = [on_host(part.rows) for part in chosen if part.rows.ndim == 2]
-        lefts = [self._no_hidden[0] if part.left is None else on_host(part.left) for part in chosen]
-        left = [len(states_left) for states_left in lefts]
-        counts = [len(part.rows) for part in chosen]
-        depths = [part.depth for part in chosen]
-        valid = [part.cache.held(part.depth) for part in chosen]
-        starts = [part.position for part in chosen]
-        positions = [np.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
-        for start, before, count in zip(starts, left, counts, strict=True):
-            positions.append(np.arange(start + before, start + before + count))
-        thresholds = np.concatenate([part.thresholds for part in chosen])
+        """`Runner.step`, in one call of the graph.
+
+        The graph sees the rows of all parts as those of one text: the linears run over them once. Each part is a slot
+        with a past of its own, over which its rows attend. The slots are sorted by depth, for token ids, which enter
+        depth 1, stand before hidden states. With two slots that bring f1 and f2 rows that left and n1 and n2 rows:
+
+            rows that queries, gates and hidden states have:              n1 n2   S = n1 + n2
+            rows that keys, values, depths and positions have:      f1 f2 n1 n2   N = f1 + f2 + S
+        """
+        order = sorted(range(len(parts)), key=lambda index: parts[index].depth)
+        slots = [parts[index] for index in order]
+        ids = [on_host(part.rows) for part in slots if part.rows.ndim == 1]
+        states = [on_host(part.rows) for part in slots if part.rows.ndim == 2]
+        left_states = [self._no_hidden[0] if part.left is None else on_host(part.left) for part in slots]
+        left_counts = [len(rows) for rows in left_states]  # f1 f2
+        counts = [len(part.rows) for part in slots]  # n1 n2
+        depths = [part.depth for part in slots]
+        # A slot's rows that left come first among its positions, the others right behind them.
+        positions = [part.position + np.arange(left) for part, left in zip(slots, left_counts, strict=True)]
+        for part, left, count in zip(slots, left_counts, counts, strict=True):
+            positions.append(part.position + left + np.arange(count))
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": np.concatenate(ids)[None] if ids else self._no_ids,
             "hidden": np.concatenate(states)[None] if states else self._no_hidden,
-            "row_depth": np.repeat(depths + depths, left + counts)[None],
-            "position_ids": np.concatenate(positions)[None],
-            "first": _scalar(1),
+            "row_depth": np.repeat(depths + depths, left_counts + counts)[None],  # [1, N]
+            "position_ids": np.concatenate(positions)[None],  # [1, N]
+            "first": _scalar(1),  # the loop runs once; each row's own depth is in row_depth
             "last": _scalar(1),
             "threshold": _scalar(NEVER),
             "logit_rows": _NO_SLOTS,
             "slot_rows": self._padded(counts),
-            "row_threshold": thresholds,
-            **self._past_lengths(valid),
-            **self._left(np.concatenate(lefts), self._padded(left)),
+            "row_threshold": np.concatenate([part.thresholds for part in slots]),  # [S]
+            **self._past_lengths([part.cache.valid_rows(part.depth) for part in slots]),
+            **self._left(np.concatenate(left_states), self._padded(left_counts)),
             **self._constant,
         }
-        pasts = [self._buffers(part.cache, part.depth) for part in chosen]
+        pasts = [self._buffers(part.cache, part.depth) for part in slots]
+        # logits [R, V] of the rows whose gate reached their threshold, hidden [1, S, H], gate [1, 1, S],
+        # planes [1, 1, layers, KV, N, width]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         done: dict[int, PartDone] = {}
-        row = before = answered = 0
-        for slot, (index, part, count, gone) in enumerate(zip(ordered, chosen, counts, left, strict=True)):
-            own, behind = slice(row, row + count), slice(sum(left) + row, sum(left) + row + count)
-            for own_keys, position in ((slice(before, before + gone), 0), (behind, gone)):
-                new = [plane[0, 0, :, :, own_keys] for plane in planes]
+        row = left_row = logit_row = 0  # where the slot's begin among S, F and R
+        for slot, (index, part, count, left) in enumerate(zip(order, slots, counts, left_counts, strict=True)):
+            rows = slice(row, row + count)
+            behind_left = slice(sum(left_counts) + row, sum(left_counts) + row + count)
+            for keys, position in ((slice(left_row, left_row + left), 0), (behind_left, left)):
+                new = [plane[0, 0, :, :, keys] for plane in planes]
                 binding.append(slot, part.cache, part.depth, new, part.position + position)
-            reached = int((gate[0, 0, own] >= part.thresholds).sum())
-            done[index] = PartDone(hidden[0, own], gate[0, 0, own], logits[answered : answered + reached])
-            row, before, answered = row + count, before + gone, answered + reached
+            reached = int((gate[0, 0, rows] >= part.thresholds).sum())
+            done[index] = PartDone(hidden[0, rows], gate[0, 0, rows], logits[logit_row : logit_row + reached])
+            row, left_row, logit_row = row + count, left_row + left, logit_row + reached
         return [done[index] for index in range(len(parts))]
 
     def _left(self, states: Float, slot_rows: Int) -> dict[str, NDArray[Any]]:

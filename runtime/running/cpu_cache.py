@@ -131,13 +131,13 @@ class KVCache:
         """The planes [layers, 1, KV, room, width] of a KV group at a depth; other arrays after it has grown."""
         return self._buffers[depth - 1][group].planes
 
-    def held(self, depth: int) -> list[int]:
+    def valid_rows(self, depth: int) -> list[int]:
         """Valid rows of each KV group's buffers at a depth."""
         return [len(self.positions[depth - 1]) - buffer.first for buffer in self._buffers[depth - 1]]
 
     def room(self, depth: int) -> tuple[int, int]:
         """Rows that a depth holds, and rows its buffers are for; of the KV group that has most."""
-        return max(self.held(depth)), max(buffer.planes[0].shape[3] for buffer in self._buffers[depth - 1])
+        return max(self.valid_rows(depth)), max(buffer.planes[0].shape[3] for buffer in self._buffers[depth - 1])
 
     def takes(self, depth: int, group: int, count: int) -> bool:
         """Whether a depth's buffer can hold so many rows more as it is."""
@@ -166,7 +166,7 @@ class KVCache:
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
-        ends = zip(self._buffers[depth - 1], self.held(depth), strict=True)
+        ends = zip(self._buffers[depth - 1], self.valid_rows(depth), strict=True)
         rows = [[plane[:, 0, :, end - count : end] for plane in buffer.planes] for buffer, end in ends]
         self._add(to, rows, self.positions[depth - 1][-count])
 

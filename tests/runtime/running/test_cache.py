@@ -76,7 +76,7 @@ def test_a_window_keeps_what_may_be_seen(actions: list[tuple[int, str, int]]) ->
             caches.append(cache.fork())
             models.append(list(model))
         for one, wanted in zip(caches, models, strict=True):
-            sliding, whole = one.held(1)
+            sliding, whole = one.valid_rows(1)
             assert one.lengths[0] == whole == len(wanted) and sliding >= min(WINDOW - 1, len(wanted))
             np.testing.assert_array_equal(one.buffers(1, 0)[0][0, 0, 0, :sliding, 0], wanted[len(wanted) - sliding :])
             np.testing.assert_array_equal(one.buffers(1, 1)[1][0, 0, 0, :whole, 1], [-row for row in wanted])
@@ -89,7 +89,7 @@ def test_going_back_a_little_loses_nothing() -> None:
         both = np.concatenate([rows([length]), -rows([length])])
         cache.append(1, (both, both), length)
         assert cache.reaches(max(0, length + 1 - SPARE))
-    assert cache.held(1)[0] < 200 and not cache.reaches(100)
+    assert cache.valid_rows(1)[0] < 200 and not cache.reaches(100)
 
 
 def test_a_fork_copies_nothing_until_both_have_gone_on() -> None:

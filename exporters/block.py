@@ -62,7 +62,7 @@ class Residual:
 
 
 class Around(Protocol):
-    """What a graph form has around its layers."""
+    """The values that a graph form has around its layers."""
 
     @property
     def depths(self) -> RowDepths: ...

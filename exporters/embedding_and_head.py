@@ -43,7 +43,7 @@ def packs_embedding(spec: BlockSpec, bits: int) -> bool:
 
 
 def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:
-    """What enters the first layer for token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
+    """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
     if spec.embedding_scale == 1:
         return rows
@@ -96,7 +96,7 @@ def exit_gate(
 
 
 def _gate_scores(graph: Builder, linears: Linears, spec: BlockSpec, gate: GateWeights, normed: str) -> str:
-    """What the gate of each depth says to every row, before the sigmoid: [B, S, loops]."""
+    """Emit the gates of all depths for every row, before the sigmoid: [B, S, loops]."""
 
     def kept(name: str, array: Float) -> str:
         return linears.weights.add(f"exit_gate.{name}", array.astype(np.float32), "gate")

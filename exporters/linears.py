@@ -78,7 +78,7 @@ class Linears:
             self.weights.add(name, matrix().T.astype(np.float16 if bits == 16 else np.float32), part)
 
     def tensor(self, name: str, bits: int = 32) -> str:
-        """What was written in 16 or 32 bits, in this graph's float type."""
+        """Return a tensor that was written in 16 or 32 bits, in this graph's float type."""
         if (bits == 16) == (self.kind == FLOAT16):
             return name
         if name not in self._converted:
@@ -135,7 +135,7 @@ def fused(linears: Sequence[Adapted]) -> Float:
 
 
 def fused_shape(linears: Sequence[Adapted], loops: int) -> tuple[int, int]:
-    """Of what `fused` makes: outputs, inputs."""
+    """Return the shape of what `fused` makes: outputs, inputs."""
     adapters = [lora_columns(linear.a.shape[1], loops) for linear in linears if linear.a is not None]
     return sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1] + sum(adapters)
 
@@ -145,7 +145,7 @@ def has_adapters(linears: Sequence[Adapted]) -> bool:
 
 
 class RowDepths:
-    """What is picked by each row's depth, emitted once into the loop body."""
+    """Picks by each row's depth, emitted once into the loop body."""
 
     def __init__(self, graph: Builder, row_depth: str, loops: int) -> None:
         self.graph, self.row_depth, self.loops = graph, row_depth, loops  # row_depth: int64 [B, S, 1]
@@ -162,7 +162,7 @@ class RowDepths:
         return self._index
 
     def pick(self, table: str) -> str:
-        """Of a table [K, ..] the entry of each row's depth: [B, S, ..]; of padding some entry, which nobody reads."""
+        """Emit the entry of a table [K, ..] at each row's depth: [B, S, ..]; that of padding is not read."""
         if table not in self._picked:
             self._picked[table] = self.graph.op("Gather", table, self.index(), axis=0)
         return self._picked[table]

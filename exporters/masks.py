@@ -25,7 +25,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Slots:
-    """What the step form's attention reads, by name; the lists have an entry for each slot of n rows."""
+    """The values that the step form's attention reads, by name; the lists have an entry for each slot of n rows."""
 
     rows: str  # int64 [slots]: n
     key_rows: str  # the same; where rows propagate [2 * slots]: f of each, n of each
@@ -67,7 +67,7 @@ class Masks:
         self.causal = self._causal() if any(not any(pattern) for pattern in self.patterns) else ""
 
     def past(self, body: Builder, choices: Sequence[str], depth: str, depths: RowDepths) -> list[Seen]:
-        """What the rows of one call see, at this depth: by KV group."""
+        """Emit what the rows of one call see at this depth, by KV group."""
         layers = [group[0] for group in self.spec.kv_groups]
 
         def bound(branch: Builder, chosen: int) -> list[str]:
@@ -92,7 +92,7 @@ class Masks:
         return seen
 
     def slots(self, body: Builder, stepping: str, depths: RowDepths) -> Slots:
-        """What the rows of each slot see in the step form; nothing is computed in the other."""
+        """Emit what the rows of each slot see in the step form; nothing is computed in the other form."""
         spec, count, groups = self.spec, self.spec.pasts, len(self.patterns)
         step, idle = Builder(body), Builder(body)
         limits = [self._slot_limits(body, step, group, depths) for group in range(groups)]
@@ -171,7 +171,7 @@ class Masks:
         return graph.op("Concat", past, new, axis=-1)
 
     def _limit(self, graph: Builder, group: int, depths: RowDepths) -> str:
-        """How many rows each row sees, itself included: int64 [B, S, 1], or [1, 1, 1] where that is one number."""
+        """Emit how many rows each row sees, itself included: int64 [B, S, 1], or [1, 1, 1] where that is one number."""
         pattern = [WITHOUT_END if window is None else window for window in self.patterns[group]]
         if len(set(pattern)) == 1:
             return graph.constant([[[pattern[0]]]])
@@ -186,7 +186,7 @@ class Masks:
         return step.ops("Split", self.spec.pasts, limit, "slot_rows", axis=1)
 
     def _windowed(self, graph: Builder, size: str, length: str, row: str, columns: str, limit: str) -> str:
-        """As `_mask`, with a window: of the rows numbered `row` [n] among `columns` [] new ones.
+        """Emit what `_mask` does, with a window: for the rows numbered `row` [n] among `columns` [] new ones.
 
         The past, of which `length` [B, 1, 1] rows are valid, ends right before them; a row sees the last `limit`
         [B, n, 1] rows up to itself.

@@ -82,7 +82,7 @@ class BlockSpec:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What the bundle's manifest says of the model, which decides the graph's inputs and outputs."""
+        """The architecture for the bundle's manifest, which decides the graph's inputs and outputs."""
         return Architecture(
             family=self.family,
             loops=self.loops,
@@ -166,7 +166,7 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
 
 
 def _by_loop(facts: Sequence[Fact], loops: int) -> tuple[tuple[Fact, ...], ...]:
-    """What is said of each layer of the source, by loop and layer of the block."""
+    """Return what is said of each layer of the source, by loop and layer of the block."""
     size = len(facts) // loops
     return tuple(tuple(facts[loop * size : (loop + 1) * size]) for loop in range(loops))
 

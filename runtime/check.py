@@ -13,7 +13,7 @@ from rrt_edge.runtime.running.runner import AnyRunner
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a bundle may differ from its source by at every depth; None: not looked at.
+    """The largest differences from its source that a bundle may have at every depth; None is not checked.
 
     `max_abs_logit_error` is relative to max(1, largest absolute logit of the source); `kl` is the mean
     KL(source || bundle) in nats; `top1_agreement` the share of positions with the same most likely token.
@@ -76,7 +76,7 @@ def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
 
 
 def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, AnyRunner | None]:
-    """What `check` reports, and the runner where nothing is wrong with the bundle."""
+    """Return what `check` reports, and the runner where nothing is wrong with the bundle."""
     tolerance = strict_tolerance(manifest)
     try:
         manifest.check_hashes(folder)

@@ -76,7 +76,7 @@ class Request:
 
     @property
     def held(self) -> Held:
-        """What it has run so far, for other prompts that begin alike."""
+        """The tokens that the request has run so far, for other prompts that begin alike."""
         read = len(self._prompt) - 1 - len(self._unread)
         return Held(self._reply.history, self._state, read, self._policy.depth, moving=self._depth > 0)
 

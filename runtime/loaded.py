@@ -93,7 +93,7 @@ class Loaded:
 
     @property
     def exits(self) -> Exits:
-        """What exit policies of this model go by."""
+        """The loops and thresholds that exit policies of this model refer to."""
         return Exits(self.loops, self.manifest.gate.threshold, self.manifest.gate.points)
 
     def policy(self, exit_policy: str | ExitPolicy | None = None) -> ExitPolicy:

@@ -271,7 +271,7 @@ class Session:
             yield sampler.picked(token, step.depth, step.gate, step.logits)
 
     def _make_room(self, reply: Reply, policy: ExitPolicy, rows: int) -> None:
-        """Where the context has no room for so many rows more and the reply may go on: drop the older half."""
+        """Drop the older half of the tokens where the context has no room for the rows and the reply may shift."""
         length = self.decoder.length
         if not reply.shifts or length + rows <= self.model.context or length < 2:
             return

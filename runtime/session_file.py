@@ -31,7 +31,7 @@ class HeldRows:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a session holds, on the host.
+    """The tokens, keys, values and waiting rows of a session, on the host.
 
     Attributes:
         ids: its tokens.

@@ -135,7 +135,7 @@ def _rotation_values(spec: BlockSpec) -> list[ValueInfoProto]:
 
 
 def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: WeightFile) -> ModelProto:
-    """What depends on token ids, positions and depths alone: it runs on the CPU, in float32."""
+    """Return the graph of what depends on ids, positions and depths alone: it runs on the CPU, in float32."""
     graph = Builder()
     linears = Linears(weights, graph)
     embedded = embed(graph, linears, spec, bits.embedding, outer.embedding, "input_ids")

@@ -118,7 +118,7 @@ BAR = 30  # characters of the fastest test's bar
 
 
 def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
-    """What `bench` measured: a table, and under it a bar for each speed, prefill and decode on a scale of their own."""
+    """Return a table of what `bench` measured, and bars of the speeds, prefill and decode on scales of their own."""
     first = rows[0]
     facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
     facts += "" if first["device"] == "cpu" else f" on {first['device']}"

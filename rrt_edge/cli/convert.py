@@ -81,7 +81,7 @@ def convert(
 
 
 def kept_table(kept: Sequence[Kept]) -> Table:
-    """How much of what sharing lost the adapters bring back."""
+    """Return a table of how much of what sharing lost the adapters bring back."""
     table = Table(title="energy of the residual that the adapters keep", title_justify="left")
     for name in ("projection", "all layers", "worst layer", ""):
         table.add_column(name, justify="left" if name == "projection" else "right")

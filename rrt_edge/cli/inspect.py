@@ -78,14 +78,14 @@ def inspect(bundle: Path, graph: bool, as_json: bool) -> None:
 
 
 def _attention(windows: Windows) -> str:
-    """How many layers slide over how many tokens."""
+    """Return how many layers slide over how many tokens."""
     layers = [window for row in windows for window in row]
     sizes = sorted({window for window in layers if window})
     return ", ".join(f"{layers.count(size)} of {len(layers)} layers see the last {size} tokens" for size in sizes)
 
 
 def manifest_table(bundle: str, manifest: Manifest) -> Table:
-    """What a bundle holds."""
+    """Return a table of what a bundle holds."""
     shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
     parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
     rows = [

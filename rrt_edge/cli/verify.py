@@ -62,7 +62,7 @@ def verify(
 
 
 def verification_table(bundle: str, report: VerifyReport) -> Table:
-    """What `verify` found, a row for each depth."""
+    """Return a table of what `verify` found, with a row for each depth."""
     verdict = "ok" if report.ok else "FAILED"
     hashes = "hashes ok" if report.hashes_ok else "hashes differ"
     compared = f", {report.positions} positions compared" if report.depths else ", no source compared"

@@ -254,7 +254,7 @@ class _LayerReader:
         return self.checkpoint.tensor(f"{self.family.prefix}.layers.{layer}.{parameter}", shape)
 
     def shared(self, k: int, parameter: str, shape: torch.Size) -> Tensor:
-        """What the block starts from (section 2.2)."""
+        """Return the weight that the block starts from (section 2.2)."""
         chosen = shared_source(self.config, k)
         if chosen is not None:
             return self.one(chosen, parameter, shape)

@@ -99,6 +99,6 @@ def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:
 
 
 def _told(stats: Stats) -> dict[str, Any]:
-    """What `llm logs` keeps of a reply."""
+    """Return what `llm logs` keeps of a reply."""
     names = ("mean_depth", "block_rows_per_token", "decode_tokens_per_second", "time_to_first_token_s")
     return {name: getattr(stats, name) for name in names}

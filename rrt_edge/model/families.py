@@ -64,7 +64,7 @@ def _by_root_of_head(config: PreTrainedConfig) -> float:
 
 
 def _by_root_of_scalar(config: PreTrainedConfig) -> float:
-    """As Gemma 2 has it, whose config may leave the number out."""
+    """Return the scale by Gemma 2's field, which its config may leave out."""
     return float((config.query_pre_attn_scalar or head_shape(config)[2]) ** -0.5)
 
 
@@ -243,7 +243,7 @@ def part_sizes(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
-    """What each layer of the source attends to: `FULL` or `SLIDING`.
+    """Return what each layer of the source attends to: `FULL` or `SLIDING`.
 
     Raises:
         BadInputError: a layer attends in a way that is not known here.
@@ -258,5 +258,5 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 
 
 def windows(config: PreTrainedConfig) -> list[int | None]:
-    """How many tokens each layer of the source attends to, the token itself included; None for all."""
+    """Return how many tokens each layer of the source attends to, the token itself included; None for all."""
     return [int(config.sliding_window) if kind == SLIDING else None for kind in layer_types(config)]

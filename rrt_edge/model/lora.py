@@ -61,7 +61,7 @@ class DepthLoRALinear(nn.Module):
                 self.register_parameter(b, nn.Parameter(torch.empty(loops, sizes[part], rank)))
 
     def adapter_names(self, part: str) -> tuple[str, str]:
-        """What the A and B of a projection are called."""
+        """Return the names of a projection's A and B."""
         return adapter_names(part, len(self.sizes) > 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
@@ -90,7 +90,7 @@ class DepthLoRALinear(nn.Module):
 
 
 def adapter_names(part: str, fused: bool) -> tuple[str, str]:
-    """What the A and B of a projection are called, in a linear of its own or one with others."""
+    """Return the names of a projection's A and B, in a linear of its own or one with others."""
     return (f"lora_A_{part}", f"lora_B_{part}") if fused else ("lora_A", "lora_B")
 
 

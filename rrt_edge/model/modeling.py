@@ -342,7 +342,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """As transformers', with a model card."""
+        """Save as transformers does, with a model card."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             write_card(Path(save_directory), self.config)

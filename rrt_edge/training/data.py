@@ -55,7 +55,7 @@ def read_examples(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: in
 
 
 def stream_examples(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> IterableDataset[Example]:
-    """The same, read while training: from a file, or from the Hugging Face hub by `hub:NAME` or `hub:NAME:SPLIT`.
+    """Read examples while training: from a file, or from the Hugging Face hub by `hub:NAME` or `hub:NAME:SPLIT`.
 
     Raises:
         BadInputError: there is no such file or data set.

@@ -33,7 +33,7 @@ OPTIMIZER = "optimizer.pt"
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -49,7 +49,7 @@ def wait() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """What the first process does alone, before the others do it after it."""
+    """Let the first process go alone, and the others after it."""
     if not is_main():
         wait()
     yield

@@ -28,7 +28,7 @@ class DepthScore:
 
 @torch.no_grad()
 def score_checkpoint(model: RecursiveForCausalLM, examples: Iterable[Example]) -> Scores:
-    """What `rrt_edge.runtime.scoring.bundle_scores.score_bundle` finds of a bundle, of the model in torch.
+    """Score a model in torch as `rrt_edge.runtime.scoring.bundle_scores.score_bundle` scores a bundle.
 
     Raises:
         BadInputError: there is nothing to score.

@@ -32,7 +32,7 @@ def predicting(labels: Tensor) -> Tensor:
 
 
 def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a model reads of a batch."""
+    """Return the inputs that a model reads of a batch."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
 
 

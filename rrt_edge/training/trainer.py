@@ -65,11 +65,11 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def _drawn(self) -> random.Random:
-        """Of this step; the same in every process."""
+        """The random numbers of this step, the same in every process."""
         return random.Random(f"{self.options.seed}/{self.state.global_step}")
 
     def _exits(self, model: Any, predicts: Tensor, loops: int) -> dict[str, Any]:
-        """Where the tokens of a batch leave, under a rule by which that matters."""
+        """Return the depths at which a batch's tokens leave, under a rule by which that matters."""
         if self.stage == "uptrain" or not self.accelerator.unwrap_model(model).config.rule.exits_matter:
             return {}
         if not self._by_gate:

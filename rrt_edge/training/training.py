@@ -190,7 +190,7 @@ def _run_stage(
 
 
 def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions) -> TrainingArguments:
-    """What transformers' Trainer is told."""
+    """Return the arguments of transformers' Trainer."""
     tensorboard = importlib.util.find_spec("tensorboardX") or importlib.util.find_spec("tensorboard")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / RUNS)
     return TrainingArguments(

@@ -44,7 +44,7 @@ class GraphTensor:
         return {axis: size for axis, size in enumerate(self.shape) if isinstance(size, str) and size not in SIZES}
 
     def of(self, architecture: Architecture) -> GraphTensor:
-        """The same with the numbers of an architecture in the place of the names in `SIZES`."""
+        """Return the tensor with an architecture's numbers in the place of the names in `SIZES`."""
         shape = tuple(getattr(architecture, size) if size in SIZES else size for size in self.shape)
         return GraphTensor(self.name, self.dtype, shape)
 
@@ -91,7 +91,7 @@ def new_rows(plane: str, dtype: type[np.generic], width: int | str) -> GraphTens
 
 
 def inputs_of(architecture: Architecture, propagates: bool) -> tuple[GraphTensor, ...]:
-    """All inputs of a graph."""
+    """Return all inputs of a graph, in order."""
     groups = architecture.kv_groups
     inputs = [*INPUTS, *(past_length(group) for group in range(len(groups)))]
     inputs += [] if architecture.short_context is None else [LONG_CONTEXT]
@@ -107,7 +107,7 @@ def inputs_of(architecture: Architecture, propagates: bool) -> tuple[GraphTensor
 
 
 def outputs_of(architecture: Architecture) -> tuple[GraphTensor, ...]:
-    """All outputs of a graph."""
+    """Return all outputs of a graph, in order."""
     planes = [new_rows(plane, dtype, width) for plane, (dtype, width) in architecture.kv_planes.items()]
     return tuple(tensor.of(architecture) for tensor in (*OUTPUTS, *planes))
 

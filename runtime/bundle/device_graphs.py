@@ -80,7 +80,7 @@ def read_archive(bundle: Path) -> DeviceArchive:
 
 
 def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str | None:
-    """Why a bundle runs on the CPU only; None where devices can run it."""
+    """Return why a bundle runs on the CPU only, or None where devices can run it."""
     if not rule.on_devices:
         return f"it was trained for the KV rule {rule}, which devices do not follow"
     unfit = why_unfit(architecture.windows or (), architecture.head_dim)
@@ -90,7 +90,7 @@ def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str 
 
 
 def why_unfit(windows: Windows, head_dim: int) -> str | None:
-    """What in a model's shape devices cannot run; None where they can."""
+    """Return what in a model's shape devices cannot run, or None where they can run it."""
     if any(len(set(pattern)) > 1 for pattern in zip(*windows, strict=True)):
         return "the windows its attention slides over differ from depth to depth"
     if head_dim % 8:

@@ -67,12 +67,12 @@ class Architecture:
         return kv_groups(self.windows or ((None,) * self.layers_per_block,) * self.loops)
 
     def window(self, depth: int, group: int) -> int | None:
-        """How many tokens the layers of a KV group attend to at a depth; None: all."""
+        """Return how many tokens the layers of a KV group attend to at a depth, or None for all."""
         return self.windows[depth - 1][self.kv_groups[group][0]] if self.windows else None
 
     @property
     def kv_planes(self) -> dict[str, tuple[type[np.generic], int]]:
-        """What is kept of a row and head, by its name in the graph: type and numbers."""
+        """Planes of the cache by their name in the graph: the element type and the numbers of a row and head."""
         if self.kv_bits == 32:
             return {"key": (np.float32, self.head_dim), "value": (np.float32, self.head_dim)}
         whole, scale = (np.int8, self.head_dim), (np.float32, 1)

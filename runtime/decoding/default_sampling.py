@@ -13,7 +13,7 @@ FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_pen
 
 
 def default_sampling(bundle: Path) -> Sampling:
-    """As transformers' `generate` reads it: greedy where it does not say `do_sample`.
+    """Read a bundle's defaults as transformers' `generate` does: greedy where the file does not say `do_sample`.
 
     Raises:
         BundleError: the file is damaged, or a value out of range.

@@ -59,7 +59,7 @@ class TextStream:
         return self._until_stop(piece)
 
     def flush(self) -> str:
-        """What is left at the end of the reply."""
+        """Return the text that was held back, at the end of the reply."""
         if self._stopped:
             return ""
         piece = self._until_stop(self._pending_text()[self._given :])
@@ -68,7 +68,7 @@ class TextStream:
         return piece + rest
 
     def _pending_text(self) -> str:
-        """What the pending tokens add to the text of their context."""
+        """Return the text that the pending tokens add to that of the tokens before them."""
         known: str = self._tokenizer.decode(self._context)
         text: str = self._tokenizer.decode(self._context + self._pending)
         if text.startswith(known):

@@ -55,7 +55,7 @@ class ExitPolicy:
 
     @property
     def may_leave(self) -> bool:
-        """Whether tokens may leave at depths of their own."""
+        """Whether different tokens may leave at different depths."""
         return self.threshold < NEVER or bool(self.trace) or self.has_budget
 
     def at(self, index: int) -> ExitPolicy:
@@ -108,7 +108,7 @@ class Form:
 
     @property
     def text(self) -> str:
-        """As it is written."""
+        """The form as people write it: `depth=N`."""
         return f"{self.name}={self.value}" if self.value else self.name
 
 
@@ -193,7 +193,7 @@ class Steering:
         self._logit = math.log(start / (1 - start))
 
     def policy(self, index: int) -> ExitPolicy:
-        """Of the reply's token `index`."""
+        """Return the policy of the reply's token `index`."""
         if not self._policy.has_budget:
             return self._policy.at(index)
         if self._logit > SUREST:

@@ -23,7 +23,7 @@ class Held:
     moving: bool  # some rows are on their way between depths
 
     def usable(self, prompt: Sequence[int], depth: int | None) -> int:
-        """How many tokens of a new prompt need not be run; its last always is."""
+        """Return how many tokens of a new prompt need not be run again; its last token always is."""
         shared = common_prefix(self.ids[: self.state.length], prompt[:-1])
         if self.moving:
             shared = min(shared, self.state.cache.lengths[-1])

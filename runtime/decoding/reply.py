@@ -36,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation cost. Times in seconds.
+    """The cost of a generation. Times are in seconds.
 
     `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
     `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
@@ -117,7 +117,7 @@ class Reply:
 
     @property
     def policy(self) -> ExitPolicy:
-        """Of the token that comes next."""
+        """The exit policy of the token that comes next."""
         return self._steering.policy(len(self._depths))
 
     def take(self, picked: Picked) -> Token:
@@ -146,7 +146,7 @@ class Reply:
         self._latest = now
 
     def stats(self, block_rows: int) -> Stats | None:
-        """What the reply cost so far, or None before its first token; `block_rows` since the last prompt token."""
+        """Return the cost of the reply so far, or None before its first token."""
         count = len(self._depths)
         if not count:
             return None

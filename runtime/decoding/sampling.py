@@ -108,5 +108,5 @@ class Sampling:
             raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
 
     def choice(self, index: int) -> Sampling:
-        """Of the reply `index` of several to one prompt: its seed is `seed + index`."""
+        """Return the sampling of reply number `index` to a prompt: its seed is `seed + index`."""
         return self if self.seed is None else replace(self, seed=self.seed + index)

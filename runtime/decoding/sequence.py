@@ -1,4 +1,4 @@
-"""What is held of one sequence, by the KV rule it follows."""
+"""`SequenceState`: the cache and the waiting rows of one sequence, by the KV rule it follows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SequenceState(Generic[CacheT]):
                 self.cache.copy_last(len(hidden), depth, deeper)
 
     def deeper(self, depth: int, left: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
-        """What runs the next depth when `rows` [n, H] go on: (states that have left, rows), those that wait included.
+        """Return what runs the next depth when `rows` [n, H] go on, waiting rows included: (states that left, rows).
 
         `left` [f, H] are those taken along before.
         """

@@ -167,7 +167,7 @@ class _Transfer:
         self.digest, self.held = hashlib.sha256(), 0
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
-        """What an answer that is not the file means."""
+        """Raise the error that an answer other than the file stands for, or restart the download."""
         message = f"{shown(self.address)}: the server answered {error.code} {error.reason}"
         if error.code == 416 and self.held:  # the file is no longer than what is held, which is not it
             return self._restart()

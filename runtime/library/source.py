@@ -24,7 +24,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Source:
-    """What was asked for, checked; `name` is the short name that it suggests."""
+    """A checked source; `name` is the short name that it suggests."""
 
     text: str
     kind: Kind

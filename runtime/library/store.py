@@ -23,12 +23,12 @@ _LONG = 1000  # characters; no path is as long
 
 
 def bundles_folder() -> Path:
-    """Where installed bundles are, each in a folder of its name."""
+    """Return the folder of the installed bundles, which are each in a folder of their name."""
     return home() / "bundles"
 
 
 def downloads_folder() -> Path:
-    """Where unfinished downloads wait for the pull that goes on with them."""
+    """Return the folder in which unfinished downloads wait for the pull that goes on with them."""
     return home() / "downloads"
 
 
@@ -43,7 +43,7 @@ class Installed:
     problem: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What `rrt-edge list --json` says of it."""
+        """Return what `rrt-edge list --json` says of the bundle."""
         facts: dict[str, Any] = {"name": self.name, "folder": str(self.folder), "bytes": self.bytes}
         if self.manifest is not None:
             shape, gate = self.manifest.architecture, self.manifest.gate

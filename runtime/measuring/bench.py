@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """What one case printed: medians over the repeats. `spread` is (fastest - slowest) / median.
+    """The result of one case: medians over the repeats. `spread` is (fastest - slowest) / median.
 
     `bytes_per_token`: weights and cache read for a token; `bandwidth_share`: that times tokens a second, of what
     plain reading reaches on this machine.

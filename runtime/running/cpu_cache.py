@@ -155,7 +155,7 @@ class KVCache:
         return buffer.first, [plane[:, 0, :, :count] for plane in buffer.planes]
 
     def restore(self, depth: int, group: int, first: int, planes: Planes, positions: Sequence[int]) -> None:
-        """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
+        """Take what `rows` returned, and the positions of all rows of the depth, into an empty cache."""
         window, whole = self._buffers[depth - 1][group].window, []
         for plane in planes:
             self.budget.take(plane.nbytes)

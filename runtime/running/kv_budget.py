@@ -1,4 +1,4 @@
-"""How much memory keys and values may take together."""
+"""`KVBudget`: a limit on the memory that keys and values take together."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def open_on(
     options: LoadOptions = DEFAULTS,
     graph_folder: Path | None = None,
 ) -> tuple[AnyRunner, str]:
-    """As `open_runner`, also for `auto`: (the runner, what it runs on).
+    """Open a bundle's runner on a device, or on the one that `auto` chooses: (the runner, what it runs on).
 
     Raises:
         DeviceError: a device named is not there, or cannot run this bundle.

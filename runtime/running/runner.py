@@ -55,7 +55,7 @@ class Cache(Protocol):
     def restore(
         self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]
     ) -> None:
-        """What `rows` gave, and the positions of all rows of the depth, into an empty cache."""
+        """Take what `rows` returned, and the positions of all rows of the depth, into an empty cache."""
 
 
 CacheT = TypeVar("CacheT", bound=Cache)
@@ -135,7 +135,7 @@ class Runner(Protocol[CacheT, BindingT]):
 
     @property
     def bits(self) -> int:
-        """Of the numbers it computes with."""
+        """The bits of the numbers it computes with: 16 or 32."""
 
     @property
     def slots(self) -> int:
@@ -156,10 +156,10 @@ class Runner(Protocol[CacheT, BindingT]):
         """Hidden states [n, H] from the host, where this runner keeps them."""
 
     def kv_bytes(self, tokens: int) -> int:
-        """What a cache of so many tokens takes."""
+        """Return the bytes that a cache of so many tokens takes."""
 
     def bind(self) -> BindingT:
-        """What one caller at a time runs with."""
+        """Return a binding, with which one caller at a time runs."""
 
     def close(self) -> None:
         """Give all memory back; nobody can go on."""

@@ -50,7 +50,7 @@ def _key(manifest: Manifest) -> str:
 
 
 def _processor() -> str:
-    """What the layout depends on: the instructions that the processor has, as far as the system tells."""
+    """Return the processor's instruction sets as far as the system tells: the layout depends on them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -82,7 +82,7 @@ def depth_seconds(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) ->
 
 
 def speed_up(scores: Scores, threshold: float | None, seconds: Sequence[float]) -> float:
-    """How many times as fast as full depth tokens come, where those that left are never caught up."""
+    """Return the speed in relation to full depth's, where tokens that left are never caught up."""
     if threshold is None:
         return 1.0
     counts = np.bincount(scores.exits(threshold), minlength=scores.depths)

@@ -47,7 +47,7 @@ def check_kind(path: Path) -> None:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Where each record of a file stands, and the record.
+    """Yield where each record of a file stands, and the record.
 
     `.jsonl`: an object a line. `.parquet`: a row. `.txt`: a paragraph of plain text, with empty lines between them.
 

@@ -49,7 +49,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of N scored tokens in order, at each of K depths; `text` [N] says which text a token belongs to."""
+    """Scores of N tokens in order, at each of K depths; `text` [N] says which text a token belongs to."""
 
     right: Bool  # [K, N]: the likeliest token is the text's
     agrees: Bool  # [K, N]: it is full depth's likeliest
@@ -66,11 +66,11 @@ class Scores:
         return len(self.text)
 
     def at_depth(self, depth: int) -> Score:
-        """Of all tokens leaving after so many loops."""
+        """Return the score of all tokens leaving after so many loops."""
         return self._of(np.full(self.tokens, depth - 1))
 
     def at_threshold(self, threshold: float) -> Score:
-        """Of each token leaving at the first depth whose gate reaches the threshold."""
+        """Return the score of each token leaving at the first depth whose gate reaches the threshold."""
         return self._of(self.exits(threshold))
 
     def exits(self, threshold: float) -> NDArray[np.int64]:
@@ -78,7 +78,7 @@ class Scores:
         return np.asarray((self.gate >= np.float32(threshold)).argmax(axis=0))
 
     def exact(self, depth: int) -> Bool:
-        """Of each text with scored tokens, whether all of them are the likeliest after so many loops."""
+        """Return for each text with scored tokens whether all of them are the likeliest after so many loops."""
         return self._exact(self.right[depth - 1])
 
     def _exact(self, right: Bool) -> Bool:
@@ -96,7 +96,7 @@ class Scores:
         )
 
     def reliability(self) -> Reliability:
-        """Of the gates of all depths but the last."""
+        """Return the reliability of the gates of all depths but the last."""
         gates, true = self.gate[:-1].ravel(), self.agrees[:-1].ravel()
         index = np.minimum((gates * Reliability.BINS).astype(int), Reliability.BINS - 1)
         bins = [

@@ -25,7 +25,7 @@ class Answers:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def chunk(self, index: int, token: Token, first: bool, finish_reason: str) -> dict[str, Any]:
-        """What a token adds to choice `index`."""
+        """Return the chunk that a token adds to choice `index`."""
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason or None, "logprobs": None}
         if self.chat:
             choice["delta"] = {"role": "assistant", "content": token.text} if first else {"content": token.text}
@@ -37,7 +37,7 @@ class Answers:
         return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": statistics(generations)}
 
     def whole(self, generations: Sequence[Generation], usage: dict[str, Any]) -> dict[str, Any]:
-        """All choices at once."""
+        """Return the answer with all choices at once."""
         choices = []
         for index, reply in enumerate(generations):
             choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": None}
@@ -97,7 +97,7 @@ def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -
 
 
 def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
-    """What the replies cost together."""
+    """Return the cost of the replies together."""
     tokens = sum(reply.stats.generated_tokens for reply in generations)
     depths = sum(reply.stats.mean_depth * reply.stats.generated_tokens for reply in generations)
     rows = sum(reply.stats.block_rows_per_token * reply.stats.generated_tokens for reply in generations)

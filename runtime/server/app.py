@@ -127,7 +127,7 @@ class _Application:
             await asyncio.to_thread(self.worker.stop)
 
     def _guarded(self, handler: Handler) -> Handler:
-        """With the API key checked, errors as the API tells them, and all of it counted."""
+        """Wrap a handler: the API key is checked, errors are told in the API's form, and requests are counted."""
 
         async def guarded(request: Request) -> Response:
             path = request.scope["route"].path

@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text form."""
+"""The metrics of /metrics, in Prometheus' text form."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def _bias(bias: Any) -> dict[int, float]:
 
 
 def _grammar(fields: dict[str, Any]) -> Grammar | None:
-    """What the reply must be: response_format, or `regex` and `grammar`, which are our own."""
+    """Read what the reply must be: response_format, or `regex` and `grammar`, which are our own."""
     response_format = fields.get("response_format")
     grammars = [Grammar.regex(fields["regex"])] if _text(fields, "regex") else []
     grammars += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") else []

@@ -1,4 +1,4 @@
-"""What is closed with its owner, whichever thread made it."""
+"""`Closing`: objects that are closed with their owner, whichever thread made them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def closed() -> BadInputError:
 
 
 def still_open(resource: T | None) -> T:
-    """What a model holds until it is closed, and None afterwards.
+    """Return a resource that a model holds until it is closed, and that is None afterwards.
 
     Raises:
         BadInputError: the model is closed.

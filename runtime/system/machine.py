@@ -34,7 +34,7 @@ NVIDIA = 0x10DE  # its PCI vendor id
 
 @dataclass(frozen=True)
 class Machine:
-    """What the system does not say is None.
+    """The facts of a machine; what the system does not say is None.
 
     `features` says of each that matters for int4 whether the processor has it. `usable_cores`: those this process is
     bound to; `core_quota`: the processor time a container may use, in cores. Memory is within a container's limit.

@@ -1,4 +1,4 @@
-"""What this process has taken of the machine's memory."""
+"""The memory that this process has taken of the machine's."""
 
 from __future__ import annotations
 

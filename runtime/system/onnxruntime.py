@@ -24,6 +24,6 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of onnxruntime says, which raises several unrelated types, on one line."""
+    """Return what an exception of onnxruntime says, which raises several unrelated types, on one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

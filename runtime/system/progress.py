@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""`Progress`: the callback through which long work says how far it is."""
 
 from __future__ import annotations
 

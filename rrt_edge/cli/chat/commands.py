@@ -69,7 +69,7 @@ def execute(chat: Chat, line: str) -> None:
 
 
 def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
-    """What may follow a command, for completion; None: the name of a file."""
+    """Return what may follow each command, for completion; None stands for the name of a file."""
     depths = tuple(str(depth) for depth in range(1, model.loops + 1))
     files = dict.fromkeys(("/save", "/load"))
     policies = tuple(offered(model.exits))

@@ -200,7 +200,7 @@ class Chat:
         return ContextFullError(f"{what}; {wayout}")
 
     def _last_question(self) -> int:
-        """Where the last message of the user stands."""
+        """Return the index of the user's last message."""
         found = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
         if not found:
             raise BadInputError("there is no message yet")

@@ -28,7 +28,7 @@ MENU = 10  # rows of the list of completions at most
 
 
 def history_path() -> Path:
-    """Where what was typed is kept: in the folder that RRT_EDGE_HOME names, or the user's folder for such things."""
+    """Return the file that keeps what was typed: in RRT_EDGE_HOME, or in the user's folder for such things."""
     home = os.environ.get(HOME)
     return (Path(home).expanduser() if home else user_state_path("rrt-edge")) / "chat_history"
 

@@ -153,7 +153,7 @@ class _Heading(rich.markdown.Heading):
 
 
 class _Code(rich.markdown.CodeBlock):
-    """In the terminal's own colours, on its own background."""
+    """A code block in the terminal's own colours, on its own background."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = str(self.text).rstrip()
@@ -233,7 +233,7 @@ class Markdown(rich.markdown.Markdown):
 
 
 def footer(stats: Stats, loops: int, context: int) -> str:
-    """What a reply cost, in a line; `context`: the tokens that the conversation may hold."""
+    """Return the cost of a reply in a line; `context`: the tokens that the conversation may hold."""
     speed, used = stats.decode_tokens_per_second, stats.prompt_tokens + stats.generated_tokens
     parts = [f"{speed:.0f} tokens/s" if speed >= 10 else f"{speed:.1f} tokens/s"] if speed else []
     if loops > 1:

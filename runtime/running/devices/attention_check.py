@@ -70,7 +70,7 @@ def _found(
     keys: NDArray[Any],
     values: NDArray[Any],
 ) -> Float:
-    """What the device makes of it, [rows, H * D]."""
+    """Run the device's attention; return its output [rows, H * D]."""
     (heads, rows, size), kv_heads = queries.shape, len(keys)
     binding = session.io_binding()
     for name, rows_of in (("q", queries), ("k", keys[:, PAST:]), ("v", values[:, PAST:])):

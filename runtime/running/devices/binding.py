@@ -40,7 +40,7 @@ class DeviceBinding:
         self._head: IOBinding | None = None
 
     def block(self, form: str, depth: int) -> BoundBlock:
-        """Of the block for one sequence at a depth, or of the step for several."""
+        """Return the binding of the block for one sequence at a depth, or of the step for several sequences."""
         key = (form, depth if form == "block" else 0)
         if key not in self._blocks:
             slots = 1 if form == "block" else self._graphs.slots

@@ -38,7 +38,7 @@ class Buffer:
 
 
 class DeviceCache:
-    """As `KVCache`, for the KV rule `exact`: what a depth holds are the rows from position 0 on.
+    """Keys and values on a device, for the KV rule `exact`: each depth holds the rows from position 0 on.
 
     Layers that attend to a sliding window keep all rows: the device looks at those within the window.
     """
@@ -78,7 +78,7 @@ class DeviceCache:
         self._buffers[depth - 1].used = len(positions)
 
     def reaches(self, length: int) -> bool:
-        """All rows are kept."""
+        """Return True: a device's cache keeps all rows."""
         return True
 
     def truncate(self, length: int) -> None:
@@ -108,7 +108,7 @@ class DeviceCache:
         self.truncate(0)
 
     def rows(self, depth: int, group: int) -> tuple[int, list[NDArray[Any]]]:
-        """As `KVCache.rows`, copied to the host in the types that the bundle keeps on the CPU."""
+        """Return what `KVCache.rows` returns, copied to the host in the types that the bundle keeps on the CPU."""
         count, planes = len(self.positions[depth - 1]), self._buffers[depth - 1].planes
         shape = self.graphs.architecture
         layers = shape.kv_groups[group]
@@ -123,7 +123,7 @@ class DeviceCache:
     def restore(
         self, depth: int, group: int, first: int, planes: Sequence[NDArray[Any]], positions: Sequence[int]
     ) -> None:
-        """As `KVCache.restore`. Rows that were dropped were out of every window: zeros stand in their place."""
+        """Take what `rows` returned, into an empty cache. Dropped rows were out of every window: zeros replace them."""
         shape, count = self.graphs.architecture, len(positions)
         self.positions[depth - 1] = list(positions)
         if not count:
@@ -164,7 +164,7 @@ def room_of(rows: int, spare: int = SHARE) -> int:
 
 
 def buffer_bytes(shape: Architecture, room: int, dtype: type[np.generic]) -> int:
-    """What the planes of one depth take."""
+    """Return the bytes that the planes of one depth take."""
     return 2 * shape.layers_per_block * shape.key_value_heads * room * shape.head_dim * np.dtype(dtype).itemsize
 
 
@@ -176,5 +176,5 @@ def quantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def dequantized(planes: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """What `quantized` keeps, as numbers."""
+    """Return the keys and values that `quantized` made, as float32."""
     return [whole * scale for whole, scale in zip(planes[:2], planes[2:], strict=True)]

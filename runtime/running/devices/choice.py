@@ -69,12 +69,12 @@ def record_failure(manifest: Manifest, device: str, problem: str) -> None:
 
 
 def _hardware() -> list[Device]:
-    """What `auto` may take beside the CPU."""
+    """Return the devices that `auto` may take beside the CPU."""
     return [device for device in other_devices() if device.usable and not device.software]
 
 
 def _counts(result: Any) -> bool:
-    """Whether what is known of a device still holds: a time does, a failure for a day."""
+    """Whether the result of a device's trial still counts: a time always does, a failure for a day."""
     return isinstance(result, float) or (isinstance(result, dict) and time.time() - result["at"] < DAY)
 
 
@@ -115,7 +115,7 @@ def _measured(bundle: Path, device: str) -> Any:
 
 
 def _trial(*arguments: str) -> dict[str, Any]:
-    """What `device_trial` says: `seconds`, or the `problem`."""
+    """Run a trial in a process of its own; return its `seconds`, or the `problem`."""
     command = [sys.executable, "-P", "-m", "rrt_edge.runtime.measuring.device_trial", *arguments]
     hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows
     try:
@@ -142,7 +142,7 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, dict[str, Any]]:
-    """What is known of devices, by bundle and machine: seconds, or a problem and when it was."""
+    """Return the results of earlier trials by bundle and machine: seconds, or a problem and when it occurred."""
     try:
         kept = json.loads(_place().read_text("utf-8"))
         return {key: sound for key, results in kept.items() if (sound := _sound(results))}

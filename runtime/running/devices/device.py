@@ -216,7 +216,7 @@ class OpenDevice:
 
 
 class _Turn:
-    """What all that use a device share: who has it, how deep inside, and tensors that nobody else refers to.
+    """The turn on a device, shared by all that use it: its lock, its nesting, and tensors to be freed.
 
     Those are freed by whoever has the device next, for a provider may not bear that beside a call.
     """

@@ -1,4 +1,4 @@
-"""What a GPU's driver complains of: some failures reach nobody but onnxruntime's logger.
+"""Complaints of a GPU's driver: some failures reach nobody but onnxruntime's logger.
 
 A tensor that found no memory is made all the same, and computes nonsense.
 """

@@ -49,13 +49,13 @@ class Device:
 
 
 def find_devices() -> list[Device]:
-    """All that have a name here, the CPU first; whether a GPU's driver works shows when a session is made."""
+    """Return all devices, the CPU first; whether a GPU's driver works is known only when a session is made."""
     machine = this_machine()
     return [Device("cpu", machine.processor or machine.platform, CPU, usable=True), *other_devices()]
 
 
 def other_devices() -> list[Device]:
-    """All but the CPU."""
+    """Return all devices but the CPU."""
     return [_found(name) for name in PROVIDERS if name != "cpu"]
 
 

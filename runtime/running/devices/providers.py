@@ -71,6 +71,6 @@ DEVICES = ("auto", *PROVIDERS)
 
 
 def device_for(device: str | None, rules: Iterable[KVRuleName | None]) -> str | None:
-    """Where nobody names a device, the CPU if a KV rule other than `exact` is asked for: it alone follows them."""
+    """Return the device to use: the CPU where none is named and a KV rule is asked for that only the CPU follows."""
     cpu_only = any(rule is not None and not KV_RULES[rule].on_devices for rule in rules)
     return "cpu" if cpu_only and device in (None, "auto") else device

@@ -136,12 +136,12 @@ class DeviceGraph:
         return DeviceRows(self.device.download, self.architecture.hidden_size, pieces)
 
     def kv_bytes(self, tokens: int) -> int:
-        """With the room that grows ahead; in the precision the device computes with, whatever the bundle's KV bits."""
+        """Return the bytes of a cache with its spare room, in the precision that the device computes with."""
         room = min(room_of(tokens), room_of(max(tokens, self.graphs.context), 0))
         return self.architecture.loops * buffer_bytes(self.architecture, room, self.graphs.dtype)
 
     def bind(self) -> DeviceBinding:
-        """What one caller at a time runs with: its keys and values stay bound between calls."""
+        """Return a binding for one caller at a time, whose keys and values stay bound between calls."""
         binding = DeviceBinding(self.graphs)
         self.graphs.closing.add(binding)
         return binding
@@ -204,7 +204,7 @@ class DeviceGraph:
         return [PartDone(rows, gate, own) for (rows, gate), own in zip(results, answered, strict=True)]
 
     def _shares(self) -> bool:
-        """Whether the device has room for the graph that several sequences share; else they take turns."""
+        """Whether the device has room for the graph that several sequences share; without it they take turns."""
         try:
             if self._step_fits:
                 self.graphs.session("step")
@@ -254,7 +254,7 @@ class DeviceGraph:
         return hidden, gates.numpy()[0] if wants_gate and open_depth else full
 
     def _gates(self, count: int, read: bool) -> OrtValue:
-        """Where the gates go: to the host, where they are read there."""
+        """Return the tensor for the gates, on the host where they are read there."""
         if read or not self.device.keeps_memory:
             return self.device.host((1, count), np.float32)
         return self.device.empty((1, count), np.float32)

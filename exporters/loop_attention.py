@@ -45,7 +45,7 @@ class Propagated:
 
     states: str  # [B, F, H]
     depths: RowDepths  # of all N = F + S rows
-    left: RowDepths  # of the F
+    exited: RowDepths  # of the F
 
 
 class LoopBlock(BlockEmitter[LoopSurroundings]):
@@ -88,7 +88,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         states, every_row = around.propagated.states, around.propagated.depths
         if "before_attention" in weights.norms:
             role = "before_attention"
-            states = self.norm(graph, states, f"{name}.{role}", weights.norms[role], around.propagated.left)
+            states = self.norm(graph, states, f"{name}.{role}", weights.norms[role], around.propagated.exited)
         q = self.linear(graph, f"{name}.q", [weights.q], x, around.depths)
         q = by_head(self.queries_keys_normed(graph, name, weights, q, ("q",), around.depths), heads)
         both = graph.op("Concat", states, x, axis=1)

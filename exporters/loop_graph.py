@@ -97,9 +97,9 @@ class _Emitter:
         """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""
         full, step = Builder(self.top), Builder(self.top)
         reached = step.op("GreaterOrEqual", step.reshape(gate, -1), "row_threshold")  # one depth: [N]
-        left = step.op("Compress", step.reshape(hidden, -1, self.spec.hidden), reached, axis=0)
+        exited = step.op("Compress", step.reshape(hidden, -1, self.spec.hidden), reached, axis=0)
         branches = {
-            "then_branch": step.branch([left], "rows_that_leave"),
+            "then_branch": step.branch([exited], "rows_that_leave"),
             "else_branch": full.branch([full.op("Identity", leaving)], "rows_asked_for"),
         }
         return self.top.op("If", stepping, **branches)
@@ -120,7 +120,7 @@ class _Emitter:
         carried = ("hidden_before", "leaving_before", "exit_before")
         depth = body.op("Add", "first", "iteration")
         row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, N, 1]
-        own_depth = rows.behind_left(body, row_depth)  # [B, S, 1]
+        own_depth = rows.behind_exited(body, row_depth)  # [B, S, 1]
         choice = body.op("Where", stepping, body.constant(spec.loops + 1), depth)
         choices = [body.op("Equal", choice, body.constant(number)) for number in range(1, spec.loops + 1)]
         depths = every_depth = RowDepths(body, own_depth, spec.loops)

@@ -40,20 +40,20 @@ class Rows:
         self.shape = top.op("Shape", "position_ids")  # [2]: B, N
         self.keys = self.count = top.op("Gather", self.shape, top.constant(1))  # N, S
         if spec.propagates:
-            self.left = top.op("Squeeze", top.op("Shape", "left_hidden", start=1, end=2))  # F
-            self.count = top.op("Sub", self.keys, self.left)
+            self.exited = top.op("Squeeze", top.op("Shape", "left_hidden", start=1, end=2))  # F
+            self.count = top.op("Sub", self.keys, self.exited)
 
-    def behind_left(self, graph: Builder, tensor: str) -> str:
+    def behind_exited(self, graph: Builder, tensor: str) -> str:
         """Without the rows that have left: [B, N, ..] -> [B, S, ..]."""
         if not self.spec.propagates:
             return tensor
-        left, end = graph.op("Shape", "left_hidden", start=1, end=2), graph.constant([np.iinfo(np.int64).max])
-        return graph.op("Slice", tensor, left, end, graph.constant([1]))
+        exited, end = graph.op("Shape", "left_hidden", start=1, end=2), graph.constant([np.iinfo(np.int64).max])
+        return graph.op("Slice", tensor, exited, end, graph.constant([1]))
 
     def last(self) -> str:
         """Index of each sequence's last valid row, [B, 1]: rows of depth 0 are padding on the right."""
         top = self.top
-        depths = self.behind_left(top, "row_depth")
+        depths = self.behind_exited(top, "row_depth")
         valid = top.op("Cast", top.op("Greater", depths, top.constant(0)), to=INT64)
         return top.op("Sub", top.op("ReduceSum", valid, top.constant([1]), keepdims=1), top.constant(1))
 
@@ -84,7 +84,7 @@ class Masks:
             if not any(self.patterns[group]):
                 mask = self._mask(body, size, body.reshape(length, -1, 1, 1, 1), self.causal)
             else:
-                first = self.rows.left if self.spec.propagates else body.constant(0)
+                first = self.rows.exited if self.spec.propagates else body.constant(0)
                 row = body.op("Range", first, self.rows.keys, body.constant(1))
                 limit = self._limit(body, group, depths)
                 mask = self._windowed(body, size, body.reshape(length, -1, 1, 1), row, self.rows.keys, limit)
@@ -102,15 +102,15 @@ class Masks:
         names: list[str] = []
         for slot in range(count):
             rows = self._entry(step, "slot_rows", slot)  # [1]
-            left = self._entry(step, "slot_left_rows", slot) if spec.propagates else ""
-            seen = step.op("Add", left, rows) if left else rows
-            causal = self._slot_causal(step, rows, left, seen) if self.causal else ""
+            exited = self._entry(step, "slot_left_rows", slot) if spec.propagates else ""
+            seen = step.op("Add", exited, rows) if exited else rows
+            causal = self._slot_causal(step, rows, exited, seen) if self.causal else ""
             for group, pattern in enumerate(self.patterns):
                 layer = spec.kv_groups[group][0]
                 size = step.op("Shape", past_name("key", slot + 1, layer), start=2, end=3)
                 length = self._entry(step, past_length(group).name, slot, axis=1)
                 if any(pattern):
-                    first = step.op("Squeeze", left) if left else step.constant(0)
+                    first = step.op("Squeeze", exited) if exited else step.constant(0)
                     end = step.op("Squeeze", seen)
                     row = step.op("Range", first, end, step.constant(1))
                     bound = step.reshape(length, 1, 1, 1)
@@ -138,16 +138,16 @@ class Masks:
         top = self.rows.top
         row = top.reshape(top.op("Range", top.constant(0), self.rows.count, top.constant(1)), -1, 1)
         if self.spec.propagates:
-            row = top.op("Add", row, self.rows.left)
+            row = top.op("Add", row, self.rows.exited)
         column = top.op("Range", top.constant(0), self.rows.keys, top.constant(1))
         return self._hide(top, top.op("Greater", column, row))
 
-    def _slot_causal(self, step: Builder, rows: str, left: str, seen: str) -> str:
+    def _slot_causal(self, step: Builder, rows: str, exited: str, seen: str) -> str:
         """The corner of the causal mask that is a slot's, [n, f + n]: of whichever rows."""
         starts, columns = step.constant([0, 0]), rows
-        if left:
+        if exited:
             all_left = step.op("Shape", "left_hidden", start=1, end=2)
-            starts = step.op("Concat", step.constant([0]), step.op("Sub", all_left, left), axis=0)
+            starts = step.op("Concat", step.constant([0]), step.op("Sub", all_left, exited), axis=0)
             columns = step.op("Add", all_left, rows)
         return step.op("Slice", self.causal, starts, step.op("Concat", rows, columns, axis=0))
 

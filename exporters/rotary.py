@@ -52,7 +52,7 @@ class Rotations:
                 if any(pattern):
                     which = depths.pick(body.constant(pattern))  # [B, N]
                     index = body.op("Add", index, body.op("Mul", which, self._count))
-                rotations[pattern] = (self.rows.behind_left(body, index), index)
+                rotations[pattern] = (self.rows.behind_exited(body, index), index)
             return rotations[pattern]
 
         return of_layer

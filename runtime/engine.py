@@ -49,7 +49,7 @@ class Request:
         self._block_rows = 0
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
         self._moving: NDArray[np.int64] | Hidden = np.zeros(0, np.int64)
-        self._left = state.nothing  # states that give this depth keys and values only
+        self._exited = state.nothing  # states that give this depth keys and values only
         # such states, and rows that go on when those moving have been caught up
         self._held: tuple[Hidden, Hidden] | None = None
         self._catching_up = False
@@ -98,16 +98,16 @@ class Request:
         self._thresholds = np.full(len(rows), NEVER, np.float32)
         if self._replying and not self._catching_up:
             self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
-        position = state.first_position(self._depth, len(self._left) + len(rows))
-        return Part(state.cache, self._depth, rows, position, self._thresholds, self._left)
+        position = state.first_position(self._depth, len(self._exited) + len(rows))
+        return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited)
 
     def take(self, done: PartDone) -> Token | None:
         """Take what a step returned; the token it led to, where it led to one."""
         if self._replying:
             self._block_rows += len(done.hidden)
         if self._catching_up:
-            self._state.leave(self._depth, joined(self._left, done.hidden))
-            self._left = self._state.nothing
+            self._state.leave(self._depth, joined(self._exited, done.hidden))
+            self._exited = self._state.nothing
             self._catching_up = False
             self._depth -= 1
             if self._held is None:
@@ -117,11 +117,11 @@ class Request:
             return None
         leaves = bool(done.gate[-1] >= self._thresholds[-1])
         if not leaves and self._depth < self._last:
-            self._deeper(self._left, done.hidden)
+            self._deeper(self._exited, done.hidden)
             return None
         depth, self._depth = self._depth, 0
-        self._state.leave(depth, joined(self._left, done.hidden))
-        self._left = self._state.nothing
+        self._state.leave(depth, joined(self._exited, done.hidden))
+        self._exited = self._state.nothing
         if not self._replying:
             return None
         return self._answer(done.logits[-1], depth, float(done.gate[-1]))
@@ -154,19 +154,19 @@ class Request:
         if depth < self._state.loops and len(self._state.waiting[depth - 1]) > MOST_WAITING:
             self._catch_up(depth, None)
 
-    def _deeper(self, left: Hidden, hidden: Hidden) -> None:
+    def _deeper(self, exited: Hidden, hidden: Hidden) -> None:
         """The rows [n, H] go to the next depth, with those that wait after this one."""
         waiting = self._state.waiting[self._depth - 1]
-        if len(waiting) + len(left) + len(hidden) > PART_ROWS and len(waiting):
-            self._catch_up(self._depth, (left, hidden))
+        if len(waiting) + len(exited) + len(hidden) > PART_ROWS and len(waiting):
+            self._catch_up(self._depth, (exited, hidden))
         else:
-            self._left, self._moving = self._state.deeper(self._depth, left, hidden)
+            self._exited, self._moving = self._state.deeper(self._depth, exited, hidden)
             self._held = None
             self._depth += 1
 
     def _catch_up(self, depth: int, going_on: tuple[Hidden, Hidden] | None) -> None:
         """Rows that wait after a depth go first."""
-        self._left, self._moving = self._state.overdue(depth, PART_ROWS)
+        self._exited, self._moving = self._state.overdue(depth, PART_ROWS)
         self._held = going_on
         self._catching_up = True
         self._depth = depth + 1

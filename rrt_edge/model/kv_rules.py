@@ -28,15 +28,15 @@ class LeftKeyValues:
     they left with."""
 
     def __init__(self) -> None:
-        self.left: Tensor | None = None  # bool [B, S]: have left before the depth that runs
+        self.exited: Tensor | None = None  # bool [B, S]: have left before the depth that runs
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keys and values [B, KV, S, D] for a layer's attention."""
-        if self.left is not None:
-            left = self.left[:, None, :, None]
+        if self.exited is not None:
+            exited = self.exited[:, None, :, None]
             old_keys, old_values = self._held[layer]
-            keys, values = old_keys.where(left, keys), old_values.where(left, values)
+            keys, values = old_keys.where(exited, keys), old_values.where(exited, values)
         self._held[layer] = (keys, values)
         return keys, values
 
@@ -56,11 +56,11 @@ class LeftTokens:
         self.key_values: LeftKeyValues | None = None
         self.mask: MaskFunction | None = None
 
-    def before_depth(self, left: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
+    def before_depth(self, exited: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
         """Prepare for a depth that some tokens skip.
 
         Args:
-            left: bool [B, S], the tokens that have left before it.
+            exited: bool [B, S], the tokens that have left before it.
             leaving: bool [B, S], those of them that have left right before it.
             hidden: what enters it, [B, S, H].
             run_block: runs the block at it: hidden states, `cache` and `frozen` as `RecursiveModel` has them.
@@ -74,12 +74,12 @@ class PropagatedTokens(LeftTokens):
         super().__init__(hidden)
         self._states = hidden  # that tokens left with
 
-    def before_depth(self, left: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
+    def before_depth(self, exited: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
         self._states = hidden.where(leaving[..., None], self._states)
         self.key_values = LeftKeyValues()
-        entering = self._states.where(left[..., None], hidden)
-        run_block(entering, cache=self.key_values, frozen=left[..., None])
-        self.key_values.left = left
+        entering = self._states.where(exited[..., None], hidden)
+        run_block(entering, cache=self.key_values, frozen=exited[..., None])
+        self.key_values.exited = exited
 
 
 class LatestTokens(LeftTokens):
@@ -89,17 +89,17 @@ class LatestTokens(LeftTokens):
         super().__init__(hidden)
         self.key_values = LeftKeyValues()
 
-    def before_depth(self, left: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
+    def before_depth(self, exited: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
         assert self.key_values is not None
-        self.key_values.left = left
+        self.key_values.exited = exited
 
 
 class UnseenTokens(LeftTokens):
     """They are seen by themselves alone."""
 
-    def before_depth(self, left: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
+    def before_depth(self, exited: Tensor, leaving: Tensor, hidden: Tensor, run_block: Callable[..., Tensor]) -> None:
         def may_be_seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            return ~left[batch, key] | (query == key)
+            return ~exited[batch, key] | (query == key)
 
         self.mask = may_be_seen
 

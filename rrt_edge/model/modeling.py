@@ -196,9 +196,9 @@ class RecursiveModel(RecursivePreTrainedModel):
             if exit_depths is not None and loop:
                 if leaves is not None:
                     exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
-                left = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
+                exited = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
                 run = partial(self._run_block, loop, masks=masks, position_ids=position_ids, rotary=rotary)
-                left_tokens.before_depth(left, exit_depths == loop, hidden, run)
+                left_tokens.before_depth(exited, exit_depths == loop, hidden, run)
                 if left_tokens.mask is not None:
                     masks = self._masks({**masking, "and_mask_function": left_tokens.mask})
             cache = past_key_values if left_tokens.key_values is None else left_tokens.key_values

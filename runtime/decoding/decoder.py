@@ -138,15 +138,15 @@ class Decoder(Generic[CacheT, BindingT]):
 
     def _run_down(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        new, left = len(rows), self.state.nothing
+        new, exited = len(rows), self.state.nothing
         while True:
             stop = self._next_waiting(first, last)
-            done = self._run(rows, first, stop, threshold, logit_count, left)
+            done = self._run(rows, first, stop, threshold, logit_count, exited)
             if done.last == last or float(done.gate[-1]) >= threshold:
-                self.state.leave(done.last, joined(left, done.hidden))
+                self.state.leave(done.last, joined(exited, done.hidden))
                 return done
             self._catch_up(done.last, self.chunk - new)
-            left, rows = self.state.deeper(done.last, left, done.hidden)
+            exited, rows = self.state.deeper(done.last, exited, done.hidden)
             first = done.last + 1
 
     def _next_waiting(self, first: int, last: int) -> int:
@@ -163,14 +163,14 @@ class Decoder(Generic[CacheT, BindingT]):
         waiting = self.state.waiting[depth - 1]
         while len(waiting) > max(room, 0):
             self._check_cancelled()
-            left, rows = self.state.overdue(depth, self.chunk)
-            done = self._run(rows, depth + 1, depth + 1, NEVER, 0, left)
-            self.state.leave(depth + 1, joined(left, done.hidden))
+            exited, rows = self.state.overdue(depth, self.chunk)
+            done = self._run(rows, depth + 1, depth + 1, NEVER, 0, exited)
+            self.state.leave(depth + 1, joined(exited, done.hidden))
 
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, left: Hidden) -> Pass:
-        position = self.state.first_position(first, len(left) + len(rows))
+    def _run(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, exited: Hidden) -> Pass:
+        position = self.state.first_position(first, len(exited) + len(rows))
         logit_rows = range(max(0, len(rows) - logit_count), len(rows))
-        call = Call(rows, position, first, last, threshold, logit_rows, left)
+        call = Call(rows, position, first, last, threshold, logit_rows, exited)
         done = self.runner.run(self._binding, self.state.cache, call)
         self.block_rows += len(rows) * (done.last - first + 1)
         return done

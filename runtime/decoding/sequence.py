@@ -82,15 +82,15 @@ class SequenceState(Generic[CacheT]):
             for deeper in range(depth + 1, self.loops + 1):
                 self.cache.copy_last(len(hidden), depth, deeper)
 
-    def deeper(self, depth: int, left: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
+    def deeper(self, depth: int, exited: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
         """Return what runs the next depth when `rows` [n, H] go on, waiting rows included: (states that left, rows).
 
-        `left` [f, H] are those taken along before.
+        `exited` [f, H] are those taken along before.
         """
         waiting = self.waiting[depth - 1].take()
         if self.rule.projects:
-            return joined(waiting, left), rows
-        return left, joined(waiting, rows)
+            return joined(waiting, exited), rows
+        return exited, joined(waiting, rows)
 
     def overdue(self, depth: int, count: int) -> tuple[Hidden, Hidden]:
         """The first `count` rows that wait after a depth, to run the next alone: (states that have left, rows)."""

@@ -125,10 +125,10 @@ class Graph:
 
     def run(self, binding: Binding, cache: KVCache, call: Call) -> Pass:
         """`Runner.run`, in one call of the graph: S rows, with F that left before them, bring N = F + S keys."""
-        left = self._no_hidden[0] if call.left is None else on_host(call.left)  # [F, H]
+        exited = self._no_hidden[0] if call.exited is None else on_host(call.exited)  # [F, H]
         rows = on_host(call.rows)  # ids [S] or hidden states [S, H]
         entering = rows.ndim == 1
-        count = len(left) + len(rows)  # N
+        count = len(exited) + len(rows)  # N
         depths = range(1, len(cache.lengths) + 1)  # each depth's past is bound: the loop may run any of them
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": rows[None] if entering else self._no_ids,
@@ -142,7 +142,7 @@ class Graph:
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
             **self._past_lengths([cache.valid_rows(depth) for depth in depths]),
-            **self._left(left, _NO_SLOTS),
+            **self._exited(exited, _NO_SLOTS),
             **self._constant,
         }
         pasts = [self._buffers(cache, depth) for depth in depths]
@@ -168,18 +168,18 @@ class Graph:
         slots = [parts[index] for index in order]
         ids = [on_host(part.rows) for part in slots if part.rows.ndim == 1]
         states = [on_host(part.rows) for part in slots if part.rows.ndim == 2]
-        left_states = [self._no_hidden[0] if part.left is None else on_host(part.left) for part in slots]
-        left_counts = [len(rows) for rows in left_states]  # f1 f2
+        exited_states = [self._no_hidden[0] if part.exited is None else on_host(part.exited) for part in slots]
+        exited_counts = [len(rows) for rows in exited_states]  # f1 f2
         counts = [len(part.rows) for part in slots]  # n1 n2
         depths = [part.depth for part in slots]
         # A slot's rows that left come first among its positions, the others right behind them.
-        positions = [part.position + np.arange(left) for part, left in zip(slots, left_counts, strict=True)]
-        for part, left, count in zip(slots, left_counts, counts, strict=True):
-            positions.append(part.position + left + np.arange(count))
+        positions = [part.position + np.arange(exited) for part, exited in zip(slots, exited_counts, strict=True)]
+        for part, exited, count in zip(slots, exited_counts, counts, strict=True):
+            positions.append(part.position + exited + np.arange(count))
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": np.concatenate(ids)[None] if ids else self._no_ids,
             "hidden": np.concatenate(states)[None] if states else self._no_hidden,
-            "row_depth": np.repeat(depths + depths, left_counts + counts)[None],  # [1, N]
+            "row_depth": np.repeat(depths + depths, exited_counts + counts)[None],  # [1, N]
             "position_ids": np.concatenate(positions)[None],  # [1, N]
             "first": _scalar(1),  # the loop runs once; each row's own depth is in row_depth
             "last": _scalar(1),
@@ -188,7 +188,7 @@ class Graph:
             "slot_rows": self._padded(counts),
             "row_threshold": np.concatenate([part.thresholds for part in slots]),  # [S]
             **self._past_lengths([part.cache.valid_rows(part.depth) for part in slots]),
-            **self._left(np.concatenate(left_states), self._padded(left_counts)),
+            **self._exited(np.concatenate(exited_states), self._padded(exited_counts)),
             **self._constant,
         }
         pasts = [self._buffers(part.cache, part.depth) for part in slots]
@@ -196,19 +196,19 @@ class Graph:
         # planes [1, 1, layers, KV, N, width]
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
         done: dict[int, PartDone] = {}
-        row = left_row = logit_row = 0  # where the slot's begin among S, F and R
-        for slot, (index, part, count, left) in enumerate(zip(order, slots, counts, left_counts, strict=True)):
+        row = exited_row = logit_row = 0  # where the slot's begin among S, F and R
+        for slot, (index, part, count, exited) in enumerate(zip(order, slots, counts, exited_counts, strict=True)):
             rows = slice(row, row + count)
-            behind_left = slice(sum(left_counts) + row, sum(left_counts) + row + count)
-            for keys, position in ((slice(left_row, left_row + left), 0), (behind_left, left)):
+            behind_exited = slice(sum(exited_counts) + row, sum(exited_counts) + row + count)
+            for keys, position in ((slice(exited_row, exited_row + exited), 0), (behind_exited, exited)):
                 new = [plane[0, 0, :, :, keys] for plane in planes]
                 binding.append(slot, part.cache, part.depth, new, part.position + position)
             reached = int((gate[0, 0, rows] >= part.thresholds).sum())
             done[index] = PartDone(hidden[0, rows], gate[0, 0, rows], logits[logit_row : logit_row + reached])
-            row, left_row, logit_row = row + count, left_row + left, logit_row + reached
+            row, exited_row, logit_row = row + count, exited_row + exited, logit_row + reached
         return [done[index] for index in range(len(parts))]
 
-    def _left(self, states: Float, slot_rows: Int) -> dict[str, NDArray[Any]]:
+    def _exited(self, states: Float, slot_rows: Int) -> dict[str, NDArray[Any]]:
         if not self.propagates:
             return {}
         return {"left_hidden": states[None], "slot_left_rows": slot_rows}

@@ -68,11 +68,11 @@ class Call:
 
     Attributes:
         rows: token ids [S] entering depth 1, or hidden states [S, H] that have run `first - 1` depths.
-        position: of the first of all rows, those in `left` included; the others follow.
+        position: of the first of all rows, those in `exited` included; the others follow.
         threshold: the run stops after the first depth at which the last row's gate reaches it; by default none.
         logit_rows: the rows whose logits are asked for, as ascending indices into `rows`.
-        left: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths keys
-            and values only; under a KV rule that projects them.
+        exited: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
+            keys and values only; under a KV rule that projects them.
     """
 
     rows: Int | Hidden
@@ -81,7 +81,7 @@ class Call:
     last: int
     threshold: float = NEVER
     logit_rows: Sequence[int] = ()
-    left: Hidden | None = None
+    exited: Hidden | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Pass:
 class Part(Generic[CacheT]):
     """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
 
-    They stand at consecutive positions from `position` on, behind those whose states `left` [f, H] give the depth keys
-    and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
+    They stand at consecutive positions from `position` on, behind those whose states `exited` [f, H] give the depth
+    keys and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
     """
 
     cache: CacheT
@@ -112,7 +112,7 @@ class Part(Generic[CacheT]):
     rows: Int | Hidden
     position: int
     thresholds: Float
-    left: Hidden | None = None
+    exited: Hidden | None = None
 
 
 @dataclass(frozen=True)

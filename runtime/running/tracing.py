@@ -59,7 +59,7 @@ class _TracedRunner:
         """Rows that go on from the depth before, rows of earlier tokens that had waited there, and KV rows."""
         if ran.rows.ndim == 1:
             self._newest[cache] = ran.position
-        count = len(ran.rows) + (0 if ran.left is None else len(ran.left))
+        count = len(ran.rows) + (0 if ran.exited is None else len(ran.exited))
         waiting = min(max(0, self._newest.get(cache, sys.maxsize) - ran.position), count)
         valid, room = cache.room(depth)
         return f"{count - waiting}", f"{waiting}", f"{valid}/{room}"

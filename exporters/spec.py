@@ -142,7 +142,7 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
         context=text.max_position_embeddings,
         short_context=_short_context(text),
         layer_norm=family.layer_norm,
-        norm_epsilon=text.layer_norm_eps if family.layer_norm else text.rms_norm_eps,
+        norm_epsilon=family.epsilon(text),
         norms_by_head=family.norms_by_head,
         activation=_activation(text, family.activation),
         gated=family.gated,

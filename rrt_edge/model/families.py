@@ -95,7 +95,8 @@ def _whether(field: str) -> Fact:
 class Family:
     """The parts of a decoder family.
 
-    What differs from model to model of a family is a function of the config; `activation` is the name of a field.
+    What differs from model to model of a family is a function of the config; `activation` and `norm_epsilon` are names
+    of its fields.
 
     The source checkpoint names its tensors `{prefix}.layers.{layer}.{path}.*`, `{prefix}.{embedding}.weight`,
     `{prefix}.{final_norm}.*` and, where the head is not tied, `{head}.weight` by the first of `heads` it has.
@@ -105,6 +106,7 @@ class Family:
     classes: str  # how the names of its classes begin
     layer: str = "DecoderLayer"
     layer_norm: bool = False  # LayerNorm; else RMSNorm
+    norm_epsilon: str = "rms_norm_eps"
     norm_offset: float = 0.0  # an RMSNorm multiplies by this much more than its weight
     linears: tuple[Linear, ...] = ATTENTION + GATED_MLP
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)  # role -> path
@@ -134,9 +136,13 @@ class Family:
     def norm(self, config: PreTrainedConfig) -> nn.Module:
         """The norm behind the last layer."""
         if self.layer_norm:
-            return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        norm: nn.Module = self._class("RMSNorm")(config.hidden_size, eps=config.rms_norm_eps)
+            return nn.LayerNorm(config.hidden_size, eps=self.epsilon(config))
+        norm: nn.Module = self._class("RMSNorm")(config.hidden_size, eps=self.epsilon(config))
         return norm
+
+    def epsilon(self, config: PreTrainedConfig) -> float:
+        """What the norms add to the variance."""
+        return float(getattr(config, self.norm_epsilon))
 
     def rotary(self, config: PreTrainedConfig) -> nn.Module:
         rotary: nn.Module = self._class("RotaryEmbedding")(config)
@@ -180,6 +186,7 @@ FAMILIES: dict[str, Family] = {
         "GPTNeoX",
         layer="Layer",
         layer_norm=True,
+        norm_epsilon="layer_norm_eps",
         linears=(
             Linear("attention.query_key_value", ("q", "k", "v"), by_head=True),
             Linear("attention.dense", ("o",)),

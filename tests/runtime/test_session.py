@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding.exit_policy import Steering
@@ -190,6 +188,9 @@ def test_policies_of_budgets_are_checked(model: Model) -> None:
 
 
 def test_log_probabilities_are_torchs(model: Model, recursive: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     theirs = AutoModelForCausalLM.from_pretrained(recursive)
     sampling = Sampling(max_tokens=12, temperature=0.8, seed=3, logprobs=4, top_k=3, repetition_penalty=1.3)
     for policy in ("full", "threshold=0.5", "lossless"):

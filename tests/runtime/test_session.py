@@ -76,12 +76,13 @@ def test_a_fork_in_the_middle_of_a_reply_goes_its_own_way(model: Model, policy: 
     session = model.session()
     stream = session.stream(PROMPT, Sampling(max_tokens=30), policy)
     begun = PROMPT + [next(stream).id for _ in range(10)]
-    assert session.ids == begun[:-1]
+    fed = session.ids
+    assert fed in (begun[:-1], begun)  # all of it where the last token was a draft
     other = session.fork()
     session.save(tmp_path / "talk.safetensors")
     rest = [token.id for token in stream]
     for copy in (other, model.load_session(tmp_path / "talk.safetensors")):
-        assert copy.ids == begun[:-1]
+        assert copy.ids == fed
         assert [token.id for token in copy.stream(begun, Sampling(max_tokens=20), "full")] == [
             token.id for token in model.stream(begun, Sampling(max_tokens=20))
         ]

@@ -20,6 +20,7 @@ from rrt_edge.conversion.conversion import convert
 from rrt_edge.conversion.options import Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
+from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
@@ -27,9 +28,9 @@ from rrt_edge.exporters.options import ExportOptions, Part, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
-from rrt_edge.runtime.bundle.manifest import FILE, Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.files import check_replaceable, new_folder
+from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
@@ -86,7 +87,7 @@ def export(
 
 def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: Progress | None) -> ExportReport:
     started = time.perf_counter()
-    check_replaceable(bundle, "bundle", is_bundle)
+    check_export(source, bundle, options)
     checkpoint = Checkpoint(source)
     if checkpoint.is_recursive:
         report = _export_recursive(checkpoint, bundle, options, progress, started)
@@ -105,10 +106,6 @@ def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     by_default: tuple[Part, ...] = ("embedding", "head") if options.bits == 4 and tied_head else ()
     eight_bit = by_default if options.eight_bit is None else options.eight_bit
     return Bits(**{part: 8 if part in eight_bit else options.bits for part in PARTS})
-
-
-def is_bundle(folder: Path) -> bool:
-    return (folder / FILE).is_file()
 
 
 def _export_recursive(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
 from rrt_edge.exporters.block import LayerWeights, Norm
-from rrt_edge.exporters.bundle import is_bundle, plan_bits, watched, write_manifest
+from rrt_edge.exporters.bundle import plan_bits, watched, write_manifest
+from rrt_edge.exporters.checks import SHAPES, check_shape, is_bundle
 from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.loop_graph import emit
@@ -22,23 +22,11 @@ from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import GATE_WIDTH
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
-from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
 
 Float = NDArray[np.float32]
 SPREAD = 0.02  # standard deviation of the weights
-SHAPES: dict[str, dict[str, Any]] = {
-    "tinyllama": {  # TinyLlama-1.1B
-        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
-    },
-    "smollm": {  # SmolLM-135M, with the context of SmolLM2-135M
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-}  # fmt: skip
 
 
 def random_bundle(
@@ -57,8 +45,7 @@ def random_bundle(
     Raises:
         BadInputError: there is no such shape, or loops, rank, bits or KV bits cannot be.
     """
-    if shape not in SHAPES:
-        raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
+    check_shape(shape, loops, rank)
     options = ExportOptions(bits=bits, kv_bits=kv_bits)
     text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
     config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.conversion import convert
+from rrt_edge.exporters.checks import check_verification
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
@@ -55,6 +56,8 @@ def verify(
         DeviceError: the device is not there, or cannot run the bundle.
         BadInputError: the bundle, the source or the text cannot be read, or they do not belong together.
     """
+    if source is not None:
+        check_verification(source, text)
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     alone, runner = load_checked(folder, manifest, device)
@@ -122,8 +125,6 @@ class Window:
 
 def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
     """The text in windows of at most `size` tokens: plain text cut between lines, or a chat of a .jsonl in each."""
-    if not path.is_file():
-        raise BadInputError(f"{path}: no such text file")
     try:
         lines = path.read_text("utf-8").splitlines(keepends=True)
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Small random models, made once: the source with transformers, its recursive form, and bundles of it."""
+"""Small random models, made once for all tests, and which tests run where."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RRT_EDGE_DEVICE"] = "cpu"  # whatever else this machine has; tests of devices name theirs
@@ -16,112 +17,127 @@ os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"  # read when the provid
 # `python -m pytest` puts the checkout first, where rrt_edge lacks the two folders that are mapped into it.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent.parent]
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from tokenizers.decoders import ByteLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-import rrt_edge
-from rrt_edge.exporters import export
-from rrt_edge.runtime.decoding.sampler import Sampler
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 65536  # of `endless`
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters", "samples/web_chat")
-CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
-TEXT = [
-    f"The {noun} {verb} the {other}."
-    for noun in ("cat", "dog", "fox")
-    for verb in ("sees", "eats")
-    for other in ("hen", "café", "日本")
-]
+PREBUILT = ROOT / "tests" / "prebuilt"  # `bundle`, smaller, for where torch is missing
+WITH_TORCH = find_spec("torch") is not None
+MARKS = {  # where tests lie: their mark
+    "training": "train",
+    "samples/test_web_chat": "browser",
+    "runtime/devices": "device",
+    "test_docs.py": "docs",
+}
 
 
-def save_tokenizer(folder: Path, vocabulary: int) -> None:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevel()
-    special = ["<pad>", "</s>", "<user>", "<assistant>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(folder)
+class TestModule(pytest.Module):
+    """A test file that is skipped, where torch is missing, if it imports something that is not installed either."""
+
+    def collect(self) -> Any:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            if WITH_TORCH or not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            reason = f"needs {error.__cause__.name}: pip install -e '.[dev]'"
+            raise pytest.skip.Exception(reason, allow_module_level=True) from error
 
 
-def tiny_config(**changes: Any) -> LlamaConfig:
-    """A Llama with odd sizes, grouped queries and a head dimension that is not hidden / heads."""
-    fields: dict[str, Any] = {
-        "vocab_size": 300,
-        "hidden_size": 72,
-        "intermediate_size": 100,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 512,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": None,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.1,
-    }
-    return LlamaConfig(**{**fields, **changes})
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = TestModule.from_parent(parent, path=module_path)
+    return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests").as_posix()
+        for start, mark in MARKS.items():
+            if place.startswith(start):
+                item.add_marker(mark)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user of each worker's own, who has installed nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RRT_EDGE_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
 
 
 @pytest.fixture(scope="session")
-def make_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder by name that the first test to need it writes, for all of pytest-xdist's workers; nobody changes it."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made"
+    root.mkdir(exist_ok=True)
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that did not get to the end
+                write(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> ModuleType:
+    """What writes random checkpoints with transformers; skips where torch is missing."""
+    return pytest.importorskip("tests.checkpoints")
+
+
+@pytest.fixture(scope="session")
+def make_source(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Save a random Llama with a tokenizer; keyword arguments change its config."""
 
     def make(**changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("source")
-        torch.manual_seed(0)
-        config = tiny_config(**changes)
-        LlamaForCausalLM(config).save_pretrained(folder)
-        save_tokenizer(folder, config.vocab_size)
+        checkpoints.write_source(folder, **changes)
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def source(make_source: Callable[..., Path]) -> Path:
-    return make_source()
+def source(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
+    return make_once("source", checkpoints.write_source)
 
 
 @pytest.fixture(scope="session")
-def make_recursive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_recursive(
+    source: Path, checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """Convert the source; the gate gets random weights, so that tokens leave at different depths."""
 
-    def make(loops: int = 3, rank: int = 4, **options: Any) -> Path:
+    def make(**options: Any) -> Path:
         folder = tmp_path_factory.mktemp("recursive") / "checkpoint"
-        rrt_edge.convert(source, folder, loops=loops, rank=rank, **options)
-        model = rrt_edge.RecursiveForCausalLM.from_pretrained(folder)
-        if model.exit_gate is not None:
-            torch.manual_seed(1)
-            for parameter in model.exit_gate.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-            model.save_pretrained(folder)
+        checkpoints.write_recursive(source, folder, **options)
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def recursive(make_recursive: Callable[..., Path]) -> Path:
+def recursive(make_once: Callable[..., Path], source: Path, checkpoints: ModuleType) -> Path:
     """Three loops, rank 4."""
-    return make_recursive()
+    return make_once("recursive", lambda folder: checkpoints.write_recursive(source, folder))
 
 
 @pytest.fixture(scope="session")
 def make_bundle(make_recursive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Export a recursive checkpoint of so many loops."""
+    from rrt_edge.exporters import export
 
     def make(loops: int = 3, bits: int = 32, rank: int = 4, kv_bits: int = 32) -> Path:
         bundle = tmp_path_factory.mktemp("bundle") / "bundle"
@@ -132,36 +148,42 @@ def make_bundle(make_recursive: Callable[..., Path], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def bundle(recursive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The float32 bundle of `recursive`."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    export(recursive, folder, bits=32)
-    return folder
+def bundle(request: pytest.FixtureRequest, make_once: Callable[..., Path]) -> Path:
+    """The float32 bundle of `recursive`, or the one in tests/prebuilt."""
+    if not WITH_TORCH:
+        return make_once("bundle", lambda folder: shutil.copytree(PREBUILT, folder))
+    from rrt_edge.exporters import export
+
+    recursive: Path = request.getfixturevalue("recursive")
+    return make_once("bundle", lambda folder: export(recursive, folder, bits=32))
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
     """The bundle of the trained demo model."""
-    bundle = tmp_path_factory.mktemp("demo") / "pydoc"
-    rrt_edge.export(ROOT / "samples" / "pydoc" / "recursive", bundle)
-    return bundle
+    from rrt_edge.exporters import export
+
+    return make_once("pydoc", lambda folder: export(ROOT / "samples" / "pydoc" / "recursive", folder))
 
 
 @pytest.fixture(scope="session")
-def endless(make_source: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
     """A random model whose replies nothing ends but a context of 65,536 tokens (`CONTEXT`)."""
-    folder = tmp_path_factory.mktemp("endless")
-    rrt_edge.convert(make_source(max_position_embeddings=CONTEXT), folder / "recursive", loops=3, rank=4)
-    export(folder / "recursive", folder / "endless", bits=32)
-    manifest = json.loads((folder / "endless" / "manifest.json").read_text("utf-8"))
-    manifest["eos_token_ids"] = []
-    (folder / "endless" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    return folder / "endless"
+
+    def write(folder: Path) -> None:
+        checkpoints.write_endless(folder, CONTEXT)
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        manifest["eos_token_ids"] = []
+        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+    return make_once("endless", write)
 
 
 @pytest.fixture
 def picked(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[np.ndarray]]:
     """The logits that each sampler picks from, by its id."""
+    from rrt_edge.runtime.decoding.sampler import Sampler
+
     seen: dict[int, list[np.ndarray]] = {}
     pick = Sampler.pick
 
@@ -186,15 +208,17 @@ def checkout() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel(make_once: Callable[..., Path]) -> zipfile.ZipFile:
     """Built from a copy of the checkout's files, without leftovers of earlier builds."""
-    tree = tmp_path_factory.mktemp("tree")
-    for path in checkout():
-        (tree / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, tree / path)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist"), str(tree)]
-    subprocess.run(command, check=True, capture_output=True, cwd=tree)
-    (built,) = (tree / "dist").glob("*.whl")
+
+    def build(tree: Path) -> None:
+        for path in checkout():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, tree / path)
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", f"{tree}/dist", str(tree)]
+        subprocess.run(command, check=True, capture_output=True, cwd=tree)
+
+    (built,) = (make_once("tree", build) / "dist").glob("*.whl")
     return zipfile.ZipFile(built)
 
 

@@ -307,3 +307,13 @@ def test_the_concepts_list_every_exit_policy() -> None:
     table = page.partition("| policy | a token |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
     assert table[:-1] == [f"| `{form.text}` | {form.does} |" for form in FORMS]
     assert all(f"`{name}`" in table[-1] for name in POINTS)
+
+
+def test_the_architecture_names_files_that_are_there() -> None:
+    wrong, count = [], 0
+    for line in (DOCS / "architecture.md").read_text("utf-8").splitlines():
+        spans = re.findall(r"`([\w./-]+(?:\.py|\.toml|/))`", line)
+        rooms = [ROOT, *(ROOT / span for span in spans if span.endswith("/")), ROOT / "runtime"]
+        wrong += [span for span in spans if not any((room / span).exists() for room in rooms)]
+        count += len(spans)
+    assert not wrong and count > 100

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import click
+from rrt_edge.cli.interrupts import importing
 
-from rrt_edge.cli.bench import bench
-from rrt_edge.cli.calibrate import calibrate
-from rrt_edge.cli.chat.command import chat
-from rrt_edge.cli.completion import completion
-from rrt_edge.cli.convert import convert
-from rrt_edge.cli.devices import devices
-from rrt_edge.cli.doctor import doctor
-from rrt_edge.cli.eval import evaluate
-from rrt_edge.cli.export import export
-from rrt_edge.cli.generate import generate
-from rrt_edge.cli.inspect import inspect
-from rrt_edge.cli.list import list_bundles
-from rrt_edge.cli.pull import pull
-from rrt_edge.cli.rm import remove
-from rrt_edge.cli.serve import serve
-from rrt_edge.cli.train import train
-from rrt_edge.cli.verify import verify
-from rrt_edge.runtime.system.version import __version__
+with importing():
+    import click
+
+    from rrt_edge.cli.group import Commands
+    from rrt_edge.runtime.system.version import __version__
+
+COMMANDS = {  # name: where it is, and what --help says of it
+    "convert": ("convert:convert", "Turn a checkpoint into a recursive checkpoint."),
+    "train": ("train:train", "Train a recursive checkpoint back: distillation, exits, gate."),
+    "export": ("export:export", "Export a checkpoint as a bundle."),
+    "verify": ("verify:verify", "Check a bundle, alone or against its source."),
+    "inspect": ("inspect:inspect", "Show what a bundle is made of."),
+    "eval": ("eval:evaluate", "Score a bundle or a checkpoint at every depth."),
+    "calibrate": ("calibrate:calibrate", "Find thresholds that keep a promise of agreement."),
+    "generate": ("generate:generate", "Complete one or more prompts."),
+    "chat": ("chat.command:chat", "Talk with a bundle in the terminal."),
+    "serve": ("serve:serve", "Serve a bundle over HTTP."),
+    "bench": ("bench:bench", "Measure speed by exit policy, KV rule and batch."),
+    "pull": ("pull:pull", "Install a bundle under a short name."),
+    "list": ("list:list_bundles", "List the installed bundles."),
+    "rm": ("rm:remove", "Remove installed bundles."),
+    "devices": ("devices:devices", "Show what bundles can run on here."),
+    "doctor": ("doctor:doctor", "Check this installation and what it runs on."),
+    "completion": ("completion:completion", "Print the completion script of a shell."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, package=__name__, homes=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rrt-edge")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Relaxed Recursive Transformers for the edge: convert, train, export and run with early exit."""
-
-
-for command in (convert, train, export, verify, inspect, evaluate, calibrate, generate, chat, serve, bench):
-    main.add_command(command)
-for command in (pull, list_bundles, remove, devices, doctor, completion):
-    main.add_command(command)

@@ -18,7 +18,9 @@ from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size
+from rrt_edge.exporters.checks import check_shape
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.bundle.manifest import KV_BITS
@@ -87,7 +89,9 @@ def bench(
 
 
 def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:
-    from rrt_edge.exporters.shapes import random_bundle
+    check_shape(shape, options["loops"], options["rank"])
+    with importing():
+        from rrt_edge.exporters.shapes import random_bundle
 
     with progress_bar(console, not as_json) as progress:
         random_bundle(shape, where, progress=progress, **options)

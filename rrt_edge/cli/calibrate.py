@@ -15,6 +15,7 @@ from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.eval import bundle_scores
 from rrt_edge.runtime.decoding.exit_policy import NAMES, POINTS
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.scoring.corpus import check_kind
 
 if TYPE_CHECKING:
     from rrt_edge.runtime.scoring.calibration import Calibrated
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     "--agreement.  [default: these three]",
 )  # fmt: skip
 @click.option("--confidence", default=0.95, show_default=True, help="That the promise holds.")
-@click.option("--max-length", default=1024, show_default=True, help="Tokens a text is cut to.")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), default=1024, show_default=True, help="Tokens a text is cut to."
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the curve and the gate's reliability as a PNG.")
 @json_option
 @guarded
@@ -46,13 +49,16 @@ def calibrate(
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
     was not trained on: 5,000 tokens or more for a promise of 99.9 %.
     """
+    wanted = _points(agreement, name)
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
-    from rrt_edge.runtime.scoring.calibration import depth_seconds, speed_up
+    from rrt_edge.runtime.scoring.calibration import check_promise, depth_seconds, speed_up
     from rrt_edge.runtime.scoring.metrics import curve
 
-    wanted = _points(agreement, name)
+    for promised in wanted.values():
+        check_promise(promised, confidence)
+    check_kind(data)
     manifest = Manifest.read(bundle)
     if manifest.gate.kind == "none":
         raise BadInputError(f"{bundle}: has one loop, so no token can leave early")

@@ -74,9 +74,6 @@ def guarded(command: Command) -> Command:
         except ModuleNotFoundError as error:
             complain(error, f"rrt-edge {context.info_name} needs {_missing(str(error.name))}", as_json)
             context.exit(2)
-        except KeyboardInterrupt:
-            complain(RRTEdgeError(), "interrupted; nothing half written was left behind", as_json)
-            context.exit(130)
 
     return run  # type: ignore[return-value]
 

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
+from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size, two_columns
+from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.options import ConvertOptions, read_rank
 
 if TYPE_CHECKING:
@@ -51,13 +53,15 @@ def convert(
     **flags: Any,
 ) -> None:
     """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
-    from rrt_edge.conversion.conversion import convert as run
-
-    quiet_transformers()
     console = Console(stderr=True)
     named = {"attention": attention_rank, "kv": kv_rank, "ffn": ffn_rank}
     ranks = {component: rank for component, rank in named.items() if rank is not None}
     options = dataclasses.replace(from_options(ConvertOptions, flags), component_ranks=ranks)
+    check_conversion(source, out, options)
+    with importing():
+        from rrt_edge.conversion.conversion import convert as run
+
+        quiet_transformers()
     with progress_bar(console, not as_json) as progress:
         report = run(source, out, **vars(options), progress=progress)
     if as_json:

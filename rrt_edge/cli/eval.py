@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.cli.interrupts import importing
+from rrt_edge.conversion.folder import check_recursive
+from rrt_edge.runtime.scoring.corpus import check_kind
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 @click.argument("model", type=BundlePath())
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")
-@click.option("--max-length", default=1024, show_default=True, help="Tokens a text is cut to.")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), default=1024, show_default=True, help="Tokens a text is cut to."
+)
 @json_option
 @guarded
 def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length: int, as_json: bool) -> None:
@@ -48,6 +52,7 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
 
 def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str, float]]:
     """The scores of a bundle or checkpoint, and its operating points."""
+    check_kind(data)
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
 
@@ -55,20 +60,17 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
             gate = loaded.manifest.gate
             calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
             return bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
-    quiet_transformers()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    threshold = check_recursive(model).get("exit_threshold")
+    with importing():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rrt_edge.conversion.checkpoint import Checkpoint
-    from rrt_edge.training.data import read_examples as read
-    from rrt_edge.training.evaluation import score_checkpoint
+        from rrt_edge.training.data import read_examples as read
+        from rrt_edge.training.evaluation import score_checkpoint
 
-    checkpoint = Checkpoint(model)
-    if not checkpoint.is_recursive:
-        raise BadInputError(f"{model}: not a recursive checkpoint; convert it first (--loops 1 shares nothing)")
+        quiet_transformers()
     texts = read(data, AutoTokenizer.from_pretrained(model), max_length)
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    threshold = checkpoint.config.exit_threshold
     return score_checkpoint(torch_model, texts), {} if threshold is None else {"threshold": threshold}
 
 

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
+from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size
+from rrt_edge.exporters.checks import check_export
 from rrt_edge.exporters.options import ExportOptions
 from rrt_edge.runtime.errors import BadInputError
 
@@ -32,9 +34,11 @@ def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
         raise BadInputError(f"export takes a source and a bundle, not {len(paths)} paths")
     options = from_options(ExportOptions, flags)
     source, bundle = paths if len(paths) == 2 else (_demo(), paths[0])
-    from rrt_edge.exporters import export as run
+    check_export(str(source), bundle, options)
+    with importing():
+        from rrt_edge.exporters import export as run
 
-    quiet_transformers()
+        quiet_transformers()
     console = Console(stderr=True)
     with progress_bar(console, not as_json) as progress:
         report = run(str(source), bundle, **vars(options), progress=progress)

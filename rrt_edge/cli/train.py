@@ -11,7 +11,9 @@ from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json
 from rrt_edge.cli.dataclass_options import from_options, options_of
+from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar
+from rrt_edge.training.checks import check_training
 from rrt_edge.training.options import TrainOptions, read_yaml
 
 
@@ -44,12 +46,14 @@ def train(
     Run again after an interruption, it goes on from its last checkpoint (kept in OUT.work until the end). OUT gets the
     model, its losses (training.json, training.png) and TensorBoard's logs (runs).
     """
-    import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
-
-    from rrt_edge.training.distributed import is_main
-    from rrt_edge.training.training import train as run
-
     options = from_options(TrainOptions, flags, read_yaml(config) if config else None)
+    check_training(checkpoint, out, data, teacher, eval_data, options)
+    with importing():
+        import accelerate  # noqa: F401  the Trainer needs it; say so before anything is read
+
+        from rrt_edge.training.distributed import is_main
+        from rrt_edge.training.training import train as run
+
     folders: Any = {"teacher": teacher, "eval_data": eval_data, "teacher_cache": teacher_cache}
     with _standard_output_to_error(as_json), progress_bar(Console(stderr=True), not as_json) as progress:
         report = run(checkpoint, out, data=data, **folders, options=options, progress=progress)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.interrupts import importing
+from rrt_edge.exporters.checks import check_verification
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.running.devices.providers import DEVICES
 
@@ -44,10 +46,12 @@ def verify(
 
         report = check(bundle, device)
     else:
-        from rrt_edge.exporters import Tolerance
-        from rrt_edge.exporters import verify as run
+        check_verification(source, text)
+        with importing():
+            from rrt_edge.exporters import Tolerance
+            from rrt_edge.exporters import verify as run
 
-        quiet_transformers()
+            quiet_transformers()
         loosened = Tolerance(max_error, max_kl, min_agreement)
         report = run(bundle, source=source, text=text, loosened=loosened, device=device)
     if as_json:

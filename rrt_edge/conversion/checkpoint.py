@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from rrt_edge.conversion.folder import SINGLE, local_folder, read_fields, read_index
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.runtime.errors import BadInputError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
@@ -35,7 +31,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path | str, trust_remote_code: bool = False) -> None:
         """`trust_remote_code`: run the configuration code that the folder brings, where transformers has none."""
-        self.folder = _local_folder(str(folder))
+        self.folder = local_folder(str(folder))
         self.config = self._read_config(trust_remote_code)
         self._files = self._tensor_files()
         self._open: dict[str, Any] = {}
@@ -91,21 +87,7 @@ class Checkpoint:
                 shutil.copyfile(self.folder / name, out / name)
 
     def _read_config(self, trust_remote_code: bool) -> PreTrainedConfig:
-        path = self.folder / "config.json"
-        if not path.is_file() and (self.folder / "adapter_config.json").is_file():
-            raise BadInputError(
-                f"{self.folder / 'adapter_config.json'}: this is an adapter alone; merge it into its base model first "
-                "(peft: merge_and_unload) and give that"
-            )
-        if not path.is_file():
-            raise BadInputError(f"{self.folder}: holds no config.json; give the folder of a Hugging Face checkpoint")
-        try:
-            fields = json.loads(path.read_text("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadInputError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(fields, dict) or "model_type" not in fields:
-            raise BadInputError(f"{path}: names no model_type")
-        _refuse(path, fields)
+        path, fields = self.folder / "config.json", read_fields(self.folder)
         remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in fields.get("auto_map", {})
         if remote and not trust_remote_code:
             raise BadInputError(
@@ -121,18 +103,9 @@ class Checkpoint:
             raise BadInputError(f"{path}: cannot be read as a {fields['model_type']!r} config: {reason}") from error
 
     def _tensor_files(self) -> dict[str, str]:
-        index = self.folder / INDEX
-        if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise BadInputError(f"{index}: not a safetensors index") from error
-            missing = sorted({name for name in weight_map.values() if not (self.folder / name).is_file()})
-            if missing:
-                raise BadInputError(f"{self.folder / missing[0]}: named by {INDEX} but missing; download it again")
-            return dict(weight_map)
-        if not (self.folder / SINGLE).is_file():
-            raise BadInputError(f"{self.folder}: holds no {SINGLE}; save the model with save_pretrained() first")
+        indexed = read_index(self.folder)
+        if indexed is not None:
+            return indexed
         try:
             with safe_open(self.folder / SINGLE, framework="pt") as file:
                 return dict.fromkeys(file.keys(), SINGLE)
@@ -148,33 +121,3 @@ class Checkpoint:
                 message = f"{self.folder / file}: damaged or cut short ({error}); copy it again"
                 raise BadInputError(message) from error
         return self._open[file]
-
-
-def _refuse(path: Path, fields: dict[str, Any]) -> None:
-    """Raise `BadInputError` for what no family here is: already quantised, experts, no decoder."""
-    if quantized := fields.get("quantization_config"):
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
-        raise BadInputError(
-            f"{path}: quantization_config: the weights are quantised already ({method}); give the original checkpoint"
-        )
-    experts = next((name for name in EXPERTS if isinstance(fields.get(name), int) and fields[name] > 1), None)
-    if experts is not None:
-        raise BadInputError(f"{path}: {experts} {fields[experts]}: mixtures of experts cannot be made recursive")
-    named = fields.get("architectures") or []
-    if fields.get("is_encoder_decoder") or (named and not any(name.endswith("ForCausalLM") for name in named)):
-        field, value = ("architectures", named) if named else ("is_encoder_decoder", True)
-        raise BadInputError(f"{path}: {field} {value}: not a decoder-only language model (a ..ForCausalLM)")
-
-
-def _local_folder(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    if not HUB_ID.fullmatch(source):
-        raise BadInputError(f"{source}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        raise BadInputError(f"{source}: no such folder, and not to be had from the Hugging Face hub") from error

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from rrt_edge.conversion.checkpoint import SINGLE, Checkpoint
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.checks import check_conversion
+from rrt_edge.conversion.folder import SINGLE, is_recursive_checkpoint
 from rrt_edge.conversion.options import ConvertOptions, DType, Init, LoRAInit
 from rrt_edge.conversion.tensor_file import TensorFile
 from rrt_edge.model.card import write_card
@@ -22,7 +24,7 @@ from rrt_edge.model.families import Family, family_of
 from rrt_edge.model.lora import DepthLoRALinear, DepthNorms, split_rows
 from rrt_edge.model.modeling import ExitGate, RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.files import check_replaceable, new_folder
+from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
 
@@ -136,10 +138,8 @@ def convert(
 
 def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: Progress | None) -> ConvertReport:
     started = time.perf_counter()
-    check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
+    check_conversion(source, out, options)
     checkpoint = Checkpoint(source, options.trust_remote_code)
-    if checkpoint.is_recursive:
-        raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     family_of(checkpoint.config)
     config = RecursiveConfig(
         text_config=checkpoint.config,
@@ -356,14 +356,6 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
     final_norm = sum(p.numel() for p in model.model.norm.parameters())
     source = one_layer * config.num_hidden_layers + final_norm
     return Parameters(embedding + non_embedding, non_embedding, source)
-
-
-def is_recursive_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a recursive checkpoint (and may be replaced by another)."""
-    try:
-        return '"model_type": "rrt"' in (folder / "config.json").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:

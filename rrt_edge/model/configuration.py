@@ -7,12 +7,11 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from rrt_edge.model.families import COMPONENTS, FAMILIES, windows
+from rrt_edge.model.families import FAMILIES, windows
 from rrt_edge.model.kv_rules import KVRule, kv_rule
+from rrt_edge.model.sharing import COMPONENTS, Rank, check_sharing
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
-
-Rank = int | float  # a float below 1 is a share of full rank
 
 
 class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -45,7 +44,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     text_config: Any = None  # a PreTrainedConfig; a dict when read from JSON
     source: str | None = None
     loops: int = 2
-    rank: int | float = 0
+    rank: Rank = 0
     component_ranks: Any = None  # dict[str, Rank]
     init: str = "average"
     lora_init: str = "svd"
@@ -60,18 +59,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.component_ranks = dict(self.component_ranks or {})
         layers = self.text_config.num_hidden_layers
-        if self.loops < 1 or layers % self.loops:
-            choices = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
-            raise BadInputError(f"loops {self.loops} does not divide the {layers} layers; choose one of {choices}")
-        known = set(COMPONENTS.values())
-        for component, rank in {"": self.rank, **self.component_ranks}.items():
-            if component and component not in known:
-                raise BadInputError(f"component_ranks names {component!r}; choose from {', '.join(sorted(known))}")
-            label = f"{component} rank".strip()
-            if rank < 0:
-                raise BadInputError(f"{label} {rank} is negative; 0 shares the block without LoRA")
-            if rank > 1 and rank != int(rank):
-                raise BadInputError(f"{label} {rank} is neither a whole number nor a share of full rank below 1")
+        check_sharing(layers, self.loops, self.rank, self.component_ranks)
         may_slide = self.rule.goes_with_windows or self.text_config.model_type not in FAMILIES
         if not may_slide and any(windows(self.text_config)):
             raise BadInputError(f"kv_rule {self.kv_rule} does not go with a model whose attention slides over a window")

@@ -13,7 +13,6 @@ from transformers import PreTrainedConfig
 from rrt_edge.runtime.errors import BadInputError
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for what a layer attends to
-COMPONENTS = {"q": "attention", "o": "attention", "k": "kv", "v": "kv", "gate": "ffn", "up": "ffn", "down": "ffn"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
-from rrt_edge.conversion.checkpoint import SINGLE
+from rrt_edge.conversion.folder import SINGLE
 from rrt_edge.training.distributed import (
     is_main,
     load_model,

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.trainer_utils import get_last_checkpoint
 
 from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import is_recursive_checkpoint
+from rrt_edge.conversion.folder import is_recursive_checkpoint
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.files import check_replaceable, new_folder
+from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
+from rrt_edge.training.checks import check_training, streamed
 from rrt_edge.training.data import Example, Packed, PadCollator, read_examples, stream_examples
 from rrt_edge.training.distributed import is_main, main_first, processes, shard, wait
 from rrt_edge.training.options import STAGES, Stage, TrainOptions
@@ -77,12 +78,8 @@ def train(
     """
     started = time.perf_counter()
     options, out = options or TrainOptions(), Path(out)
-    check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
+    check_training(checkpoint, out, data, teacher, eval_data, options)
     source = Checkpoint(checkpoint)
-    if not source.is_recursive:
-        raise BadInputError(f"{checkpoint}: not a recursive checkpoint; make one with rrt-edge convert")
-    if source.config.loops == 1 and set(options.stages) - {"uptrain"}:
-        raise BadInputError(f"{checkpoint}: has one loop, so no early exit to train; use --stages uptrain")
     online = None if teacher is None else _load_teacher(Path(teacher), source, _bf16(options))
     taught: OnlineTeacher | CachedTeacher | None = online
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
@@ -118,9 +115,7 @@ def train(
 
 def _dataset(data: str, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> list[Example] | Any:
     """The rows to train on: a list, numbered for the teacher's cache, or a stream."""
-    if options.stream or data.startswith("hub:"):
-        if not options.max_steps:
-            raise BadInputError(f"{data}: the end of a stream is not known; say how far with --max-steps")
+    if streamed(data, options):
         stream = stream_examples(data, tokenizer, options.max_length)
         return Packed(stream, options.max_length) if options.packing else stream
     examples = read_examples(Path(data), tokenizer, options.max_length)

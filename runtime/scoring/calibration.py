@@ -41,9 +41,7 @@ def calibrate(
     Raises:
         BadInputError: agreement or confidence is not between 0 and 1.
     """
-    for name, value in (("agreement", agreement), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise BadInputError(f"{name} {value}: must be between 0 and 1")
+    check_promise(agreement, confidence)
     chosen: float | None = None
     for point in curve(scores) if points is None else points:
         failures = scores.tokens - round(point.agreement * scores.tokens)
@@ -52,6 +50,16 @@ def calibrate(
         chosen = point.threshold
     score = scores.at_depth(scores.depths) if chosen is None else scores.at_threshold(chosen)
     return Calibrated(chosen, agreement, confidence, score.agreement, score.mean_depth, scores.tokens)
+
+
+def check_promise(agreement: float, confidence: float) -> None:
+    """
+    Raises:
+        BadInputError: agreement or confidence is not between 0 and 1.
+    """
+    for name, value in (("agreement", agreement), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise BadInputError(f"{name} {value}: must be between 0 and 1")
 
 
 def binomial_tail(successes: int, trials: int, share: float) -> float:

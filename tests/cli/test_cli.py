@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,28 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.program import refused, run
+
 COMMANDS = ["convert", "train", "export", "verify", "inspect", "generate", "chat", "bench"]
-
-
-def run(*arguments: object, given: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", "from rrt_edge.cli import main; main()", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        command, input=given or "", capture_output=True, text=True, encoding="utf-8", env=environment, cwd=cwd
-    )
-
-
-def refused(*arguments: object, status: int = 2, given: str | None = None) -> str:
-    """Run a command that must fail with one line and no traceback, as text and as JSON; returns the line."""
-    done = run(*arguments, given=given)
-    assert done.returncode == status, done.stderr
-    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    if arguments[0] != "chat":
-        as_json = run(*arguments, "--json", given=given)
-        assert as_json.returncode == status and as_json.stdout == ""
-        error = json.loads(as_json.stderr)["error"]
-        assert set(error) == {"type", "message"} and f"error: {error['message']}\n" == done.stderr
-    return done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import rrt_edge
 from rrt_edge.exporters import export, verify
-from tests.conftest import save_tokenizer
+from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
 from tests.host import Host
 

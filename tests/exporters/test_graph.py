@@ -26,7 +26,7 @@ from rrt_edge.runtime.bundle.contract import (
     past_length,
 )
 from rrt_edge.runtime.bundle.manifest import Architecture
-from tests.conftest import save_tokenizer
+from tests.checkpoints import save_tokenizer
 from tests.families import random_model
 from tests.host import Host
 

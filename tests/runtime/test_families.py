@@ -18,7 +18,7 @@ from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.decoding.decoder import Decoder
-from tests.conftest import save_tokenizer
+from tests.checkpoints import save_tokenizer
 from tests.families import random_model
 
 CASES = {"mistral": 3, "qwen2-window": 3, "gemma2": 2, "gemma3": 3, "gpt_neox": 2, "phi3": 3, "olmo2": 2}

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
 
@@ -20,6 +18,8 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_greedy_text_is_transformers(model: Model, recursive: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(recursive)
     theirs = AutoModelForCausalLM.from_pretrained(recursive)
     for prompt in ("The cat", "dog eats the", "日本 sees"):
@@ -32,6 +32,9 @@ def test_greedy_text_is_transformers(model: Model, recursive: Path) -> None:
 
 
 def test_a_fixed_depth_is_transformers_at_that_depth(model: Model, recursive: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     theirs = AutoModelForCausalLM.from_pretrained(recursive)
     ids = torch.tensor([[20, 30, 40]])
     for depth in (1, 2):

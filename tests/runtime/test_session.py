@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding.exit_policy import Steering
@@ -78,12 +76,13 @@ def test_a_fork_in_the_middle_of_a_reply_goes_its_own_way(model: Model, policy: 
     session = model.session()
     stream = session.stream(PROMPT, Sampling(max_tokens=30), policy)
     begun = PROMPT + [next(stream).id for _ in range(10)]
-    assert session.ids == begun[:-1]
+    fed = session.ids
+    assert fed in (begun[:-1], begun)  # all of it where the last token was a draft
     other = session.fork()
     session.save(tmp_path / "talk.safetensors")
     rest = [token.id for token in stream]
     for copy in (other, model.load_session(tmp_path / "talk.safetensors")):
-        assert copy.ids == begun[:-1]
+        assert copy.ids == fed
         assert [token.id for token in copy.stream(begun, Sampling(max_tokens=20), "full")] == [
             token.id for token in model.stream(begun, Sampling(max_tokens=20))
         ]
@@ -190,6 +189,9 @@ def test_policies_of_budgets_are_checked(model: Model) -> None:
 
 
 def test_log_probabilities_are_torchs(model: Model, recursive: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     theirs = AutoModelForCausalLM.from_pretrained(recursive)
     sampling = Sampling(max_tokens=12, temperature=0.8, seed=3, logprobs=4, top_k=3, repetition_penalty=1.3)
     for policy in ("full", "threshold=0.5", "lossless"):

@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from selenium import webdriver
 
-from tests.browser import Page, chromium
 from tests.conftest import CONTEXT
 from tests.serving import Served, serving
+
+if TYPE_CHECKING:
+    from selenium import webdriver
+
+    from tests.browser import Page
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[webdriver.Chrome]:
-    with chromium() as found:
-        yield found
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
 def open_page(driver: webdriver.Chrome) -> Iterator[Callable[[str], Page]]:
     """Open a server's page in a new tab, with nothing kept from before."""
+    from tests.browser import Page
+
     before = driver.current_window_handle
 
     def start(url: str) -> Page:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from rrt_edge.runtime import BadInputError, BundleError
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
@@ -135,7 +134,10 @@ CHATS = [
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.usefixtures("checkpoints")
 def test_templates_render_as_in_transformers(name: str, prompt: bool) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIAL)
     theirs.chat_template = TEMPLATES[name]
     ours = ChatTemplate(TEMPLATES[name], SPECIAL)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding import decoder as decoder_module
@@ -18,6 +16,9 @@ from rrt_edge.runtime.decoding.decoder import Decoder
 
 def depth_logits(folder: Path, ids: list[int]) -> np.ndarray:
     """[depths, S, V] of one forward of the whole text."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         return torch.cat(model(torch.tensor([ids]), output_depths=True).depth_logits).numpy()

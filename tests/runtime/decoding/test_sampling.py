@@ -6,19 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
 from rrt_edge.runtime import BadInputError, RRTEdgeError, Sampling
 from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
@@ -29,6 +19,17 @@ VOCABULARY = 60
 
 def theirs(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) -> NDArray[np.float64]:
     """The probabilities [V] that transformers' processors leave, in the order `generate` applies them."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    )
+
     processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))])
     scores = processors(torch.tensor([history], dtype=torch.int64), torch.tensor(logits)[None])
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
@@ -48,6 +49,7 @@ def ours(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) ->
     return distribution(penalised(logits, history, sampling.repetition_penalty), sampling)
 
 
+@pytest.mark.usefixtures("checkpoints")
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -69,6 +71,7 @@ def test_survivors_and_probabilities_are_transformers(seed: int, sampling: Sampl
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("checkpoints")
 @settings(max_examples=200, deadline=None)
 @given(
     levels=st.lists(st.integers(-2, 2), min_size=1, max_size=30),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rrt_edge.runtime.running.devices.providers import PROVIDERS
-from tests.cli.test_cli import refused, run
+from tests.program import refused, run
 from tests.serving import Served, serving
 
 ABSENT = "coreml" if sys.platform != "darwin" else "dml"  # never here

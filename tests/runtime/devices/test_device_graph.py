@@ -23,7 +23,7 @@ from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.runner import Call
-from tests.conftest import save_tokenizer
+from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
 from tests.runtime.devices.decoding import on_device
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rrt_edge.exporters.shapes import random_bundle
 from rrt_edge.runtime import Engine, Model, OutOfMemoryError, Sampling
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -166,8 +165,11 @@ print(json.dumps(told))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("device", ["webgpu", "cpu"])
+@pytest.mark.usefixtures("checkpoints")
 def test_close_gives_the_memory_back(request: pytest.FixtureRequest, device: str, tmp_path: Path) -> None:
     """Though a session is still there. From the second time on: what a provider loads once for the process stays."""
+    from rrt_edge.exporters.shapes import random_bundle
+
     if device == "webgpu":
         request.getfixturevalue("webgpu")
     random_bundle("smollm", tmp_path / "bundle", loops=3, rank=0)

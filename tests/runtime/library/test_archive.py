@@ -65,6 +65,7 @@ def evil_tar(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", body: b
         (b"<html>", "neither a .zip nor a .tar.gz"),
         (evil_zip("manifest.json"), "not valid JSON"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "archive",
 )
 def test_archives_that_are_not_to_be_trusted(body: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "demo.zip"

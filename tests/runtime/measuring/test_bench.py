@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrt_edge.exporters import shapes
 from rrt_edge.runtime import BadInputError, Model
 from rrt_edge.runtime.measuring.bench import Case, Row, Settings, bench, default_tests, read_bandwidth
 from rrt_edge.runtime.measuring.exit_traces import trace
@@ -98,7 +97,10 @@ def test_bandwidth_is_plausible() -> None:
     assert 1e8 < read_bandwidth(1) < 1e13
 
 
+@pytest.mark.usefixtures("checkpoints")
 def test_random_weights_of_a_shape_make_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rrt_edge.exporters import shapes
+
     tiny = {
         "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128,

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.running.cpu_cache import KVCache
@@ -17,6 +15,9 @@ from rrt_edge.runtime.running.runner import NEVER, Call, Part
 
 def depth_outputs(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Logits [depths, S, V] and gates [depths, S] of one forward of a text in torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_depths=True)

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from scipy.stats import binom
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rrt_edge.runtime import BadInputError, ExitPolicy, Model
 from rrt_edge.runtime.bundle.manifest import Manifest
@@ -17,8 +14,6 @@ from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
 from rrt_edge.runtime.scoring.calibration import binomial_tail, calibrate
 from rrt_edge.runtime.scoring.metrics import Scores, curve
-from rrt_edge.training.data import read_examples as read
-from rrt_edge.training.evaluation import score_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +26,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Path, data: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rrt_edge.training.data import read_examples as read
+    from rrt_edge.training.evaluation import score_checkpoint
+
     model = AutoModelForCausalLM.from_pretrained(recursive).eval()
     theirs = score_checkpoint(model, read(data, AutoTokenizer.from_pretrained(recursive), 200))
     with Model.load(bundle) as loaded:
@@ -90,6 +90,7 @@ def test_a_gate_that_is_right_is_calibrated() -> None:
 
 @pytest.mark.parametrize("successes, trials, share", [(0, 100, 0.01), (5, 1000, 0.01), (900, 20000, 0.05), (7, 7, 0.3)])
 def test_the_binomial_tail_is_scipys(successes: int, trials: int, share: float) -> None:
+    binom = pytest.importorskip("scipy.stats").binom
     assert binomial_tail(successes, trials, share) == pytest.approx(binom.cdf(successes, trials, share), rel=1e-9)
 
 
@@ -135,6 +136,11 @@ def test_operating_points_are_exit_policies(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_to_score_is_said(bundle: Path, recursive: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rrt_edge.training.evaluation import score_checkpoint
+
     (tmp_path / "data.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
     with Model.load(bundle) as model, pytest.raises(BadInputError, match="the data holds nothing to score"):
         score_bundle(model.runner, read_examples(model, tmp_path / "data.jsonl", 99))

@@ -1,0 +1,62 @@
+"""What `export`, `verify` and bundles of random weights refuse beside wrong options, said before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.conversion.checks import check_conversion
+from rrt_edge.conversion.folder import RECURSIVE, check_folder
+from rrt_edge.conversion.options import ConvertOptions
+from rrt_edge.exporters.options import ExportOptions
+from rrt_edge.model.sharing import check_sharing
+from rrt_edge.runtime.bundle.manifest import FILE
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import check_replaceable
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tinyllama": {  # TinyLlama-1.1B
+        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+    },
+    "smollm": {  # SmolLM-135M, with the context of SmolLM2-135M
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> None:
+    """
+    Raises:
+        BadInputError: the source or the place for the bundle is wrong, or the options do not go with the source.
+    """
+    check_replaceable(bundle, "bundle", is_bundle)
+    if check_folder(source)["model_type"] != RECURSIVE:
+        converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
+        check_conversion(source, None, converting)
+
+
+def check_verification(source: Path | str, text: Path | str | None) -> None:
+    """
+    Raises:
+        BadInputError: there is no such source or text.
+    """
+    check_folder(source)
+    if text is not None and not Path(text).is_file():
+        raise BadInputError(f"{text}: no such text file")
+
+
+def check_shape(shape: str, loops: int, rank: int) -> None:
+    """
+    Raises:
+        BadInputError: there is no such shape, or loops or rank cannot be.
+    """
+    if shape not in SHAPES:
+        raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
+    check_sharing(SHAPES[shape]["num_hidden_layers"], loops, rank)

@@ -1,0 +1,65 @@
+"""A group of commands each of which is imported when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import click
+
+from rrt_edge.cli.interrupts import STATUS, importing, interrupted_line
+
+Homes = Mapping[str, tuple[str, str]]  # name: "module:function" in a package, and a line of help
+
+
+class _Imported(MutableMapping[str, click.Command]):
+    """The commands by name."""
+
+    def __init__(self, package: str, homes: Homes) -> None:
+        self._package, self._homes = package, dict(homes)
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, function = self._homes[name][0].partition(":")
+        with importing():
+            command: click.Command = getattr(importlib.import_module(f"{self._package}.{module}"), function)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._homes
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        raise TypeError("commands are named where the group is made")
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("commands are named where the group is made")
+
+
+class Commands(click.Group):
+    """Lists its commands without importing them; an interrupted one ends with one line."""
+
+    def __init__(self, *args: Any, package: str, homes: Homes, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands = _Imported(package, homes)
+        self._homes = homes
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._homes)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._homes.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(interrupted_line(as_json), err=True, nl=False)
+            ctx.exit(STATUS)

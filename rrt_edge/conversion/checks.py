@@ -1,0 +1,26 @@
+"""What `convert` refuses beside wrong options, said before torch and transformers are imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rrt_edge.conversion.folder import RECURSIVE, check_folder, is_recursive_checkpoint
+from rrt_edge.conversion.options import ConvertOptions
+from rrt_edge.model.sharing import check_sharing
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import check_replaceable
+
+
+def check_conversion(source: Path | str, out: Path | None, options: ConvertOptions) -> None:
+    """`out` may be None where the checkpoint is for a moment only.
+
+    Raises:
+        BadInputError: the source or `out` is wrong, or the options do not go with the source.
+    """
+    if out is not None:
+        check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
+    fields = check_folder(source)
+    if fields["model_type"] == RECURSIVE:
+        raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
+    layers = fields.get("num_hidden_layers")
+    check_sharing(layers if isinstance(layers, int) else None, options.loops, options.rank, options.component_ranks)

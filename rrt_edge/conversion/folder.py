@@ -1,0 +1,122 @@
+"""What a checkpoint folder says of itself, read without torch and transformers: wrong ones are refused at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.errors import BadInputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+RECURSIVE = "rrt"  # the model type
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of config.json.
+
+    Raises:
+        BadInputError: there is no such file, it is damaged, or names a model that cannot be made recursive.
+    """
+    path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise BadInputError(
+            f"{folder / 'adapter_config.json'}: this is an adapter alone; merge it into its base model first "
+            "(peft: merge_and_unload) and give that"
+        )
+    if not path.is_file():
+        raise BadInputError(f"{folder}: holds no config.json; give the folder of a Hugging Face checkpoint")
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise BadInputError(f"{path}: names no model_type")
+    _refuse_others(path, fields)
+    return fields
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """The file of each tensor where the weights lie in several; None where they lie in one.
+
+    Raises:
+        BadInputError: weights are missing, or their index is damaged.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise BadInputError(f"{index}: not a safetensors index") from error
+        missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
+        if missing:
+            raise BadInputError(f"{folder / missing[0]}: named by {INDEX} but missing; download it again")
+        return dict(weight_map)
+    if not (folder / SINGLE).is_file():
+        raise BadInputError(f"{folder}: holds no {SINGLE}; save the model with save_pretrained() first")
+    return None
+
+
+def check_folder(source: Path | str) -> dict[str, Any]:
+    """The fields of config.json of a folder whose weights are there too, or of a model on the hub.
+
+    Raises:
+        BadInputError: there is no such checkpoint, or a part of it is missing or damaged.
+    """
+    folder = local_folder(str(source))
+    fields = read_fields(folder)
+    read_index(folder)
+    return fields
+
+
+def check_recursive(checkpoint: Path | str) -> dict[str, Any]:
+    """
+    Raises:
+        BadInputError: it is not a recursive checkpoint.
+    """
+    fields = check_folder(checkpoint)
+    if fields["model_type"] != RECURSIVE:
+        raise BadInputError(f"{checkpoint}: not a recursive checkpoint; make one with rrt-edge convert")
+    return fields
+
+
+def is_recursive_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a recursive checkpoint (and may be replaced by another)."""
+    try:
+        return '"model_type": "rrt"' in (folder / "config.json").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _refuse_others(path: Path, fields: dict[str, Any]) -> None:
+    """Raise `BadInputError` for what no family here is: already quantised, experts, no decoder."""
+    if quantized := fields.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        raise BadInputError(
+            f"{path}: quantization_config: the weights are quantised already ({method}); give the original checkpoint"
+        )
+    experts = next((name for name in EXPERTS if isinstance(fields.get(name), int) and fields[name] > 1), None)
+    if experts is not None:
+        raise BadInputError(f"{path}: {experts} {fields[experts]}: mixtures of experts cannot be made recursive")
+    named = fields.get("architectures") or []
+    if fields.get("is_encoder_decoder") or (named and not any(name.endswith("ForCausalLM") for name in named)):
+        field, value = ("architectures", named) if named else ("is_encoder_decoder", True)
+        raise BadInputError(f"{path}: {field} {value}: not a decoder-only language model (a ..ForCausalLM)")
+
+
+def local_folder(source: str) -> Path:
+    """A folder as it is; of a name on the Hugging Face hub, where it was downloaded to."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not HUB_ID.fullmatch(source):
+        raise BadInputError(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise BadInputError(f"{source}: no such folder, and not to be had from the Hugging Face hub") from error

@@ -1,0 +1,34 @@
+"""How layers may be shared, and with which adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rrt_edge.runtime.errors import BadInputError
+
+Rank = int | float  # a float below 1 is a share of full rank
+COMPONENTS = {"q": "attention", "o": "attention", "k": "kv", "v": "kv", "gate": "ffn", "up": "ffn", "down": "ffn"}
+
+
+def check_sharing(
+    layers: int | None, loops: int, rank: Rank, component_ranks: Mapping[str, Rank] | None = None
+) -> None:
+    """`layers`: of the source; None where its config.json leaves them to transformers' default.
+
+    Raises:
+        BadInputError: `loops` does not divide the layers, or a rank is impossible.
+    """
+    if loops < 1 and layers is None:
+        raise BadInputError(f"loops {loops}: must be 1 or more")
+    if layers is not None and (loops < 1 or layers % loops):
+        choices = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
+        raise BadInputError(f"loops {loops} does not divide the {layers} layers; choose one of {choices}")
+    known = set(COMPONENTS.values())
+    for component, value in {"": rank, **(component_ranks or {})}.items():
+        if component and component not in known:
+            raise BadInputError(f"component_ranks names {component!r}; choose from {', '.join(sorted(known))}")
+        label = f"{component} rank".strip()
+        if value < 0:
+            raise BadInputError(f"{label} {value} is negative; 0 shares the block without LoRA")
+        if value > 1 and value != int(value):
+            raise BadInputError(f"{label} {value} is neither a whole number nor a share of full rank below 1")

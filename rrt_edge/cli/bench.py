@@ -106,13 +106,13 @@ def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: 
     rows: list[dict[str, Any]] | None = None
     with process, progress_bar(console, not as_json) as progress:
         for line in process.stdout:
-            told = json.loads(line)
-            if "error" in told:
-                raise getattr(errors, told["error"]["type"], RRTEdgeError)(told["error"]["message"])
-            if "rows" in told:
-                rows = told["rows"]
+            report = json.loads(line)
+            if "error" in report:
+                raise getattr(errors, report["error"]["type"], RRTEdgeError)(report["error"]["message"])
+            if "rows" in report:
+                rows = report["rows"]
             elif progress is not None:
-                progress(told["done"], told["total"], told["what"])
+                progress(report["done"], report["total"], report["what"])
     if rows is None:
         raise RRTEdgeError(f"{bundle}: the measuring process ended without a result (status {process.returncode})")
     return rows

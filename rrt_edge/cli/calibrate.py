@@ -49,14 +49,14 @@ def calibrate(
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
     was not trained on: 5,000 tokens or more for a promise of 99.9 %.
     """
-    wanted = _points(agreement, name)
+    promises = _points(agreement, name)
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
     from rrt_edge.runtime.scoring.calibration import check_promise, depth_seconds, speed_up
     from rrt_edge.runtime.scoring.metrics import curve
 
-    for promised in wanted.values():
+    for promised in promises.values():
         check_promise(promised, confidence)
     check_kind(data)
     manifest = Manifest.read(bundle)
@@ -66,9 +66,9 @@ def calibrate(
         scores, examples = bundle_scores(model, data, max_length)
         seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)
-    found = {point: run(scores, promised, confidence, points) for point, promised in wanted.items()}
-    kept = {point: one.threshold for point, one in found.items() if one.threshold is not None}
-    others = {point: value for point, value in manifest.gate.points.items() if point not in wanted}
+    results = {point: run(scores, promised, confidence, points) for point, promised in promises.items()}
+    kept = {point: result.threshold for point, result in results.items() if result.threshold is not None}
+    others = {point: value for point, value in manifest.gate.points.items() if point not in promises}
     threshold = kept.get("balanced", manifest.gate.threshold)
     gate = dataclasses.replace(manifest.gate, points={**others, **kept}, threshold=threshold)
     dataclasses.replace(manifest, gate=gate).write(bundle)
@@ -77,14 +77,14 @@ def calibrate(
 
         plot_calibration(points, scores.reliability(), plot)
     if as_json:
-        told = {point: dataclasses.asdict(one) for point, one in found.items()}
+        payload = {point: dataclasses.asdict(result) for point, result in results.items()}
         along = [dataclasses.asdict(point) for point in points]
-        for row in (*told.values(), *along):
+        for row in (*payload.values(), *along):
             row["speed_up"] = speed_up(scores, row["threshold"], seconds)
-        return print_json({"points": told, "curve": along})
-    thresholds = [*(one.threshold for one in found.values()), *(point.threshold for point in points)]
+        return print_json({"points": payload, "curve": along})
+    thresholds = [*(result.threshold for result in results.values()), *(point.threshold for point in points)]
     speeds = {threshold: speed_up(scores, threshold, seconds) for threshold in thresholds}
-    return Console().print(calibration_table(str(bundle), found, points, speeds, manifest.architecture.loops))
+    return Console().print(calibration_table(str(bundle), results, points, speeds, manifest.architecture.loops))
 
 
 def _points(agreement: float | None, name: str | None) -> dict[str, float]:
@@ -104,20 +104,20 @@ BAR = 30  # characters of the fastest test's bar
 
 def calibration_table(
     bundle: str,
-    found: Mapping[str, Calibrated],
+    results: Mapping[str, Calibrated],
     curve: Sequence[Point],
     speeds: Mapping[float | None, float],
     loops: int,
 ) -> Group:
     """The operating points, and the curve they lie on; speeds by threshold, beside full depth."""
-    tokens = next(iter(found.values())).tokens
+    tokens = next(iter(results.values())).tokens
     table = Table(title=f"{bundle}: operating points, from {tokens:,} tokens", title_justify="left")
     for name in ("", "promise", "confidence", "threshold", "as full depth", "mean depth", "speed up to"):
         table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "threshold"))
-    for name, one in found.items():
-        threshold = "none keeps it" if one.threshold is None else f"{one.threshold:.6f}"
-        row = (f"{100 * one.promised:g}%", f"{one.confidence:.0%}", threshold, f"{one.agreement:.2%}")
-        table.add_row(name, *row, f"{one.mean_depth:.3f}", f"{speeds[one.threshold]:.2f} x")
+    for name, result in results.items():
+        threshold = "none keeps it" if result.threshold is None else f"{result.threshold:.6f}"
+        row = (f"{100 * result.promised:g}%", f"{result.confidence:.0%}", threshold, f"{result.agreement:.2%}")
+        table.add_row(name, *row, f"{result.mean_depth:.3f}", f"{speeds[result.threshold]:.2f} x")
     title = "by threshold: as full depth, speed, mean depth"
     lines = Table(title=title, title_justify="left", show_header=False, box=None)
     depths = [curve[0].mean_depth + step / 10 * (curve[-1].mean_depth - curve[0].mean_depth) for step in range(11)]

@@ -93,8 +93,8 @@ def complain(error: Exception, message: str, as_json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    found = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(found))
+    payload = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(payload))
 
 
 def quiet_transformers() -> None:

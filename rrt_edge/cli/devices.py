@@ -28,32 +28,32 @@ def devices(as_json: bool) -> None:
     """
     from rrt_edge.runtime.running.devices.choice import tried_devices
 
-    found = tried_devices()
+    tried = tried_devices()
     if as_json:
-        return print_json({"devices": [_facts(one) for one in found]})
+        return print_json({"devices": [_facts(device) for device in tried]})
     console = Console()
-    console.print(_table([one for one in found if one.usable]))
-    for one in found:
-        if not one.usable:
-            console.print(Text(one.problem or one.name, style="dim"))
+    console.print(_table([device for device in tried if device.usable]))
+    for device in tried:
+        if not device.usable:
+            console.print(Text(device.problem or device.name, style="dim"))
     return None
 
 
 def _facts(device: Device) -> dict[str, Any]:
-    told = {**dataclasses.asdict(device), "memory_bytes": device.memory_bytes}
-    del told["pci"]
-    return told
+    facts = {**dataclasses.asdict(device), "memory_bytes": device.memory_bytes}
+    del facts["pci"]
+    return facts
 
 
-def _table(found: list[Device]) -> Table:
+def _table(devices: list[Device]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("device", "hardware", "memory", "provider"):
         table.add_column(column, overflow="fold")
-    for one in found:
-        memory = "" if one.memory_bytes is None else size(one.memory_bytes)
-        hardware = f"{one.hardware} (software)" if one.software else one.hardware
-        table.add_row(one.name, Text(hardware), memory, one.provider)
+    for device in devices:
+        memory = "" if device.memory_bytes is None else size(device.memory_bytes)
+        hardware = f"{device.hardware} (software)" if device.software else device.hardware
+        table.add_row(device.name, Text(hardware), memory, device.provider)
     return table

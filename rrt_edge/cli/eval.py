@@ -44,9 +44,9 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
         rows[name] = scores.at_threshold(threshold)
     reliability = scores.reliability() if scores.depths > 1 else None
     if as_json:
-        found = {name: dataclasses.asdict(score) for name, score in rows.items()}
+        payload = {name: dataclasses.asdict(score) for name, score in rows.items()}
         gate = None if reliability is None else dataclasses.asdict(reliability)
-        return print_json({"tokens": scores.tokens, "scores": found, "gate": gate})
+        return print_json({"tokens": scores.tokens, "scores": payload, "gate": gate})
     return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
 
 

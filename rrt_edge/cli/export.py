@@ -43,8 +43,8 @@ def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
     with progress_bar(console, not as_json) as progress:
         report = run(str(source), bundle, **vars(options), progress=progress)
     if as_json:
-        wanted = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
-        return print_json({name: getattr(report, name) for name in wanted})
+        names = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
+        return print_json({name: getattr(report, name) for name in names})
     return Console().print(export_table(report))
 
 

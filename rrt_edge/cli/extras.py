@@ -32,5 +32,5 @@ def extra_with(module: str) -> str | None:
 
 def _extra(marker: str) -> str | None:
     """The extra that a requirement's marker names."""
-    _, found, rest = marker.partition('extra == "')
-    return rest.partition('"')[0] if found else None
+    _, extra, rest = marker.partition('extra == "')
+    return rest.partition('"')[0] if extra else None

@@ -106,7 +106,10 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 
 
 def _token_json(token: Token) -> dict[str, Any]:
-    told: dict[str, Any] = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+    payload: dict[str, Any] = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
     if token.logprob is not None:
-        told |= {"logprob": token.logprob, "top_logprobs": [{"id": one, "logprob": p} for one, p in token.top_logprobs]}
-    return told
+        payload |= {
+            "logprob": token.logprob,
+            "top_logprobs": [{"id": other, "logprob": p} for other, p in token.top_logprobs],
+        }
+    return payload

@@ -24,19 +24,21 @@ def list_bundles(as_json: bool) -> None:
     """List the installed bundles."""
     from rrt_edge.runtime.library.store import bundles_folder, installed
 
-    found = installed()
+    bundles = installed()
     if as_json:
-        return print_json({"folder": str(bundles_folder()), "bundles": [one.facts() for one in found]})
-    if not found:
+        return print_json({"folder": str(bundles_folder()), "bundles": [bundle.facts() for bundle in bundles]})
+    if not bundles:
         return click.echo(f"no bundles in {bundles_folder()}; rrt-edge pull gets one")
-    Console().print(_table(found))
-    for one in found:
-        if one.problem:
-            complain(RRTEdgeError(), f"{one.problem}; pull it again with --force, or rrt-edge rm {one.name}", False)
+    Console().print(_table(bundles))
+    for bundle in bundles:
+        if bundle.problem:
+            complain(
+                RRTEdgeError(), f"{bundle.problem}; pull it again with --force, or rrt-edge rm {bundle.name}", False
+            )
     return None
 
 
-def _table(found: list[Installed]) -> Table:
+def _table(bundles: list[Installed]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -44,13 +46,13 @@ def _table(found: list[Installed]) -> Table:
     for column in ("name", "size", "family", "loops", "bits", "exit gate"):
         number = column in ("size", "loops", "bits")
         table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for one in found:
-        if one.problem or one.manifest is None:
-            table.add_row(one.name, size(one.bytes), "damaged", style="red")
+    for bundle in bundles:
+        if bundle.problem or bundle.manifest is None:
+            table.add_row(bundle.name, size(bundle.bytes), "damaged", style="red")
             continue
-        shape, gate = one.manifest.architecture, one.manifest.gate
-        told = "none" if gate.kind == "none" else "trained" if gate.trained else "not trained"
-        told += ", calibrated" if gate.threshold is not None or gate.points else ""
-        bits = one.manifest.quantization.bits
-        table.add_row(one.name, size(one.bytes), shape.family, str(shape.loops), str(bits), told)
+        shape, gate = bundle.manifest.architecture, bundle.manifest.gate
+        gate_text = "none" if gate.kind == "none" else "trained" if gate.trained else "not trained"
+        gate_text += ", calibrated" if gate.threshold is not None or gate.points else ""
+        bits = bundle.manifest.quantization.bits
+        table.add_row(bundle.name, size(bundle.bytes), shape.family, str(shape.loops), str(bits), gate_text)
     return table

@@ -38,13 +38,13 @@ def pull(source: str, name: str | None, sha256: str | None, revision: str | None
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # our own lines say what its warnings would
     try:
         with _bytes_bar(Console(stderr=True), not as_json) as progress:
-            one = run(source, name, sha256=sha256, revision=revision, force=force, progress=progress)
+            bundle = run(source, name, sha256=sha256, revision=revision, force=force, progress=progress)
     except KeyboardInterrupt:
         complain(RRTEdgeError(), "interrupted; nothing was installed, the same pull goes on from here", as_json)
         click.get_current_context().exit(130)
     if as_json:
-        return print_json(one.facts())
-    return click.echo(f"{one.name}: {size(one.bytes)} in {one.folder}; try rrt-edge chat {one.name}")
+        return print_json(bundle.facts())
+    return click.echo(f"{bundle.name}: {size(bundle.bytes)} in {bundle.folder}; try rrt-edge chat {bundle.name}")
 
 
 @contextmanager

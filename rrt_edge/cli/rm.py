@@ -32,14 +32,14 @@ def remove(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     from rrt_edge.runtime.library.store import find_installed
     from rrt_edge.runtime.library.store import remove as run
 
-    found = [find_installed(name) for name in dict.fromkeys(names)]
+    bundles = [find_installed(name) for name in dict.fromkeys(names)]
     if not yes:
         if not sys.stdin.isatty():
             raise BadInputError("nobody to ask here; say --yes to delete")
-        told = ", ".join(f"{one.name} ({size(one.bytes)})" for one in found)
-        if not click.confirm(f"Delete {told}?", err=True):
+        sizes = ", ".join(f"{bundle.name} ({size(bundle.bytes)})" for bundle in bundles)
+        if not click.confirm(f"Delete {sizes}?", err=True):
             click.get_current_context().exit(1)
-    freed = {one.name: run(one.name) for one in found}
+    freed = {bundle.name: run(bundle.name) for bundle in bundles}
     if as_json:
         return print_json({"removed": list(freed), "bytes": sum(freed.values())})
     return click.echo(f"removed {', '.join(freed)}: {size(sum(freed.values()))}")

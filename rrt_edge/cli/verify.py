@@ -55,9 +55,11 @@ def verify(
         loosened = Tolerance(max_error, max_kl, min_agreement)
         report = run(bundle, source=source, text=text, loosened=loosened, device=device)
     if as_json:
-        found = dataclasses.asdict(report)
-        tolerance = {name: value for name, value in found["tolerance"].items() if value is not None}
-        print_json({**{name: found[name] for name in ("ok", "hashes_ok", "depths", "device")}, "tolerance": tolerance})
+        payload = dataclasses.asdict(report)
+        tolerance = {name: value for name, value in payload["tolerance"].items() if value is not None}
+        print_json(
+            {**{name: payload[name] for name in ("ok", "hashes_ok", "depths", "device")}, "tolerance": tolerance}
+        )
     else:
         Console().print(verification_table(str(bundle), report))
     if report.problem:

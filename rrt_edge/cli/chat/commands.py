@@ -57,15 +57,15 @@ def execute(chat: Chat, line: str) -> None:
     """
     name, *rest = line.split(maxsplit=1)
     argument = rest[0].strip() if rest else ""
-    found = COMMANDS.get(name)
-    if found is None:
+    command = COMMANDS.get(name)
+    if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
         hint = f"did you mean {near[0]}?" if near else "/help lists them"
         raise BadInputError(f"{name} is not a command; {hint}")
-    optional = found.argument.startswith("[")
-    if bool(argument) != bool(found.argument) and not optional:
-        raise BadInputError(f"{name}: write {name} {found.argument}".rstrip())
-    found.action(chat, argument)
+    optional = command.argument.startswith("[")
+    if bool(argument) != bool(command.argument) and not optional:
+        raise BadInputError(f"{name}: write {name} {command.argument}".rstrip())
+    command.action(chat, argument)
 
 
 def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
@@ -79,8 +79,8 @@ def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
 @command("/help", "this list")
 def _help(chat: Chat, _: str) -> None:
     table = Table.grid(padding=(0, 2))
-    for name, found in COMMANDS.items():
-        table.add_row(Text(f"{name} {found.argument}"), found.does)
+    for name, entry in COMMANDS.items():
+        table.add_row(Text(f"{name} {entry.argument}"), entry.does)
     chat.console.print(table)
     if chat.keyboard:
         chat.console.print(

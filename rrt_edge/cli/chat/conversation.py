@@ -149,13 +149,13 @@ class Chat:
             raise EOFError
         return line
 
-    def _answer(self, asked: list[dict[str, str]], retries: int) -> None:
+    def _answer(self, messages: list[dict[str, str]], retries: int) -> None:
         """Stream the reply to the last of some messages, and make both the conversation."""
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + retries)
         try:
-            stream = self.session.chat(asked, sampling, self.exit_policy, context_full=self.context_full)
+            stream = self.session.chat(messages, sampling, self.exit_policy, context_full=self.context_full)
         except ContextFullError as error:
             raise self._full(error) from error
         tokens: list[Token] = []
@@ -179,7 +179,7 @@ class Chat:
             self.notice("stopped before the reply began; Up brings the message back")
             return
         reply = "".join(token.text for token in tokens)
-        self.messages, self._retries = [*asked, {"role": "assistant", "content": reply}], retries
+        self.messages, self._retries = [*messages, {"role": "assistant", "content": reply}], retries
         self._foot(how, len(tokens))
 
     def _foot(self, how: str, count: int) -> None:
@@ -201,10 +201,10 @@ class Chat:
 
     def _last_question(self) -> int:
         """Return the index of the user's last message."""
-        found = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
-        if not found:
+        questions = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if not questions:
             raise BadInputError("there is no message yet")
-        return found[-1]
+        return questions[-1]
 
     def _view(self) -> View:
         console = self.console

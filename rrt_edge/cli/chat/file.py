@@ -44,16 +44,16 @@ def load_chat(path: Path) -> list[dict[str, str]]:
         BadInputError: the file cannot be read or is no saved chat; names the field.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        fields = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror}); give a file that /save wrote") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise BadInputError(f"{path}: not valid JSON; give a file that /save wrote") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise BadInputError(f'{path}: its "format" is not "{FORMAT}"; give a file that /save wrote')
-    if found.get("version") != VERSION:
-        raise BadInputError(f"{path}: version {found.get('version')!r}, this program reads {VERSION}; update rrt-edge")
-    messages = found.get("messages")
+    if fields.get("version") != VERSION:
+        raise BadInputError(f"{path}: version {fields.get('version')!r}, this program reads {VERSION}; update rrt-edge")
+    messages = fields.get("messages")
     if not isinstance(messages, list):
         raise BadInputError(f'{path}: "messages" must be a list')
     return [_message(path, number, message) for number, message in enumerate(messages, start=1)]

@@ -199,6 +199,6 @@ def test_eight_bit_parts(recursive: Path, tmp_path: Path) -> None:
     plain = export(recursive, tmp_path / "a", bits=8).weight_bytes
     mixed = export(recursive, tmp_path / "b", bits=4, eight_bit=["lora"]).weight_bytes
     assert mixed["lora"] == plain["lora"] and mixed["block"] < plain["block"]
-    with pytest.raises(rrt_edge.BadInputError, match="eight-bit part 'nose'"):
+    with pytest.raises(rrt_edge.BadInputError, match="eight-bit 'nose': choose from block, lora"):
         export(recursive, tmp_path / "c", eight_bit=["nose"])
     assert np.isclose(plain["block"] / mixed["block"], 8 / 4.6, rtol=0.1)

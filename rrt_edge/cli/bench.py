@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.options import device_option
+from rrt_edge.cli.options import device_option, threads_option
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
 @click.option("--new", default=128, show_default=True, help="Tokens generated.")
 @click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
-@click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
+@threads_option
 @device_option
 @json_option
 @guarded

@@ -70,7 +70,7 @@ def sampling_options(command: Command) -> Command:
             "--context-full", type=click.Choice(["error", "truncate-left", "shift"]), default="error",
             show_default=True, help="Where it holds no more: drop the oldest before the reply, or while it goes on.",
         ),
-        click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default."),
+        threads_option,
         click.option(
             "--weight-cache", type=click.Path(path_type=Path),
             help="Keep the weights packed for this machine in this folder, mapped from there.",
@@ -144,6 +144,12 @@ def _read(path: str) -> str:
         raise BadInputError(f"{path}: cannot be read ({error})") from error
 
 
+threads_option = click.option(
+    "--threads",
+    type=int,
+    help="How many threads onnxruntime computes with.  [default: one for each physical core that the process may use, "
+    "within a container's quota]",
+)
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.options import device_option, where_to_run
+from rrt_edge.cli.options import device_option, threads_option, where_to_run
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 
@@ -35,7 +35,7 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--kv-rule", type=click.Choice(KV_RULE_NAMES), help="Another KV rule than the bundle was trained for.")
 @device_option
 @click.option("--context", type=int, help="Tokens a conversation may hold.")
-@click.option("--threads", type=int, help="onnxruntime's threads; one for each core by default.")
+@threads_option
 @click.option("--weight-cache", type=click.Path(path_type=Path), help="As for generate.")
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded

@@ -151,10 +151,17 @@ def _onnxruntime(report: Report) -> None:
 
 
 def _threads(report: Report) -> None:
-    """How many threads compute by default."""
+    """How many threads compute by default, and how they wait for work."""
+    from rrt_edge.runtime.system import openmp
     from rrt_edge.runtime.system.machine import default_threads
 
-    report.sections["threads"] = {"onnxruntime": default_threads() or "one for each physical core"}
+    threads: dict[str, Any] = {"onnxruntime": default_threads() or "one for each physical core"}
+    report.sections["threads"] = threads
+    if report.sections["onnxruntime"]["providers"] is not None:
+        from rrt_edge.runtime.system.onnxruntime import SPIN_MICROSECONDS
+
+        threads["onnxruntime_spins_microseconds"] = SPIN_MICROSECONDS
+    threads["torch_waits"] = os.environ[openmp.WAIT_POLICY]
 
 
 def _bundles(report: Report, asked: Path | None) -> None:

@@ -12,8 +12,9 @@ from rrt_edge.runtime.system.machine import default_threads
 
 ERRORS_ONLY = 3  # onnxruntime's log level
 CPU = "CPUExecutionProvider"
+SPIN_MICROSECONDS = 1000  # that a thread of a session looks for work before it sleeps: longer than from token to token
 
-__all__ = ["CPU", "ERRORS_ONLY", "first_line", "onnxruntime", "session_options"]
+__all__ = ["CPU", "ERRORS_ONLY", "SPIN_MICROSECONDS", "first_line", "onnxruntime", "session_options"]
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
@@ -26,6 +27,7 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads or default_threads() or 0
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     return options
 
 

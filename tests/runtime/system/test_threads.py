@@ -1,4 +1,4 @@
-"""How many threads compute by default."""
+"""How many threads compute by default, and how they wait: what is set, as seen by the libraries themselves."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from rrt_edge.runtime.system.machine import default_threads, physical_cores
-from rrt_edge.runtime.system.onnxruntime import session_options
+from rrt_edge.runtime.system.onnxruntime import SPIN_MICROSECONDS, session_options
+from rrt_edge.runtime.system.openmp import WAIT_POLICY
 
+SPIN = "session.intra_op.spin_duration_us"
 ON_ONE_CORE = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
 THREADS_OF_A_SESSION = """
 import os, sys
@@ -74,5 +76,21 @@ def test_a_bound_process_computes_on_its_cores(bundle: Path) -> None:
     assert int(run(THREADS_OF_A_SESSION, bundle)) == default_threads()
 
 
-def test_sessions_compute_with_what_is_named() -> None:
-    assert session_options(7).intra_op_num_threads == 7
+def test_sessions_compute_with_what_is_named_and_wait_as_the_default_says() -> None:
+    options = session_options(7)
+    assert options.intra_op_num_threads == 7
+    assert options.get_session_config_entry(SPIN) == str(SPIN_MICROSECONDS)
+
+
+def test_torchs_threads_sleep_unless_the_environment_says_otherwise() -> None:
+    code = f"import rrt_edge, os; print(os.environ[{WAIT_POLICY!r}])"
+    assert run(code).strip() == "passive"
+    assert run(code, OMP_WAIT_POLICY="active").strip() == "active"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP")
+def test_torchs_openmp_goes_by_it() -> None:
+    """libgomp prints, when it is loaded, how many turns its threads loop."""
+    pytest.importorskip("torch")
+    shown = run("import rrt_edge, torch", OMP_DISPLAY_ENV="verbose")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown

@@ -49,7 +49,8 @@ class Model(Loaded):
         Args:
             bundle: the folder `rrt-edge export` wrote, or the name of an installed one (`rrt-edge list`).
             context: tokens a conversation may hold; 4096 or the model's own limit by default, whichever is less.
-            threads: onnxruntime's threads; one for each core by default.
+            threads: how many onnxruntime computes with; by default one for each physical core that the process may
+                use, and no more than a container's quota, rounded up, has processor time for.
             weight_cache: a folder that keeps the weights as this machine's kernels want them, filled at the first load:
                 they are then mapped from there, shared by all processes, instead of packed in each one's memory. It
                 takes about twice the bundle on disk. For the CPU.

@@ -62,6 +62,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     _versions(report)
     _machine(report)
     _onnxruntime(report)
+    _threads(report)
     _bundles(report, bundle)
     if bundle is not None:
         _bundle(report, bundle)
@@ -126,8 +127,7 @@ def _machine(report: Report) -> None:
             report.notes.append(f"the processor has no {basic}: 4-bit bundles run several times slower than they could")
     quota, cores = machine.core_quota, machine.usable_cores
     if quota is not None and cores is not None and quota < cores:
-        told = f"a quota of {quota:g} of {cores} cores holds here, and onnxruntime starts a thread for each core"
-        report.notes.append(f"{told}; give --threads {max(1, int(quota))}")
+        report.notes.append(f"a quota of {quota:g} of {cores} cores holds here, and decides how many threads compute")
 
 
 def _onnxruntime(report: Report) -> None:
@@ -148,6 +148,20 @@ def _onnxruntime(report: Report) -> None:
         what = f"ORT_DISABLE_TELEMETRY is {setting!r} in this environment, so onnxruntime may send telemetry"
         return report.wrong(what, "unset it; rrt-edge then sets it to 1")
     return None
+
+
+def _threads(report: Report) -> None:
+    """How many threads compute by default, and how they wait for work."""
+    from rrt_edge.runtime.system import openmp
+    from rrt_edge.runtime.system.machine import default_threads
+
+    threads: dict[str, Any] = {"onnxruntime": default_threads() or "one for each physical core"}
+    report.sections["threads"] = threads
+    if report.sections["onnxruntime"]["providers"] is not None:
+        from rrt_edge.runtime.system.onnxruntime import SPIN_MICROSECONDS
+
+        threads["onnxruntime_spins_microseconds"] = SPIN_MICROSECONDS
+    threads["torch_waits"] = os.environ[openmp.WAIT_POLICY]
 
 
 def _bundles(report: Report, asked: Path | None) -> None:

@@ -29,6 +29,7 @@ from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.measuring.exit_traces import joined, read_recorded, trace
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.running.devices.providers import device_for
+from rrt_edge.runtime.system.machine import default_threads
 
 CLUSTER = 8  # tokens that leave early one after another, on average, in a clustered trace
 BANDWIDTH_BYTES = 256 << 20  # read to measure the memory's bandwidth
@@ -159,12 +160,16 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
                 runs[case].append(_measure(model, case, settings, repeat))
                 if progress is not None:
                     progress(repeat * len(cases) + index + 1, settings.repeats * len(cases), "measured")
-        bandwidth = read_bandwidth(settings.threads or os.cpu_count() or 1)
+        bandwidth = read_bandwidth(_threads(settings))
         size = sum(path.stat().st_size for path in bundle.iterdir())
         return [
             _row(name, case, runs[case], model, settings, load, bandwidth, size)
             for name, case in zip(names, cases, strict=True)
         ]
+
+
+def _threads(settings: Settings) -> int:
+    return settings.threads or default_threads() or os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def _row(
         bandwidth_share=round(read * speed / bandwidth, 4),
         peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
         bundle_bytes=size,
-        threads=settings.threads or os.cpu_count() or 1,
+        threads=_threads(settings),
         device=model.device,
     )
 

@@ -25,7 +25,12 @@ class LoadOptions:
     context: int | None = option(
         None, "Tokens a conversation may hold.", unset="4096, or the model's own limit where that is less"
     )
-    threads: int | None = option(None, "onnxruntime's threads.", least=1, unset="one for each core")
+    threads: int | None = option(
+        None,
+        "How many threads onnxruntime computes with.",
+        least=1,
+        unset="one for each physical core that the process may use, within a container's quota",
+    )
     weight_cache: Path | None = option(
         None, "Keep the weights packed for this machine in this folder, mapped from there."
     )

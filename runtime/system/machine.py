@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ APPLE = {  # the same by sysctl's names
     "arm": {"NEON dotprod": {"hw.optional.arm.FEAT_DotProd"}, "NEON i8mm": {"hw.optional.arm.FEAT_I8MM"}},
 }
 CGROUP = Path("/sys/fs/cgroup")
+CPUS = Path("/sys/devices/system/cpu")
 PCI = Path("/sys/bus/pci/devices")
 NVIDIA = 0x10DE  # its PCI vendor id
 
@@ -37,7 +39,8 @@ class Machine:
     """The facts of a machine; what the system does not say is None.
 
     `features` says of each that matters for int4 whether the processor has it. `usable_cores`: those this process is
-    bound to; `core_quota`: the processor time a container may use, in cores. Memory is within a container's limit.
+    bound to; `physical_cores`: how many of them do not share their arithmetic with another one; `core_quota`: the
+    processor time a container may use, in cores. Memory is within a container's limit.
     """
 
     platform: str
@@ -45,6 +48,7 @@ class Machine:
     features: dict[str, bool] | None
     cores: int | None
     usable_cores: int | None
+    physical_cores: int | None
     core_quota: float | None
     memory_bytes: int
     available_bytes: int
@@ -52,10 +56,19 @@ class Machine:
 
 def this_machine() -> Machine:
     """Ask the system."""
-    cores = os.cpu_count()
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else cores
-    quota = cpu_quota(CGROUP)
-    return Machine(platform.platform(), _processor(), _features(), cores, usable, quota, *memory(CGROUP))
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    cores = (os.cpu_count(), usable, _physical_cores(), cpu_quota(CGROUP))
+    return Machine(platform.platform(), _processor(), _features(), *cores, *memory(CGROUP))
+
+
+def default_threads() -> int | None:
+    """Threads that a session computes with unless it is told otherwise.
+
+    There is one for each physical core that this process may use, and no more than a container's quota has processor
+    time for, rounded up. None where the system does not say which cores are physical, as on Windows.
+    """
+    cores, quota = _physical_cores(), cpu_quota(CGROUP)
+    return cores if cores is None or quota is None else min(cores, max(1, math.ceil(quota)))
 
 
 @cache
@@ -116,9 +129,25 @@ def _processor() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
+def _physical_cores() -> int | None:
+    """Physical cores among those that this process may use."""
+    if sys.platform == "linux":
+        return physical_cores(CPUS, os.sched_getaffinity(0))
+    cores = _output("sysctl", "-n", "hw.physicalcpu").strip() if sys.platform == "darwin" else ""
+    return int(cores) if cores.isdigit() else None
+
+
+def physical_cores(folder: Path, usable: Collection[int]) -> int:
+    """Physical cores behind the usable CPUs by Linux' folder of CPUs; a CPU it does not describe counts as one."""
+    siblings = {_read(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu) for cpu in usable}
+    return len(siblings)
+
+
 def cpu_quota(group: Path) -> float | None:
-    """Cores that the quota of a control group comes to."""
+    """Cores that the quota of a control group comes to, in the files of either version of control groups."""
     quota, _, period = _read(group / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = (_read(group / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
 
 

@@ -8,18 +8,26 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by onnxruntime at it
 
 import onnxruntime
 
+from rrt_edge.runtime.system.machine import default_threads
+
 ERRORS_ONLY = 3  # onnxruntime's log level
 CPU = "CPUExecutionProvider"
+SPIN_MICROSECONDS = 1000  # that a thread of a session looks for work before it sleeps: longer than from token to token
 
-__all__ = ["CPU", "ERRORS_ONLY", "first_line", "onnxruntime", "session_options"]
+__all__ = ["CPU", "ERRORS_ONLY", "SPIN_MICROSECONDS", "first_line", "onnxruntime", "session_options"]
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """Options of a session that only speaks of errors; `threads`: one for each core by default."""
+    """Options of a session that only speaks of errors.
+
+    Args:
+        threads: how many compute; by default `machine.default_threads`. Where that does not say, onnxruntime starts
+            one for each physical core.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or default_threads() or 0
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     return options
 
 

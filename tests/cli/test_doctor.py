@@ -35,7 +35,7 @@ def test_a_healthy_installation(bundle: Path, tmp_path: Path) -> None:
     done = doctor(tmp_path, bundle, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0 and done.stderr == "" and found["ok"] and found["problems"] == []
-    sections = ["versions", "extras", "machine", "onnxruntime", "bundles", "bundle"]
+    sections = ["versions", "extras", "machine", "onnxruntime", "threads", "bundles", "bundle"]
     assert list(found) == ["ok", *sections, "notes", "problems"]
     for name in ("onnxruntime", "numpy", "tokenizers"):
         assert found["versions"][name] == version(name)

@@ -69,7 +69,7 @@ class OpenDevice:
         """A session over a model whose weights are in a folder's files; what it cannot run runs on the CPU.
 
         Args:
-            threads: of the CPU; one for each core by default.
+            threads: how many compute what runs on the CPU; by default as `session_options` says.
             profile: where to write a profile, as the beginning of a file's name.
 
         Raises:

@@ -86,3 +86,11 @@ def test_a_containers_quota_in_cores(tmp_path: Path) -> None:
     for text, cores in (("max 100000\n", None), ("150000 100000\n", 1.5)):
         (tmp_path / "cpu.max").write_text(text)
         assert cpu_quota(tmp_path) == cores
+
+
+def test_a_quota_in_the_files_of_control_groups_of_version_1(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    for text, cores in (("-1\n", None), ("250000\n", 2.5)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(text)
+        assert cpu_quota(tmp_path) == cores

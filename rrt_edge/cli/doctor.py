@@ -75,8 +75,8 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
 
 
 def _versions(report: Report) -> None:
-    found = {name: _version(name) for name in NEEDED}
-    report.sections["versions"] = {"rrt-edge": __version__, "python": platform.python_version(), **found}
+    versions = {name: _version(name) for name in NEEDED}
+    report.sections["versions"] = {"rrt-edge": __version__, "python": platform.python_version(), **versions}
     report.sections["extras"] = {extra: {name: _version(name) for name in names} for extra, names in extras().items()}
     builds = [name for name in BUILDS if _version(name)]
     if len(builds) > 1:
@@ -131,8 +131,8 @@ def _machine(report: Report) -> None:
 
 
 def _onnxruntime(report: Report) -> None:
-    found: dict[str, Any] = {"providers": None, "telemetry_off": None}
-    report.sections["onnxruntime"] = found
+    facts: dict[str, Any] = {"providers": None, "telemetry_off": None}
+    report.sections["onnxruntime"] = facts
     try:
         importlib.import_module("rrt_edge.runtime.running.cpu")  # turns telemetry off first
         onnxruntime = importlib.import_module("onnxruntime")
@@ -141,9 +141,9 @@ def _onnxruntime(report: Report) -> None:
         if sys.platform == "win32":
             remedy = "install Microsoft's Visual C++ Redistributable, or " + remedy
         return report.wrong(f"onnxruntime cannot be imported ({error})", remedy)
-    found["providers"] = onnxruntime.get_available_providers()
+    facts["providers"] = onnxruntime.get_available_providers()
     setting = os.environ.get("ORT_DISABLE_TELEMETRY")
-    found["telemetry_off"] = setting == "1"
+    facts["telemetry_off"] = setting == "1"
     if setting != "1":
         what = f"ORT_DISABLE_TELEMETRY is {setting!r} in this environment, so onnxruntime may send telemetry"
         return report.wrong(what, "unset it; rrt-edge then sets it to 1")
@@ -164,7 +164,7 @@ def _threads(report: Report) -> None:
     threads["torch_waits"] = os.environ[openmp.WAIT_POLICY]
 
 
-def _bundles(report: Report, asked: Path | None) -> None:
+def _bundles(report: Report, bundle: Path | None) -> None:
     """The installed bundles; what is wrong with the one asked for is told elsewhere."""
     from rrt_edge.runtime.library.store import bundles_folder, downloads_folder, installed
     from rrt_edge.runtime.system.home import HOME
@@ -182,32 +182,32 @@ def _bundles(report: Report, asked: Path | None) -> None:
     if downloads:
         report.notes.append(f"{downloads_folder()} keeps unfinished downloads; pull again to go on, or delete it")
     facts["installed"] = []
-    for one in installed():
-        facts["installed"].append(one.name)
-        if one.problem and one.folder != asked:
-            remedy = f"pull it again with --force, or rrt-edge rm {one.name}"
-            report.wrong(f"the installed bundle {one.name} is damaged: {one.problem}", remedy)
+    for entry in installed():
+        facts["installed"].append(entry.name)
+        if entry.problem and entry.folder != bundle:
+            remedy = f"pull it again with --force, or rrt-edge rm {entry.name}"
+            report.wrong(f"the installed bundle {entry.name} is damaged: {entry.problem}", remedy)
 
 
 def _bundle(report: Report, bundle: Path) -> None:
     from rrt_edge.runtime.bundle.manifest import Manifest
 
-    found: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
-    report.sections["bundle"] = found
+    facts: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
+    report.sections["bundle"] = facts
     again = "export or pull the bundle again"
     try:
         manifest = Manifest.read(bundle)
         manifest.check_hashes(bundle)
     except BundleError as error:
         return report.wrong(str(error).partition("; ")[0], again)
-    found["hashes_ok"] = True
+    facts["hashes_ok"] = True
     weights = sum(manifest.weight_bytes.values())
     available = report.sections["machine"]["available_bytes"]
     if available < weights:
-        told = f"{size(weights)} of weights, and {size(available)} of memory are available"
-        return report.wrong(f"{bundle}: has {told}", "end other programs, or take a smaller bundle")
+        message = f"{size(weights)} of weights, and {size(available)} of memory are available"
+        return report.wrong(f"{bundle}: has {message}", "end other programs, or take a smaller bundle")
     try:
-        found |= _run(bundle)
+        facts |= _run(bundle)
     except RRTEdgeError as error:
         report.wrong(f"{bundle} does not run: {error}", "rrt-edge verify says more; " + again)
     except ImportError as error:
@@ -236,7 +236,7 @@ def _shown(report: Report) -> Group:
             label = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
             table.add_row(f"  {label}", Text(_words(value, name)))
     lines = [Text(f"note: {note}", style="yellow") for note in report.notes]
-    lines += [Text(f"problem: {one.what}; {one.remedy}", style="red") for one in report.problems]
+    lines += [Text(f"problem: {problem.what}; {problem.remedy}", style="red") for problem in report.problems]
     return Group(table, *lines, *([] if report.problems else [Text("all is well", style="green")]))
 
 
@@ -244,8 +244,8 @@ def _words(value: Any, name: str) -> str:
     """A value as people read it."""
 
     if isinstance(value, dict):  # what is there, and what is not
-        there = [key if held is True else f"{key} {held}" for key, held in value.items() if held]
-        lacking = [key for key, held in value.items() if not held]
+        there = [key if entry is True else f"{key} {entry}" for key, entry in value.items() if entry]
+        lacking = [key for key, entry in value.items() if not entry]
         hint = f" (pip install 'rrt-edge[{name}]')" if name in extras() else ""
         gone = [f"{'missing' if hint else 'without'} {', '.join(lacking)}{hint}"] if lacking else []
         return "; ".join([", ".join(there), *gone] if there else gone)

@@ -107,8 +107,8 @@ def sysctl_features(text: str) -> dict[str, bool]:
     return _found(APPLE["arm" if any(name.startswith("hw.optional.arm") for name in have) else "x86"], have)
 
 
-def _found(wanted: Mapping[str, set[str]], have: set[str]) -> dict[str, bool]:
-    return {feature: flags <= have for feature, flags in wanted.items()}
+def _found(features: Mapping[str, set[str]], have: set[str]) -> dict[str, bool]:
+    return {feature: flags <= have for feature, flags in features.items()}
 
 
 def _features() -> dict[str, bool] | None:

@@ -64,6 +64,7 @@ def test_stopping_early_keeps_what_was_read(bundle: Path) -> None:
         assert again == [token.id for token in model.stream([5, 6, 7, *read], Sampling(max_tokens=9), "full")]
 
 
+@pytest.mark.slow
 def test_sampled_tokens_have_full_depths_distribution() -> None:
     """Chi-square at the 0.1 % level: judged drafts against the target distribution, on a vocabulary of 8."""
     rng = np.random.default_rng(3)
@@ -82,6 +83,7 @@ def test_sampled_tokens_have_full_depths_distribution() -> None:
     assert ((drawn[kept] - wanted[kept]) ** 2 / wanted[kept]).sum() > 1000
 
 
+@pytest.mark.slow
 def test_sampled_replies_have_full_depths_distribution(bundle: Path) -> None:
     """The second token of many replies, lossless against full depth: two-sample chi-square at the 0.1 % level."""
     with Model.load(bundle) as model:

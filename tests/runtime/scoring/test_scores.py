@@ -94,6 +94,7 @@ def test_the_binomial_tail_is_scipys(successes: int, trials: int, share: float) 
     assert binomial_tail(successes, trials, share) == pytest.approx(binom.cdf(successes, trials, share), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_promise_holds_on_new_text_as_often_as_stated() -> None:
     """A threshold chosen on one draw is kept on what it was drawn from: in at least 90 % of the draws, at 90 %."""
     kept, new = 0, made(400_000, 0.2, 999)
@@ -104,6 +105,7 @@ def test_the_promise_holds_on_new_text_as_often_as_stated() -> None:
     assert kept >= 54
 
 
+@pytest.mark.slow
 def test_lower_promises_leave_earlier_and_impossible_ones_never() -> None:
     scores = made(5000, 0.2, 1)
     depths = [calibrate(scores, agreement).mean_depth for agreement in (0.8, 0.9, 0.95, 0.99)]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import llm
 from llm.parts import TextPart
-from pydantic import Field
+from pydantic import Field, create_model
 
 from rrt_edge.runtime.decoding.exit_policy import in_words
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.library.store import bundles_folder, installed_names
+from rrt_edge.runtime.system.options import options_in, read_options
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model, Stats
+
+WITHOUT = {"n", "logprobs", "logit_bias"}  # llm shows one text, and has no option that is a mapping
+OPTIONS = {name: understood for name, understood in options_in(Sampling).items() if name not in WITHOUT}
+DEFAULTS = {"max_tokens": 1024}  # that differ from those of `Sampling`
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
@@ -23,23 +30,26 @@ def register_models(register: Callable[[llm.Model], None]) -> None:
         register(LlmBundle(name))
 
 
+def _fields() -> dict[str, Any]:
+    """The fields of `LlmBundle.Options`: a type and pydantic's description of each."""
+    policy_help = f"{in_words()}; by default the bundle's calibrated threshold, else full"
+    fields: dict[str, Any] = {"exit_policy": (str | None, Field(default=None, description=policy_help))}
+    for name, understood in OPTIONS.items():
+        default = None if understood.several else DEFAULTS.get(name, understood.default)
+        kind: Any = str if understood.several else understood.kind
+        # llm takes an option once, so the part of the help that says "may be given several times" is left out.
+        help_text = understood.about.help.partition(";")[0] if understood.several else understood.about.help
+        fields[name] = (kind | None if default is None else kind, Field(default=default, description=help_text))
+    return fields
+
+
 class LlmBundle(llm.Model):  # type: ignore[misc]
     """One installed bundle; it is loaded at the first prompt and stays loaded."""
 
     can_stream = True
     supports_schema = True
 
-    class Options(llm.Options):  # type: ignore[misc]
-        exit_policy: str | None = Field(
-            default=None,
-            description=f"{in_words()}; by default the bundle's calibrated threshold, else full",
-        )
-        max_tokens: int = Field(default=1024, description="Tokens generated at most")
-        temperature: float = Field(default=0.0, description="0 always takes the likeliest token")
-        top_p: float = Field(default=1.0, description="Only the likeliest tokens that make up this share")
-        top_k: int = Field(default=0, description="Only the k likeliest tokens; 0: all")
-        seed: int | None = Field(default=None, description="Makes sampling repeatable")
-        stop: str | None = Field(default=None, description="End where this text comes")
+    Options = create_model("Options", __base__=llm.Options, **_fields())
 
     def __init__(self, name: str) -> None:
         self.model_id = f"rrt-edge/{name}"
@@ -72,18 +82,12 @@ class LlmBundle(llm.Model):  # type: ignore[misc]
         return self._loaded
 
     def _stream(self, model: Model, prompt: llm.Prompt, messages: list[dict[str, str]]) -> Any:
-        from rrt_edge.runtime import Grammar, Sampling
+        from rrt_edge.runtime import Grammar
 
         options = prompt.options
-        sampling = Sampling(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            seed=options.seed,
-            max_tokens=options.max_tokens,
-            stop=(options.stop,) if options.stop else (),
-            grammar=None if prompt.schema is None else Grammar.json_schema(prompt.schema),
-        )
+        values = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+        grammar = None if prompt.schema is None else Grammar.json_schema(prompt.schema)
+        sampling = replace(read_options(Sampling, values), grammar=grammar)
         if model.template is None:
             return model.stream("".join(message["content"] for message in messages), sampling, options.exit_policy)
         return model.chat(messages, sampling, options.exit_policy, context_full="truncate-left")

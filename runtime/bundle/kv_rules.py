@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
@@ -17,7 +18,8 @@ class KVRule:
         waits: a row that leaves waits with its hidden state until a later row goes deeper.
         projects: the depths it skipped compute keys and values from the state that waited, which stays as it is; the
             graph has inputs for such states where its checkpoint was trained for the rule.
-        copies: the depths it skipped read its deepest keys and values.
+        copied_depth: of which of its own depths the depths it skipped read keys and values, by the depth it left at;
+            None: they read none of them.
         leaves_gaps: the depths it skipped do not see it, so that their rows are not consecutive.
         on_devices: devices beside the CPU follow it.
     """
@@ -26,7 +28,7 @@ class KVRule:
     exact: bool = False
     waits: bool = False
     projects: bool = False
-    copies: bool = False
+    copied_depth: Callable[[int], int] | None = None
     leaves_gaps: bool = False
     on_devices: bool = False
 
@@ -39,7 +41,7 @@ KV_RULES: dict[KVRuleName, KVRule] = {
     for rule in (
         KVRule("exact", exact=True, waits=True, on_devices=True),  # synchronised decoding, FREE, arXiv 2310.05424
         KVRule("propagate", waits=True, projects=True),  # state propagation, CALM, arXiv 2207.07061
-        KVRule("latest", copies=True),  # cache sharing, Huginn, arXiv 2502.05171
+        KVRule("latest", copied_depth=lambda depth: depth),  # cache sharing, Huginn, arXiv 2502.05171
         KVRule("skip", leaves_gaps=True),  # recursion-wise caching, Mixture-of-Recursions, arXiv 2507.10524
     )
 }

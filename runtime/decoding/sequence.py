@@ -78,9 +78,9 @@ class SequenceState(Generic[CacheT]):
         """Rows [n, H], the last to have run `depth`, go no deeper for now."""
         if self.rule.waits and depth < self.loops:
             self.waiting[depth - 1].add(hidden)
-        if self.rule.copies:
+        if self.rule.copied_depth is not None:
             for deeper in range(depth + 1, self.loops + 1):
-                self.cache.copy_last(len(hidden), depth, deeper)
+                self.cache.copy_last(len(hidden), self.rule.copied_depth(depth), deeper)
 
     def deeper(self, depth: int, exited: Hidden, rows: Hidden) -> tuple[Hidden, Hidden]:
         """Return what runs the next depth when `rows` [n, H] go on, waiting rows included: (states that left, rows).

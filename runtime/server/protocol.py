@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -104,19 +104,16 @@ def _ask(
         raise ApiError(400, f"n {values['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ApiError(400, f"max_tokens {most!r}: must be a whole number, 1 or more", "max_tokens")
-    kept = {name: getattr(defaults, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
     try:
-        sampling = Sampling(
-            **{
-                **kept,
-                **values,
-                "max_tokens": min(most_tokens, most_tokens if most is None else most),
-                "stop": _stops(fields.get("stop")),
-                "stop_ids": tuple(fields.get("stop_token_ids") or ()),
-                "logit_bias": _bias(fields.get("logit_bias")),
-                "logprobs": logprobs,
-                "grammar": _grammar(fields),
-            }
+        sampling = replace(
+            defaults,
+            **values,
+            max_tokens=min(most_tokens, most_tokens if most is None else most),
+            stop=_stops(fields.get("stop")),
+            stop_ids=tuple(fields.get("stop_token_ids") or ()),
+            logit_bias=_bias(fields.get("logit_bias")),
+            logprobs=logprobs,
+            grammar=_grammar(fields),
         )
         policy = model.policy(_text(fields, "exit_policy") or exit_policy)
     except TypeError as error:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rrt_edge.runtime import Model
+from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.library.store import pull
+from rrt_edge.runtime.system.options import options_in
 
 QUESTION = "What does os.path.join do?"
 
@@ -63,6 +65,18 @@ def test_options_and_schemas_reach_the_model(llm) -> None:
     assert json.loads(llm("-m", "rrt-edge/pydoc", "--schema", schema, QUESTION).stdout)["n"] in (1, 2)
 
 
+def test_every_field_of_sampling_is_an_option(llm, answer: str) -> None:
+    listed = set(re.findall(r"^ +(\w+): ", llm("models", "list", "--options", "-m", "rrt-edge/pydoc").stdout, re.M))
+    assert listed == {"exit_policy", *options_in(Sampling)} - {"n", "logprobs", "logit_bias"}
+    sure = ("-o", "temperature", "3", "-o", "min_p", "1", "-o", "seed", "1")  # leaves the likeliest token alone
+    assert llm("-m", "rrt-edge/pydoc", *sure, QUESTION).stdout.strip() == answer
+    word = answer.split()[2]
+    stopped = llm("-m", "rrt-edge/pydoc", "-o", "stop", word, "-o", "max_tokens", "200", QUESTION)
+    assert stopped.stdout.strip() == answer.partition(word)[0].strip()
+
+
 def test_errors_are_one_line(llm) -> None:
+    high = llm("-m", "rrt-edge/pydoc", "-o", "min_p", "2", QUESTION)
+    assert high.returncode == 1 and "min-p 2.0: must be a number from 0 to 1" in high.stderr
     wrong = llm("-m", "rrt-edge/pydoc", "-o", "exit_policy", "depth=9", QUESTION)
     assert wrong.returncode == 1 and "exit policy 'depth=9'" in wrong.stderr and "Traceback" not in wrong.stderr

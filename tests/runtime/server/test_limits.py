@@ -13,6 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime.decoding.default_sampling import default_sampling
+from rrt_edge.runtime.server.protocol import read_completion
+
 PROMPT = [20, 30, 40]
 ENDLESS = {"prompt": PROMPT, "max_tokens": 60_000, "stream": True}
 LONG = ("--context", "65536", "--max-tokens", "60000", "--kv-budget", "20000")
@@ -119,6 +123,14 @@ def test_replies_are_cut_to_the_servers_limit(serve, endless: Path) -> None:
     for body in ({"prompt": PROMPT, "max_tokens": 100}, {"prompt": PROMPT, "max_tokens": None}):
         answer = served.post("/v1/completions", {**body, "model": "small"}).json()
         assert answer["usage"]["completion_tokens"] == 7 and answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_path: Path) -> None:
+    config = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.4, "repetition_penalty": 1.2}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, **config}), "utf-8")
+    with Model.load(endless) as model:
+        ask = read_completion({"prompt": [2], "min_p": 0.2}, model, default_sampling(tmp_path), None, 9)
+    assert ask.sampling == Sampling(**{**config, "min_p": 0.2}, max_tokens=9)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")

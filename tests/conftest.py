@@ -14,6 +14,8 @@ from types import ModuleType
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RRT_EDGE_DEVICE"] = "cpu"  # whatever else this machine has; tests of devices name theirs
 os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"  # read when the provider's library is first loaded
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's: the workers share the cores
 # `python -m pytest` puts the checkout first, where rrt_edge lacks the two folders that are mapped into it.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent.parent]
 

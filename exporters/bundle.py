@@ -28,6 +28,7 @@ from rrt_edge.exporters.options import ExportOptions, Part, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
+from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
@@ -103,7 +104,7 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
-    by_default: tuple[Part, ...] = ("embedding", "head") if options.bits == 4 and tied_head else ()
+    by_default: tuple[Part, ...] = ("embedding", "head") if options.bits < 8 and tied_head else ()
     eight_bit = by_default if options.eight_bit is None else options.eight_bit
     return Bits(**{part: 8 if part in eight_bit else options.bits for part in PARTS})
 
@@ -186,7 +187,7 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
     """Bytes by part of all layers' weights without sharing, at the same bits."""
 
     def matrix(outputs: int, inputs: int, bits: int) -> int:
-        if bits >= 16:
+        if not is_packed(bits):
             return outputs * inputs * bits // 8
         blocks = pad_to_block(inputs) // BLOCK
         return outputs * blocks * (BLOCK * bits // 8 + 4)

@@ -12,6 +12,7 @@ from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
 from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.quantisation.blocks import BLOCK, quantize
+from rrt_edge.quantisation.packing import is_packed
 
 Float = NDArray[np.float32]
 ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
@@ -39,7 +40,7 @@ class OuterWeights:
 
 def packs_embedding(spec: BlockSpec, bits: int) -> bool:
     """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
-    return bits in (4, 8) and spec.hidden % BLOCK == 0
+    return is_packed(bits) and spec.hidden % BLOCK == 0
 
 
 def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:

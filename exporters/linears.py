@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import WeightFile
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block, quantize
+from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
 
 Float = NDArray[np.float32]
@@ -69,7 +70,7 @@ class Linears:
 
     def write(self, name: str, matrix: Callable[[], Float], bits: int, part: str) -> None:
         """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then."""
-        if bits in (4, 8):
+        if is_packed(bits):
             if f"{name}.packed" not in self.weights:
                 packed = quantize(matrix(), bits)
                 self.weights.add(f"{name}.packed", packed.packed, part)
@@ -87,7 +88,7 @@ class Linears:
 
     def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
         """`x` [..., inputs] times the transpose of the matrix written as `name`."""
-        if bits not in (4, 8):
+        if not is_packed(bits):
             return graph.op("MatMul", x, self.tensor(name, bits))
         tensors = [f"{name}.packed", self.tensor(f"{name}.scales")]
         sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": self.accuracy}

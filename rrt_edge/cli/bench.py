@@ -8,7 +8,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -21,6 +21,7 @@ from rrt_edge.cli.dataclass_options import options_of
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.exporters.checks import check_shape
+from rrt_edge.exporters.options import WeightBits
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.bundle.manifest import KV_BITS
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 @click.option("--random", "random_weights", is_flag=True, help="With random weights; needed with --shape.")
 @click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")
 @click.option("--rank", default=0, show_default=True, help="For --shape.")
-@click.option("--bits", default="4", type=click.Choice(["4", "8", "16", "32"]), show_default=True, help="For --shape.")
+@click.option(
+    "--bits", default="4", type=click.Choice([*map(str, get_args(WeightBits))]), show_default=True, help="For --shape."
+)
 @click.option("--kv-rule", default="exact", type=click.Choice(KV_RULE_NAMES), show_default=True, help="For --shape.")
 @click.option(
     "--kv-bits",

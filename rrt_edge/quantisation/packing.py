@@ -1,4 +1,4 @@
-"""Codes of 4 or 8 bits in bytes."""
+"""Codes of fewer than 16 bits in bytes: 8 bits take one, fewer share it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def is_packed(bits: int) -> bool:
+    """Whether weights of so many bits are codes with a scale for each block; else they are floats."""
+    return bits < 16
+
+
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Pack the last axis: two 4-bit codes a byte, the first in the low nibble."""
-    if bits == 8:
-        return codes
-    low, high = codes[..., 0::2], codes[..., 1::2]
-    return (low | (high << 4)).astype(np.uint8)
+    """Pack the last axis: 8 / bits codes a byte, the first in the lowest bits."""
+    shifts = _shifts(bits)
+    together = codes.reshape(*codes.shape[:-1], -1, len(shifts)) << shifts
+    return np.bitwise_or.reduce(together, axis=-1).astype(np.uint8)
 
 
 def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Codes of 4 bits in pairs, [.., bytes, 2]; those of 8 bits as they are."""
-    return packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
+    """The codes of each byte, [.., bytes, 8 / bits]."""
+    return (packed[..., None] >> _shifts(bits)) & np.uint8(2**bits - 1)
+
+
+def _shifts(bits: int) -> NDArray[np.uint8]:
+    return np.arange(0, 8, bits, dtype=np.uint8)

@@ -229,7 +229,7 @@ class Manifest:
             architecture=Architecture.read(fields.table("architecture")),
             gate=Gate.read(gate),
             quantization=Quantization(
-                bits=quantization.count("bits", 4, 32),
+                bits=quantization.count("bits", 1, 32),
                 block_size=quantization.count("block_size", 16, 256),
                 parts=quantization.counts("parts", 32),
             ),

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from rrt_edge.quantisation.blocks import BLOCK, dequantize, quantize
+from rrt_edge.quantisation.packing import pack, unpack
 from rrt_edge.quantisation.scales import balance
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_bytes_hold_the_codes_from_the_lowest_bits_on(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (3, 5, 32), dtype=np.uint8)
+    packed = pack(codes, bits)
+    for row, byte in zip(codes.reshape(-1, 8 // bits), packed.ravel(), strict=True):
+        assert int(byte) == sum(int(code) << bits * place for place, code in enumerate(row))
+    np.testing.assert_array_equal(unpack(packed, bits).reshape(codes.shape), codes)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

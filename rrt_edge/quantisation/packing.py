@@ -15,7 +15,8 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack the last axis: 8 / bits codes a byte, the first in the lowest bits."""
     shifts = _shifts(bits)
     together = codes.reshape(*codes.shape[:-1], -1, len(shifts)) << shifts
-    return np.bitwise_or.reduce(together, axis=-1).astype(np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(together, axis=-1).astype(np.uint8)
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

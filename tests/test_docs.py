@@ -234,6 +234,19 @@ def test_scripts_that_pages_name_exist() -> None:
     assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
+def test_how_to_add_names_files_and_lines_that_there_are() -> None:
+    page = DOCS / "how-to-add.md"
+    named = set(re.findall(r"`((?:\w+/)+\w+\.\w+)`", page.read_text("utf-8"))) - {"rrt_edge/cli/NAME.py"}
+    assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    excerpts = [block for block in blocks(page) if block.language == "diff"]
+    assert excerpts
+    for block in excerpts:
+        where, *lines = block.code.splitlines()
+        path = ROOT / where.removeprefix("+++ ")
+        known = path.read_text("utf-8").splitlines()
+        assert [line for line in lines if line.startswith(" ") and line[1:] not in known] == [], f"{block}"
+
+
 # The errors
 
 

@@ -33,6 +33,8 @@ PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "expor
 PREBUILT = ROOT / "tests" / "prebuilt"  # `bundle`, smaller, for where torch is missing
 WITH_TORCH = find_spec("torch") is not None
 MARKS = {  # where tests lie: their mark
+    "cli/chat/test_pipe.py": "slow",
+    "cli/chat/test_terminal.py": "slow",
     "training": "train",
     "samples/test_web_chat": "browser",
     "runtime/devices": "device",

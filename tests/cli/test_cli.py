@@ -22,6 +22,7 @@ def test_help_has_an_example(command: str) -> None:
     assert done.returncode == 0 and f"Example: rrt-edge {command}" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_whole_way_in_json(source: Path, tmp_path: Path) -> None:
     converted = json.loads(run("convert", source, tmp_path / "r", "--loops", 3, "--rank", 4, "--json").stdout)
     assert set(converted) == {

@@ -257,6 +257,7 @@ def test_an_interrupted_conversion_leaves_nothing(source: Path, tmp_path: Path) 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.loops == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_conversion_takes_no_more_memory_than_its_result_and_two_layers(
     make_source: Callable[..., Path], tmp_path: Path

@@ -50,6 +50,7 @@ def test_unshared_bytes_are_what_one_loop_takes(source: Path, tmp_path: Path) ->
         assert three.weight_bytes["block"] * 3 == one.weight_bytes["block"]
 
 
+@pytest.mark.slow
 def test_a_source_that_is_not_recursive_is_converted_first(source: Path, tmp_path: Path) -> None:
     export(source, tmp_path / "b", bits=32, loops=3, rank=4, init="stepwise")
     manifest = Manifest.read(tmp_path / "b")
@@ -57,6 +58,7 @@ def test_a_source_that_is_not_recursive_is_converted_first(source: Path, tmp_pat
     assert verify(tmp_path / "b", source=source).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [32, 16])
 def test_a_true_bundle_is_proved_at_every_depth(recursive: Path, tmp_path: Path, chats: Path, bits: int) -> None:
     export(recursive, tmp_path / "b", bits=bits)
@@ -65,11 +67,13 @@ def test_a_true_bundle_is_proved_at_every_depth(recursive: Path, tmp_path: Path,
     assert [depth.depth for depth in report.depths] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_text_is_sampled_from_the_source_where_none_is_given(bundle: Path, recursive: Path) -> None:
     report = verify(bundle, source=recursive)
     assert report.ok and report.positions >= 2000
 
 
+@pytest.mark.slow
 def test_a_bundle_of_other_weights_is_not_proved(recursive: Path, bundle: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(recursive, tmp_path / "changed"))
     weights = load_file(changed / "model.safetensors")
@@ -81,6 +85,7 @@ def test_a_bundle_of_other_weights_is_not_proved(recursive: Path, bundle: Path, 
     assert report.depths[1].max_abs_logit_error < 1e-3 < report.depths[2].max_abs_logit_error
 
 
+@pytest.mark.slow
 def test_loosened_tolerances_are_recorded(recursive: Path, tmp_path: Path, chats: Path) -> None:
     export(recursive, tmp_path / "b", bits=4)
     strict = verify(tmp_path / "b", source=recursive, text=chats)

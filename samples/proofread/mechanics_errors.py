@@ -10,9 +10,12 @@ import word_lists
 from edits import Edit, Word, follows, instead, without
 
 INTRODUCTIONS = re.compile(
-    r"^(?:However|Therefore|For example|For instance|In addition|Additionally|Furthermore|Moreover|First|Second|Finally|Also|"
-    r"Unfortunately|Fortunately|Instead|Today|Yes|No|Well|Now|Then|Next|Meanwhile|Still|In fact|Of course|In short|Recently|"
-    r"As a result|In other words|On the other hand|At the same time|Similarly|Generally|Typically|Ultimately|Overall|Hi \w+)(,)"
+    r"^(?:However|Therefore|For example|For instance|In addition|Additionally|Furthermore|Moreover|First|Second|"
+    r"Finally|Also|"
+    r"Unfortunately|Fortunately|Instead|Today|Yes|No|Well|Now|Then|Next|Meanwhile|Still|In fact|Of course|In short|"
+    r"Recently|"
+    r"As a result|In other words|On the other hand|At the same time|Similarly|Generally|Typically|Ultimately|Overall|"
+    r"Hi \w+)(,)"
 )
 LISTED = re.compile(r"\b[a-z]+(,) (?:[a-z]+ )?[a-z]+,? (?:and|or) [a-z]")
 THAT_FOLLOWS = {
@@ -121,13 +124,8 @@ def apostrophes(words: list[Word], rng: random.Random, sentence: str) -> list[Ed
                 )
             else:
                 edits.append(Edit(word.start + mark, word.start + mark + 1, "", "apostrophe"))
-        elif (
-            word.text.islower()
-            and word_lists.singular(word.text)
-            and word.text not in classes.AUXILIARIES | classes.NOT_NOUNS
-        ):
-            if rng.random() < 0.15 and not word.text.endswith("ies"):
-                edits.append(Edit(word.end - 1, word.end - 1, "'", "apostrophe"))
+        elif _plural_noun(word) and not word.text.endswith("ies") and rng.random() < 0.15:
+            edits.append(Edit(word.end - 1, word.end - 1, "'", "apostrophe"))
     return edits
 
 
@@ -136,10 +134,20 @@ def capitals(words: list[Word], rng: random.Random, sentence: str) -> list[Edit]
     edits = []
     for word in words:
         contracted = word.text[:2] == "I'"
-        if word.text == "I" or contracted or word.text in word_lists.word_set("names") or (word.first and word.text[1:].islower()):
+        if (
+            word.text == "I"
+            or contracted
+            or word.text in word_lists.word_set("names")
+            or (word.first and word.text[1:].islower())
+        ):
             edits += [Edit(word.start, word.start + 1, word.text[0].lower(), "capital")] * 2
         elif word.text == "A" and word.first:
             edits.append(Edit(word.start, word.end, "a", "capital"))
         elif word.low in classes.AUXILIARIES | classes.NOT_NOUNS and word.text.islower() and rng.random() < 0.1:
             edits.append(instead(word, word.text.capitalize(), "capital"))
     return edits
+
+
+def _plural_noun(word: Word) -> bool:
+    plural = word.text.islower() and word_lists.singular(word.text) is not None
+    return plural and word.text not in classes.AUXILIARIES | classes.NOT_NOUNS

@@ -43,14 +43,15 @@ def tokens(text: str) -> list[str]:
 
 
 def token_edits(source: str, target: str) -> set[TokenEdit]:
-    """The edits from one text to another, each as small as difflib finds it: adjacent changes are one edit."""
+    """The edits from one text to another, as difflib finds them; tokens replaced by as many are single edits."""
     before, after = tokens(source), tokens(target)
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
-    return {
-        (first, last, tuple(after[start:end]))
-        for tag, first, last, start, end in matcher.get_opcodes()
-        if tag != "equal"
-    } | _spacing(source, target)
+    found = _spacing(source, target)
+    for tag, first, last, start, end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag == "replace" and last - first == end - start:
+            found |= {(first + at, first + at + 1, (after[start + at],)) for at in range(last - first)}
+        elif tag != "equal":
+            found.add((first, last, tuple(after[start:end])))
+    return found
 
 
 def _spacing(source: str, target: str) -> set[TokenEdit]:

@@ -11,16 +11,24 @@ from edits import Edit, Word, follows, instead
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # Slips that give another word, which a spell checker does not see.
 SLIPPED_WORDS = {
-    "from": ["form", "fro"], "form": ["from"], "you": ["yo", "your"], "your": ["you", "yor"], "the": ["teh", "th", "he"],
-    "and": ["adn", "an", "nad"], "that": ["taht", "tha"], "this": ["tihs", "thi"], "with": ["wiht", "wit"], "for": ["fro", "fo"],
+    "from": ["form", "fro"], "form": ["from"], "you": ["yo", "your"], "your": ["you", "yor"],
+    "the": ["teh", "th", "he"],
+    "and": ["adn", "an", "nad"], "that": ["taht", "tha"], "this": ["tihs", "thi"], "with": ["wiht", "wit"],
+    "for": ["fro", "fo"],
     "have": ["ahve", "hav"], "has": ["as", "hsa"], "are": ["ar", "aer"], "not": ["nto", "now"], "but": ["bu", "btu"],
-    "can": ["cna", "ca"], "will": ["wil", "wll"], "they": ["tehy", "the"], "their": ["thier", "ther"], "them": ["tem", "then"],
+    "can": ["cna", "ca"], "will": ["wil", "wll"], "they": ["tehy", "the"], "their": ["thier", "ther"],
+    "them": ["tem", "then"],
     "just": ["jsut", "jus"], "about": ["abuot", "abot"], "people": ["poeple", "peopel"], "when": ["wehn", "wen"],
-    "our": ["out", "oru"], "out": ["our", "ot"], "also": ["aslo", "als"], "what": ["waht", "wha"], "make": ["mkae", "mak"],
-    "use": ["ues", "us"], "work": ["wrok", "wok"], "which": ["whcih", "whch"], "there": ["tehre", "ther"], "were": ["wer", "ere"],
-    "need": ["nede", "ned"], "like": ["liek", "lik"], "time": ["tiem", "tim"], "who": ["woh", "wo"], "how": ["hwo", "ow"],
-    "some": ["soem", "som"], "more": ["moer", "mor"], "been": ["ben", "bene"], "would": ["woudl", "wold"], "quite": ["qiute"],
-    "because": ["becuase", "beacuse"], "other": ["ohter", "othr"], "public": ["pulbic", "publc"], "data": ["dtaa", "dat"],
+    "our": ["out", "oru"], "out": ["our", "ot"], "also": ["aslo", "als"], "what": ["waht", "wha"],
+    "make": ["mkae", "mak"],
+    "use": ["ues", "us"], "work": ["wrok", "wok"], "which": ["whcih", "whch"], "there": ["tehre", "ther"],
+    "were": ["wer", "ere"],
+    "need": ["nede", "ned"], "like": ["liek", "lik"], "time": ["tiem", "tim"], "who": ["woh", "wo"],
+    "how": ["hwo", "ow"],
+    "some": ["soem", "som"], "more": ["moer", "mor"], "been": ["ben", "bene"], "would": ["woudl", "wold"],
+    "quite": ["qiute"],
+    "because": ["becuase", "beacuse"], "other": ["ohter", "othr"], "public": ["pulbic", "publc"],
+    "data": ["dtaa", "dat"],
 }  # fmt: skip
 # Words in nearly every sentence: how often they may be taken for a word that sounds alike.
 SELDOM = {
@@ -37,15 +45,18 @@ SELDOM = {
 }
 # Where people misspell a word they do not know by heart: pattern and what they write.
 SPELLING_RULES = [
-    (r"ie", "ei"), (r"(?<=[^aeiou])ei", "ie"), (r"ance$", "ence"), (r"ence$", "ance"), (r"ant$", "ent"), (r"ent$", "ant"),
+    (r"ie", "ei"), (r"(?<=[^aeiou])ei", "ie"), (r"ance$", "ence"), (r"ence$", "ance"), (r"ant$", "ent"),
+    (r"ent$", "ant"),
     (r"able$", "ible"), (r"ible$", "able"), (r"ary$", "ery"), (r"ery$", "ary"), (r"ely$", "ly"), (r"ement$", "ment"),
     (r"ful$", "full"), (r"ally$", "aly"), (r"ully$", "uly"), (r"ies$", "ys"), (r"ied$", "yed"), (r"tion$", "sion"),
     (r"tion(?=al|s)", "sion"), (r"([bcdfglmnprst])\1", r"\1"), (r"(?<=[aeiou])([lmnprst])(?=[aeiou])", r"\1\1"),
     (r"ph", "f"), (r"(?<=.)wh", "w"), (r"(?<=[^aeiou])our", "or"), (r"ous$", "us"), (r"gue$", "g"), (r"que$", "k"),
-    (r"sc(?=[ei])", "s"), (r"cqu", "qu"), (r"xc(?=e)", "x"), (r"(?<=.)ea(?=[^aeiou])", "ee"), (r"er(?=[^aeiou]+.)", "ar"),
+    (r"sc(?=[ei])", "s"), (r"cqu", "qu"), (r"xc(?=e)", "x"), (r"(?<=.)ea(?=[^aeiou])", "ee"),
+    (r"er(?=[^aeiou]+.)", "ar"),
     (r"(?<=[^aeiou])i(?=[^aeiou]i)", "e"), (r"(?<=[^aeiou])e(?=[^aeiou]i)", "i"), (r"(?<=[^aeiou])a(?=[^aeiou]i)", "e"),
     (r"or$", "er"), (r"er$", "or"), (r"ck", "k"), (r"(?<=.)dge", "ge"), (r"(?<=.)tch", "ch"), (r"ing$", "eing"),
-    (r"(?<=[aiou])te(?=d$|s$)", "t"), (r"ure$", "er"), (r"ial$", "al"), (r"uous$", "ous"), (r"ity$", "aty"), (r"le$", "el"),
+    (r"(?<=[aiou])te(?=d$|s$)", "t"), (r"ure$", "er"), (r"ial$", "al"), (r"uous$", "ous"), (r"ity$", "aty"),
+    (r"le$", "el"),
 ]  # fmt: skip
 
 

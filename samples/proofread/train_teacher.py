@@ -17,11 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer
-
 import pairs
+import torch
 from threaded_training import Progress, Trainer, batches_of, encode
+from transformers import AutoTokenizer
 
 SAVE_EVERY = 300  # seconds
 LOG_EVERY = 10  # steps

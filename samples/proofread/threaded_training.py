@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW = 64  # batches that are sorted by length together, then shuffled
+TOGETHER = 4  # texts that a thread runs at once, to bound the memory
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ class Trainer:
         replies = sum(len(example.reply) for example in batch)
 
         def learn(part: int) -> float:
-            texts = ordered[part::count]
-            if not texts:
-                return 0.0
-            loss = share_of_loss(self.models[part], texts, replies)
-            loss.backward()
-            return loss.item()
+            texts, summed = ordered[part::count], 0.0
+            for at in range(0, len(texts), TOGETHER):
+                loss = share_of_loss(self.models[part], texts[at : at + TOGETHER], replies)
+                loss.backward()
+                summed += loss.item()
+            return summed
 
         loss = sum(self.threads.map(learn, range(count)))
         weights = [list(model.parameters()) for model in self.models]

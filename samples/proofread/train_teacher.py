@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of prompts and replies")
     parser.add_argument("--batch", type=int, default=16, help="texts a step")
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--warmup", type=int, default=40, help="steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=150, help="stop after so long; start again to go on")

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=40, help="steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=150, help="stop after so long; start again to go on")
+    parser.add_argument("--finish", action="store_true", help="write OUT from the last checkpoint, without training on")
     parser.add_argument("--steps", type=int, help="stop after so many, for a trial")
     parser.add_argument("--development", type=Path, help="print the loss on this set at the end")
     parser.add_argument("--log", type=Path)
@@ -75,7 +76,7 @@ def main() -> None:
 
     begun = saved = time.monotonic()
     stop, losses = stopping(), list[float]()
-    end = min(len(batches), arguments.steps or len(batches))
+    end = progress.step if arguments.finish else min(len(batches), arguments.steps or len(batches))
     while progress.step < end and not next(stop) and time.monotonic() - begun < 60 * arguments.minutes:
         started, batch = time.monotonic(), batches[progress.step]
         lr = rate(progress.step, len(batches), arguments.lr, arguments.warmup)
@@ -96,9 +97,10 @@ def main() -> None:
         print(f"loss on {arguments.development}: {trainer.loss(held):.4f}")
     if arguments.steps:
         return
-    trainer.save(state, progress)
-    write_log(arguments.log, progress)
-    if progress.step == len(batches):
+    if not arguments.finish:
+        trainer.save(state, progress)
+        write_log(arguments.log, progress)
+    if arguments.finish or progress.step == len(batches):
         trainer.models[0].save_pretrained(arguments.out)
         tokenizer.save_pretrained(arguments.out)
         print(f"saved {arguments.out}")

@@ -1,7 +1,7 @@
 """Correct the texts of a set with a checkpoint, greedily, and score the answers.
 
 python samples/proofread/evaluate.py build/proofread/teacher build/proofread/heldout.jsonl
-python samples/proofread/evaluate.py build/proofread/teacher samples/proofread/heldout/people.jsonl --answers answers.jsonl
+python samples/proofread/evaluate.py build/proofread/teacher samples/proofread/heldout/people.jsonl
 """
 
 from __future__ import annotations

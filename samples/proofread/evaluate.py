@@ -1,7 +1,9 @@
 """Correct the texts of a set with a checkpoint, greedily, and score the answers.
 
-python samples/proofread/evaluate.py build/proofread/teacher build/proofread/heldout.jsonl
-python samples/proofread/evaluate.py build/proofread/teacher samples/proofread/heldout/people.jsonl
+    python samples/proofread/evaluate.py build/proofread/teacher build/proofread/heldout.jsonl
+    python samples/proofread/evaluate.py build/proofread/teacher samples/proofread/heldout/people.jsonl
+
+Any folder that transformers reads will do, recursive ones included.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW = 64  # batches that are sorted by length together, then shuffled
-TOGETHER = 4  # texts that a thread runs at once, to bound the memory
+POSITIONS = 1024  # that a thread runs at once, padding included, to bound the memory
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,36 @@ def batches_of(examples: Sequence[Example], size: int, budget: int, seed: int) -
                     return found
 
 
-def share_of_loss(model: PreTrainedModel, batch: Sequence[Example], replies: int) -> torch.Tensor:
-    """The summed loss of some texts over the number of reply tokens in the whole batch.
+def share_of_loss(model: PreTrainedModel, batch: Sequence[Example], replies: int, learn: bool = False) -> float:
+    """The summed loss of some texts over the number of reply tokens in the whole batch; with `learn`, its gradients.
 
     Texts are padded on the right, which causal attention never looks at; the head sees the positions before reply
-    tokens alone.
+    tokens alone. The gradient of the rows that were looked up is added to the head's, which is the same matrix:
+    autograd would fill a second one of that size for each call.
     """
     width = max(map(len, batch))
     ids, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -1)
     for row, example in enumerate(batch):
         ids[row, : len(example)] = torch.tensor(example.prompt + example.reply)
         labels[row, len(example.prompt) - 1 : len(example) - 1] = torch.tensor(example.reply)
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, D]
-    asked = labels >= 0
-    return F.cross_entropy(model.lm_head(hidden[asked]), labels[asked], reduction="sum") / replies
+    asked, matrix = labels >= 0, model.get_input_embeddings().weight
+    with torch.set_grad_enabled(learn):
+        looked_up = F.embedding(ids, matrix.detach()).requires_grad_(learn)  # [B, S, D]
+        hidden = model.model(inputs_embeds=looked_up, use_cache=False).last_hidden_state  # [B, S, D]
+        loss = F.cross_entropy(model.lm_head(hidden[asked]), labels[asked], reduction="sum") / replies
+    if learn:
+        loss.backward()
+        matrix.grad.index_add_(0, ids.flatten(), looked_up.grad.flatten(0, 1))
+    return loss.item()
+
+
+def portions(ordered: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Texts, the shortest first, in parts of at most `POSITIONS`; a longer one stands alone."""
+    start = 0
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or (end + 1 - start) * len(ordered[end]) > POSITIONS:
+            yield ordered[start:end]
+            start = end
 
 
 class Trainer:
@@ -104,12 +120,8 @@ class Trainer:
         replies = sum(len(example.reply) for example in batch)
 
         def learn(part: int) -> float:
-            texts, summed = ordered[part::count], 0.0
-            for at in range(0, len(texts), TOGETHER):
-                loss = share_of_loss(self.models[part], texts[at : at + TOGETHER], replies)
-                loss.backward()
-                summed += loss.item()
-            return summed
+            texts = portions(ordered[part::count])
+            return sum(share_of_loss(self.models[part], some, replies, learn=True) for some in texts)
 
         loss = sum(self.threads.map(learn, range(count)))
         weights = [list(model.parameters()) for model in self.models]
@@ -145,8 +157,7 @@ class Trainer:
         cut = [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
         def of(index: int) -> float:
-            with torch.no_grad():
-                return share_of_loss(self.models[index % len(self.models)], cut[index], replies).item()
+            return share_of_loss(self.models[index % len(self.models)], cut[index], replies)
 
         return sum(self.threads.map(of, range(len(cut))))
 

@@ -90,7 +90,10 @@ def test_a_step_is_that_of_one_model_and_one_optimizer(sample, base, tokenizer):
     trainer = sample.threaded_training.Trainer(base, 2)
     replies = sum(len(example.reply) for example in examples)
     for _ in range(3):
-        sample.threaded_training.share_of_loss(plain, examples, replies).backward()
+        for example in examples:
+            labels = torch.tensor([[-100] * len(example.prompt) + example.reply])
+            loss = plain(input_ids=torch.tensor([example.prompt + example.reply]), labels=labels).loss
+            (loss * len(example.reply) / replies).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -99,6 +102,16 @@ def test_a_step_is_that_of_one_model_and_one_optimizer(sample, base, tokenizer):
         torch.testing.assert_close(own, other, atol=2e-5, rtol=1e-3)
     for own, other in zip(trainer.models[0].parameters(), trainer.models[1].parameters(), strict=True):
         assert own.data_ptr() == other.data_ptr()
+
+
+def test_portions_hold_every_text_and_few_positions(sample, tokenizer, monkeypatch):
+    monkeypatch.setattr(sample.threaded_training, "POSITIONS", 300)
+    texts = ["He go." * count for count in (1, 2, 3, 4, 5, 40)]
+    ordered = [sample.threaded_training.encode(tokenizer, text, text) for text in texts]
+    parts = list(sample.threaded_training.portions(ordered))
+    assert [example for part in parts for example in part] == ordered
+    assert all(len(part) == 1 or len(part) * len(part[-1]) <= 300 for part in parts)
+    assert len(parts) < len(ordered)
 
 
 def test_batches_hold_each_text_once_before_any_twice(sample, tokenizer):

@@ -6,6 +6,7 @@ import io
 import stat
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,33 +44,33 @@ def evil_tar(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", body: b
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("make", "message"),
     [
-        (evil_zip("../evil"), "would leave the bundle's folder"),
-        (evil_zip("a/../../evil"), "would leave the bundle's folder"),
-        (evil_zip("/tmp/evil"), "would leave the bundle's folder"),
-        (evil_zip("..\\evil"), "would leave the bundle's folder"),
-        (evil_zip("C:evil"), "would leave the bundle's folder"),
-        (evil_zip("model.onnx", link=True, body=b"/etc/passwd"), "is a link or a device"),
-        (evil_tar("../evil"), "would leave the bundle's folder"),
-        (evil_tar("/tmp/evil"), "would leave the bundle's folder"),
-        (evil_tar("model.onnx", tarfile.SYMTYPE, "/etc/passwd"), "is a link or a device"),
-        (evil_tar("model.onnx", tarfile.LNKTYPE, "/etc/passwd"), "is a link or a device"),
-        (evil_tar("model.onnx", tarfile.CHRTYPE), "is a link or a device"),
-        (evil_tar("model.onnx", tarfile.FIFOTYPE), "is a link or a device"),
-        (evil_zip("model.onnx", body=bytes(80 << 20)), "unpacks to more than"),
-        (evil_tar("model.onnx", body=bytes(80 << 20)), "unpacks to more than"),
-        (evil_zip("readme.txt"), "holds no manifest.json"),
-        (evil_zip("manifest.json")[:-5], "neither a .zip nor a .tar.gz"),
-        (evil_tar("manifest.json", body=b"x" * 5000)[:40], "damaged|neither"),
-        (b"<html>", "neither a .zip nor a .tar.gz"),
-        (evil_zip("manifest.json"), "not valid JSON"),
+        (lambda: evil_zip("../evil"), "would leave the bundle's folder"),
+        (lambda: evil_zip("a/../../evil"), "would leave the bundle's folder"),
+        (lambda: evil_zip("/tmp/evil"), "would leave the bundle's folder"),
+        (lambda: evil_zip("..\\evil"), "would leave the bundle's folder"),
+        (lambda: evil_zip("C:evil"), "would leave the bundle's folder"),
+        (lambda: evil_zip("model.onnx", link=True, body=b"/etc/passwd"), "is a link or a device"),
+        (lambda: evil_tar("../evil"), "would leave the bundle's folder"),
+        (lambda: evil_tar("/tmp/evil"), "would leave the bundle's folder"),
+        (lambda: evil_tar("model.onnx", tarfile.SYMTYPE, "/etc/passwd"), "is a link or a device"),
+        (lambda: evil_tar("model.onnx", tarfile.LNKTYPE, "/etc/passwd"), "is a link or a device"),
+        (lambda: evil_tar("model.onnx", tarfile.CHRTYPE), "is a link or a device"),
+        (lambda: evil_tar("model.onnx", tarfile.FIFOTYPE), "is a link or a device"),
+        (lambda: evil_zip("model.onnx", body=bytes(80 << 20)), "unpacks to more than"),
+        (lambda: evil_tar("model.onnx", body=bytes(80 << 20)), "unpacks to more than"),
+        (lambda: evil_zip("readme.txt"), "holds no manifest.json"),
+        (lambda: evil_zip("manifest.json")[:-5], "neither a .zip nor a .tar.gz"),
+        (lambda: evil_tar("manifest.json", body=b"x" * 5000)[:40], "damaged|neither"),
+        (lambda: b"<html>", "neither a .zip nor a .tar.gz"),
+        (lambda: evil_zip("manifest.json"), "not valid JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "archive",
 )
-def test_archives_that_are_not_to_be_trusted(body: bytes, message: str, tmp_path: Path) -> None:
+def test_archives_that_are_not_to_be_trusted(make: Callable[[], bytes], message: str, tmp_path: Path) -> None:
     path = tmp_path / "demo.zip"
-    path.write_bytes(body)
+    path.write_bytes(make())
     before = sorted(tmp_path.iterdir())
     with pytest.raises(BadInputError, match=message) as caught:
         pull(str(path))

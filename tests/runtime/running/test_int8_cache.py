@@ -107,7 +107,7 @@ def test_it_is_proved_with_the_tolerance_of_8_bits(recursive: Path, tmp_path: Pa
 
 
 def test_other_bits_are_refused(recursive: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="KV bits 4: choose one of 8, 32"):
+    with pytest.raises(BadInputError, match="kv-bits 4: choose from 8, 32"):
         export(recursive, tmp_path / "b", kv_bits=4)
     assert not (tmp_path / "b").exists()
 

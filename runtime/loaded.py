@@ -106,7 +106,8 @@ class Loaded:
         if isinstance(exit_policy, ExitPolicy):
             return exit_policy
         exits = self.exits
-        return ExitPolicy.parse(exit_policy or exits.own_policy, exits.loops, exits.calibrated, exits.points)
+        text = exits.own_policy if exit_policy is None else exit_policy
+        return ExitPolicy.parse(text, exits.loops, exits.calibrated, exits.points)
 
     def kv_rule(self, name: KVRuleName | None) -> KVRule:
         """The KV rule of a name, by default the bundle's own.

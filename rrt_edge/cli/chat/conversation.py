@@ -64,7 +64,7 @@ class Chat:
         self.session = new_session()
         self._retries = 0  # of the last message
         self._status = 0
-        self.set_policy(exit_policy or model.exits.own_policy)
+        self.set_policy(model.exits.own_policy if exit_policy is None else exit_policy)
         if system:
             self.set_system(system)
         self.keyboard, self._execute = keyboard, execute

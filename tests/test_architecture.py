@@ -39,6 +39,7 @@ def test_the_contracts_hold(tree: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arrow", "contract"),
     [
@@ -60,6 +61,7 @@ def test_a_wrong_arrow_breaks_its_contract(tree: Path, module: str, arrow: str, 
     assert done.returncode == 1 and verdict is not None and verdict[1] == "BROKEN", done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["model", "conversion", "training", "quantisation"])
 def test_the_torch_side_loads_no_onnxruntime(room: str) -> None:
     code = f"import sys, rrt_edge.{room}; from importlib import import_module; import pkgutil\n"

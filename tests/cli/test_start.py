@@ -26,6 +26,7 @@ sys.meta_path.insert(0, Pause())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "refusal"),
     [
@@ -80,6 +81,7 @@ def test_help_imports_no_command() -> None:
     assert {command.name for command in main.commands.values()} == set(main.commands)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(

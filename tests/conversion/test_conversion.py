@@ -27,6 +27,7 @@ from rrt_edge.conversion.conversion import count_parameters, residual_factors, s
 IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["average", "stepwise", "lower"])
 @pytest.mark.parametrize("loops", [2, 3, 4])
 def test_full_rank_reproduces_the_source(source: Path, tmp_path: Path, init: str, loops: int) -> None:

@@ -123,6 +123,7 @@ def torch_logits(folder: Path, ids: list[int]) -> list[np.ndarray]:
         return [logits[0].numpy() for logits in model(torch.tensor([ids]), output_depths=True).depth_logits]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loops, rank", [(1, 0), (2, 0), (2, 4), (3, 4), (4, 3)])
 @pytest.mark.parametrize("lengths", [[9], [9, 4, 7, 1]])
 def test_every_depth_equals_torch(

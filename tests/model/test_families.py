@@ -14,6 +14,7 @@ from tests.families import CASES, random_model
 IDS = torch.randint(2, 300, (2, 19), generator=torch.Generator().manual_seed(7))  # past the sliding windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loops", [2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_full_rank_is_the_source(case: str, loops: int, tmp_path: Path) -> None:

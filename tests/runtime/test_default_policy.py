@@ -68,6 +68,7 @@ def test_logits_come_from_the_depths_of_the_policy(model: Model) -> None:
     assert [rows.tolist() for rows in own] == [rows.tolist() for rows in named]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_calibrated_threshold_all_loops_run(bundle: Path, way: str) -> None:
     with Model.load(bundle) as plain:

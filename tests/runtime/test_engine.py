@@ -18,6 +18,7 @@ def prompts(count: int, seed: int = 0, longest: int = 50) -> list[list[int]]:
     return [rng.integers(2, 300, rng.integers(1, longest)).tolist() for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_rule", ["exact", "latest", "skip"])
 @pytest.mark.parametrize("prompt_rows", [3, 32])
 def test_requests_together_equal_requests_alone(
@@ -107,6 +108,7 @@ def test_a_trace_is_replayed(bundle: Path) -> None:
         assert [token.id for token in alone.tokens] == [token.id for token in request.tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
 def test_prompts_that_begin_alike_are_run_once(bundle: Path, rule: str) -> None:
     """While others run, at any moment of theirs, and after their end; the tokens are those of a request alone."""

@@ -17,6 +17,7 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copied"))
 
 
+@pytest.mark.slow
 def test_greedy_text_is_transformers(model: Model, recursive: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,6 +81,7 @@ def test_length_ends_at_max_tokens_and_at_the_context(bundle: Path) -> None:
             model.generate([5] * 10)
 
 
+@pytest.mark.slow
 def test_a_session_reuses_what_it_holds_and_answers_as_a_fresh_one(model: Model) -> None:
     session = model.session()
     messages = [{"role": "user", "content": "cat"}]

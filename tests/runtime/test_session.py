@@ -15,6 +15,7 @@ from rrt_edge.runtime.running.runner import NEVER
 from tests.runtime.replies import LONG, PROMPT, ids_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
 def test_a_saved_conversation_goes_on_elsewhere(bundle: Path, tmp_path: Path, rule: str, calls: list[int]) -> None:
     path = tmp_path / "talk.safetensors"
@@ -112,6 +113,7 @@ def test_rewinding_forgets_the_end(model: Model) -> None:
         session.rewind(99)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["full", "threshold=0.5", "lossless"])
 def test_a_full_context_shifts_and_the_reply_goes_on_from_the_newer_half(bundle: Path, policy: str) -> None:
     """Each token is what a fresh conversation with the tokens held would say next."""

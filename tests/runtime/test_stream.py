@@ -105,6 +105,7 @@ def test_another_thread_cancels_between_chunks_of_a_prompt_and_of_waiting_rows(m
     assert session.generate([*LONG, 7], Sampling(max_tokens=9), "threshold=1").text == expected.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["closed", "with", "dropped", "async"])
 def test_a_stream_that_is_left_frees_its_keys_and_values(model: Model, left: str, calls: list[int]) -> None:
     async def some(stream: Stream) -> None:

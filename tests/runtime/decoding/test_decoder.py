@@ -24,6 +24,7 @@ def depth_logits(folder: Path, ids: list[int]) -> np.ndarray:
         return torch.cat(model(torch.tensor([ids]), output_depths=True).depth_logits).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loops", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_logit_is_its_depths_logit_of_the_final_text(
@@ -81,6 +82,7 @@ def test_long_waits_are_caught_up_in_chunks(bundle: Path, recursive: Path, monke
     np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, 60], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1, 7, 15, 19])
 def test_rewinding_forgets_exactly_what_is_behind(bundle: Path, recursive: Path, keep: int) -> None:
     rng = np.random.default_rng(keep)

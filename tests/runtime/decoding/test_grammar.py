@@ -47,6 +47,7 @@ def follows(kind: str, text: str) -> None:
 GRAMMARS = {"json": Grammar.json_schema(SCHEMA), "regex": Grammar.regex(PATTERN), "lark": Grammar.lark(LARK)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", GRAMMARS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

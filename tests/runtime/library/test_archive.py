@@ -43,6 +43,7 @@ def evil_tar(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", body: b
     return held.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -128,6 +128,7 @@ def test_bundles_are_kept_among_the_users_data_or_where_the_environment_says(
     assert home() == platformdirs.user_data_path("rrt-edge")
 
 
+@pytest.mark.slow
 def test_a_pulled_folder_runs_by_its_short_name(bundle: Path, tmp_path: Path) -> None:
     messy = Path(shutil.copytree(bundle, tmp_path / "messy"))
     (messy / "notes.txt").write_text("not the bundle's")

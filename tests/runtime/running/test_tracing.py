@@ -39,6 +39,7 @@ def traced_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mode
         yield model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, "0", ""])
 def test_nothing_stands_before_the_runner_where_nobody_asks(
     bundle: Path, value: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -81,6 +82,7 @@ def propagating(make_recursive: Callable[..., Path], tmp_path_factory: pytest.Te
     return bundle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["exact", "propagate", "device"])
 def test_rows_that_waited_and_rows_held(
     runner: str, bundle: Path, propagating: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

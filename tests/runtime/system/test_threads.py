@@ -88,6 +88,7 @@ def test_torchs_threads_sleep_unless_the_environment_says_otherwise() -> None:
     assert run(code, OMP_WAIT_POLICY="active").strip() == "active"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP")
 def test_torchs_openmp_goes_by_it() -> None:
     """libgomp prints, when it is loaded, how many turns its threads loop."""

@@ -31,6 +31,7 @@ def doctor(home: Path, *arguments: object, before: str = "", **environment: str)
     )
 
 
+@pytest.mark.slow
 def test_a_healthy_installation(bundle: Path, tmp_path: Path) -> None:
     done = doctor(tmp_path, bundle, "--json")
     found = json.loads(done.stdout)
@@ -76,6 +77,7 @@ def test_telemetry_that_the_environment_turns_on_is_a_problem(tmp_path: Path) ->
     assert "ORT_DISABLE_TELEMETRY is '0'" in found["problems"][0]["what"] and "unset" in found["problems"][0]["remedy"]
 
 
+@pytest.mark.slow
 def test_damaged_bundles_are_problems_once_each(bundle: Path, tmp_path: Path) -> None:
     cut = Path(shutil.copytree(bundle, tmp_path / "bundles" / "cut"))
     (cut / "model.onnx").write_bytes(b"cut")

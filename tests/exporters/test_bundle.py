@@ -41,6 +41,7 @@ def test_sizes_and_hashes_are_what_lies_there(recursive: Path, tmp_path: Path) -
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_unshared_bytes_are_what_one_loop_takes(source: Path, tmp_path: Path) -> None:
     for bits in (4, 8, 32):
         one = export(source, tmp_path / "one", bits=bits, loops=1)

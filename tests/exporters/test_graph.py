@@ -52,6 +52,7 @@ def documented() -> dict[str, dict[str, tuple[int, str]]]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_bits", [32, 8])
 @pytest.mark.parametrize("rule", ["exact", "propagate"])
 def test_the_graph_is_the_one_the_docs_tell_of(recursive: Path, tmp_path: Path, rule: str, kv_bits: int) -> None:

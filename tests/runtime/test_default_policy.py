@@ -75,6 +75,7 @@ def test_without_a_calibrated_threshold_all_loops_run(bundle: Path, way: str) ->
         assert set(WAYS[way](plain)) == {plain.loops}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_the_command_line_does_too(model: Model, calibrated: Path, command: str) -> None:
     if command == "generate":

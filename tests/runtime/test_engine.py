@@ -140,6 +140,7 @@ def test_prompts_that_begin_alike_are_run_once(bundle: Path, rule: str) -> None:
             assert [(token.id, token.depth) for token in expected] == [(t.id, t.depth) for t in request.tokens]
 
 
+@pytest.mark.slow
 def test_kept_rows_make_room_for_requests(bundle: Path) -> None:
     with Model.load(bundle) as model:
         engine = Engine(model, kv_budget_bytes=60 * model.manifest.architecture.kv_bytes_per_token)

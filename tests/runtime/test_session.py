@@ -155,6 +155,7 @@ def test_prompts_are_cut_from_the_left_on_request(bundle: Path) -> None:
             model.stream(prompt, context_full="drop")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [1.3, 2.0, 2.6])
 def test_a_budget_of_depth_is_met(model: Model, target: float) -> None:
     sampling = Sampling(max_tokens=200, temperature=1.0, seed=1, logit_bias={1: -100.0})
@@ -232,6 +233,7 @@ def test_ends_that_a_request_names(model: Model) -> None:
         model.stream(PROMPT, Sampling(logit_bias={999: 1.0}))
 
 
+@pytest.mark.slow
 def test_what_happens_is_logged(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "rrt_edge"), Model.load(bundle, context=64) as model:
         list(model.stream(PROMPT, Sampling(max_tokens=80, logit_bias={1: -100.0}), context_full="shift"))

@@ -152,6 +152,7 @@ def test_a_lazy_prompt_runs_deeper_only_for_a_deeper_token(bundle: Path, recursi
     np.testing.assert_allclose(deep.logits, depth_logits(recursive, ids)[2, 29], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_lazy_session_gives_the_eager_ones_tokens(bundle: Path) -> None:
     prompt = np.random.default_rng(2).integers(2, 300, 60).tolist()
     with Model.load(bundle) as model:
@@ -181,6 +182,7 @@ def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monk
     np.testing.assert_allclose(step.logits, depth_logits(recursive, ids)[2, -1], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [None, 0.9])
 def test_prompts_are_lazy_by_default_where_the_threshold_is_calibrated(bundle: Path, calibrated: float | None) -> None:
     with Model.load(bundle) as model:

@@ -84,6 +84,7 @@ def streamed(tokenizer: Tokenizer | Counting, ids: list[int]) -> str:
     return "".join(stream.push(token) for token in ids) + stream.flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, data=st.data())

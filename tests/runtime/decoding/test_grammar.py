@@ -105,6 +105,7 @@ def test_a_wrong_or_huge_grammar_is_one_clear_line(model: Model, make, line: str
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+@pytest.mark.slow
 def test_without_llguidance_the_extra_is_named(model: Model, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with Model.load(bundle) as fresh, pytest.raises(MissingExtraError, match=r"pip install 'rrt-edge\[schema\]'"):

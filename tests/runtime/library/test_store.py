@@ -183,6 +183,7 @@ def test_names_that_could_leave_the_folder_are_refused(bundle: Path, name: str) 
     assert left_behind() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_broken_connection_is_taken_up_where_it_broke(bundle: Path, server: Server, pack: Callable[..., Any]) -> None:
     server.body = pack(bundle)
@@ -245,6 +246,7 @@ def test_another_hash_than_asked_for_installs_nothing(bundle: Path, server: Serv
     assert installed() == [] and left_behind() == [] and archive.read_bytes() == server.body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", [False, True])
 def test_what_was_left_of_another_file_is_thrown_away(bundle: Path, server: Server, ranges: bool) -> None:
     """A server that starts anew instead of going on, and one whose file is shorter than what is held."""

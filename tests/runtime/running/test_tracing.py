@@ -130,6 +130,7 @@ def test_what_a_runner_has_beyond_the_protocol_is_still_there(traced_model: Mode
     traced_model.close()
 
 
+@pytest.mark.slow
 def test_a_command_prints_it_beside_its_answer(bundle: Path) -> None:
     arguments = ["generate", str(bundle), "--prompt-ids", "20,30,40", "--max-tokens", "8", "--json"]
     plain, with_lines = (CliRunner().invoke(main, arguments, env={VARIABLE: value}) for value in ("0", "1"))

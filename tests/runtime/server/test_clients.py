@@ -37,6 +37,7 @@ def answer(model: Model, messages: list[dict[str, str]]) -> str:
     return "".join(token.text for token in model.chat(messages, exit_policy="threshold"))
 
 
+@pytest.mark.slow
 def test_openais_client_gets_what_the_model_says(client: openai.OpenAI, model: Model) -> None:
     assert [one.id for one in client.models.list()] == ["pydoc"]
     assert client.models.retrieve("pydoc").owned_by == "rrt-edge"
@@ -167,6 +168,7 @@ def test_langchain_talks_to_it(served, model: Model) -> None:
     assert chat.with_structured_output(schema, method="json_schema").invoke("Which?")["verb"] in ("join", "split")
 
 
+@pytest.mark.slow
 def test_a_wrong_request_is_an_error_the_client_knows(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-4"):
         client.chat.completions.create(model="gpt-4", messages=QUESTION)

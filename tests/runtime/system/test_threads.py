@@ -68,6 +68,7 @@ def test_a_quota_is_rounded_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert default_threads() == threads and session_options().intra_op_num_threads == threads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="cores cannot be bound")
 def test_a_bound_process_computes_on_its_cores(bundle: Path) -> None:
     count = "from rrt_edge.runtime.system.machine import default_threads; print(default_threads())"

@@ -95,4 +95,6 @@ def test_torchs_openmp_goes_by_it() -> None:
     """libgomp prints, when it is loaded, how many turns its threads loop."""
     pytest.importorskip("torch")
     shown = run("import rrt_edge, torch", OMP_DISPLAY_ENV="verbose")
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '300'" in shown
+    shown = run("import rrt_edge, torch", OMP_DISPLAY_ENV="verbose", OMP_WAIT_POLICY="active")
+    assert "GOMP_SPINCOUNT = '300'" not in shown

@@ -22,8 +22,9 @@ from paper_miniature import NAMES, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
+from rrt_edge.model.text import encode_chat
 from rrt_edge.runtime.scoring.metrics import Scores
-from rrt_edge.training.data import PadCollator, encode_chat
+from rrt_edge.training.data import PadCollator
 from rrt_edge.training.options import TrainOptions
 from rrt_edge.training.teacher import predicting, text_of
 from rrt_edge.training.training import train

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge  # noqa: F401  registers recursive checkpoints
 from rrt_edge.exporters import export
+from rrt_edge.model.text import encode_chat
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.training import TrainOptions, train
-from rrt_edge.training.data import encode_chat
 from rrt_edge.training.evaluation import score_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

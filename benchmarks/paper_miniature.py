@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import rrt_edge
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.conversion import count_parameters
+from rrt_edge.model.text import encode_chat, encode_text
 from rrt_edge.training import TrainOptions, train
-from rrt_edge.training.data import encode_chat, encode_text
 from rrt_edge.training.evaluation import score_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

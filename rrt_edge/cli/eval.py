@@ -65,7 +65,7 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str,
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from rrt_edge.training.data import read_examples as read
+        from rrt_edge.model.text import read_examples as read
         from rrt_edge.training.evaluation import score_checkpoint
 
         quiet_transformers()

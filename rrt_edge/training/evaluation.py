@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.text import Example
 from rrt_edge.runtime.scoring.metrics import Scores, joined, scores_of
-from rrt_edge.training.data import Example
 from rrt_edge.training.distributed import summed
 from rrt_edge.training.teacher import predicting, text_of
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rrt_edge.model.text import IGNORED, Example
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
-from rrt_edge.training.data import IGNORED, Example, PadCollator
+from rrt_edge.training.data import PadCollator
 from rrt_edge.training.losses import divergence
 from rrt_edge.training.options import Divergence
 

@@ -20,11 +20,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.folder import is_recursive_checkpoint
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.text import Example, read_examples
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.training.checks import check_training, streamed
-from rrt_edge.training.data import Example, Packed, PadCollator, read_examples, stream_examples
+from rrt_edge.training.data import Packed, PadCollator, stream_examples
 from rrt_edge.training.distributed import is_main, main_first, processes, shard, wait
 from rrt_edge.training.options import STAGES, Stage, TrainOptions
 from rrt_edge.training.plots import plot_training
@@ -67,7 +68,7 @@ def train(
     Args:
         checkpoint: a recursive checkpoint folder.
         out: the folder to write.
-        data: text to train on (`rrt_edge.training.data.read_examples`), with the loss on the assistant's turns of
+        data: text to train on (`rrt_edge.model.text.read_examples`), with the loss on the assistant's turns of
             chats; or `hub:NAME`, which is streamed.
         teacher: a checkpoint whose vocabulary is the same, usually the source; without one there is no distillation.
         eval_data: text on which every depth is evaluated.

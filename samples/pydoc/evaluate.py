@@ -43,7 +43,8 @@ def evaluate_checkpoint(folder: Path, chats: list[Chat]) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import rrt_edge  # noqa: F401  registers recursive checkpoints
-    from rrt_edge.training.data import PadCollator, encode_chat
+    from rrt_edge.model.text import encode_chat
+    from rrt_edge.training.data import PadCollator
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from rrt_edge.training.data import PadCollator, read_examples
+from rrt_edge.model.text import read_examples
+from rrt_edge.training.data import PadCollator
 
 VOCABULARY = 4096
 CONTEXT = 512  # tokens

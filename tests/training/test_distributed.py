@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rrt_edge.training.data import Packed, read_examples
+from rrt_edge.model.text import read_examples
+from rrt_edge.training.data import Packed
 
 RUN = """
 import json, sys

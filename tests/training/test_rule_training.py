@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
-from rrt_edge.training.data import PadCollator, read_examples
+from rrt_edge.model.text import read_examples
+from rrt_edge.training.data import PadCollator
 from rrt_edge.training.losses import draw_exits
 from tests.training.chats import quick
 

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import rrt_edge
+from rrt_edge.model.text import IGNORED, encode_chat, read_examples
 from rrt_edge.runtime.system.options import read_options
-from rrt_edge.training.data import IGNORED, Packed, PadCollator, encode_chat, read_examples, stream_examples
+from rrt_edge.training.data import Packed, PadCollator, stream_examples
 from rrt_edge.training.evaluation import depth_scores
 from rrt_edge.training.losses import divergence, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.training.options import TrainOptions, read_yaml

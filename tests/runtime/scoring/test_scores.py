@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Path, data: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rrt_edge.training.data import read_examples as read
+    from rrt_edge.model.text import read_examples as read
     from rrt_edge.training.evaluation import score_checkpoint
 
     model = AutoModelForCausalLM.from_pretrained(recursive).eval()

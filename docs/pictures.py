@@ -52,6 +52,23 @@ def linear() -> str:
     return document(700, 254, parts)
 
 
+def fitted() -> str:
+    """Conversion with texts: the adapters of a layer are chosen on the inputs that the layers made so far give."""
+    parts = [label(20, 66, "source", 14, "start"), label(20, 196, "made from it", 14, "start")]
+    parts += [label(150, 66, "texts", 13), label(150, 196, "the same", 13)]
+    for layer in range(3):
+        x = 220 + 190 * layer
+        for y in (42, 172):
+            parts += [arrow(f"M {x - (38 if layer == 0 else 68)} {y + 20} H {x - 4}")]
+        parts += [box(x, 42, 120, 40, LORA[layer // 2], f"layer {layer + 1}"), box(x, 172, 120, 40, SHARED, "W + B A")]
+        parts += [label(x + 60, 232, f"loop {layer // 2 + 1}, layer {layer % 2 + 1}", 11, "middle", FAINT)]
+    parts += [arrow("M 660 166 V 88", LEAVE), label(674, 122, "A and B lose least", 12, "start", LEAVE)]
+    parts += [label(674, 140, "of its output", 12, "start", LEAVE)]
+    parts += [dashes("M 565 66 V 188"), label(552, 126, "what differs here by now", 11, "end", FAINT)]
+    parts += [label(552, 142, "is made good as well", 11, "end", FAINT)]
+    return document(820, 250, parts)
+
+
 def exit_gate() -> str:
     """The way of a token: it leaves where the gate is sure enough."""
     parts = [box(20, 60, 90, 40, PALE, "embedding"), arrow("M 112 80 H 156")]
@@ -118,6 +135,7 @@ def block_rows() -> str:
 
 DRAWINGS = {
     "idea": idea,
+    "fitted": fitted,
     "block": block,
     "linear": linear,
     "exit": exit_gate,

@@ -19,7 +19,8 @@ from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.options import ConvertOptions, read_rank
 
 if TYPE_CHECKING:
-    from rrt_edge.conversion.conversion import Kept
+    from rrt_edge.conversion.adapters import Kept, OutputError
+    from rrt_edge.conversion.conversion import Parameters
 
 
 class Rank(click.ParamType):  # type: ignore[type-arg]
@@ -71,6 +72,7 @@ def convert(
         ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
         ("rank", ", ".join([f"{report.rank}", *(f"{name} {rank}" for name, rank in ranks.items())])),
         ("init", f"block {report.init}, adapters {report.lora_init}"),
+        *([("fitted to", f"{report.texts} texts, {report.tokens:,} tokens")] if report.texts else []),
         ("parameters outside the embedding", f"{count.non_embedding:,}"),
         (
             "the source's",
@@ -81,14 +83,37 @@ def convert(
     Console().print(two_columns(f"{report.out}: recursive checkpoint", rows))
     if report.kept:
         Console().print(kept_table(report.kept))
+    if report.output_errors:
+        Console().print(error_table(report.output_errors))
+    warn_of_size(console, report.parameters)
     return None
+
+
+def warn_of_size(console: Console, count: Parameters) -> None:
+    """Say so where sharing saves nothing, the adapters counted."""
+    if count.non_embedding >= count.source_non_embedding:
+        console.print(
+            f"Warning: {count.non_embedding:,} parameters are not fewer than the source's "
+            f"{count.source_non_embedding:,}; give a lower --rank."
+        )
 
 
 def kept_table(kept: Sequence[Kept]) -> Table:
     """Return a table of how much of what sharing lost the adapters bring back."""
-    table = Table(title="energy of the residual that the adapters keep", title_justify="left")
+    rows = [(row.projection, row.kept, row.worst, row.worst_layer) for row in kept]
+    return _table("energy of the residual that the adapters keep", rows)
+
+
+def error_table(errors: Sequence[OutputError]) -> Table:
+    """Return a table of what block and adapters lose of the layers' output on the texts."""
+    rows = [(row.projection, row.error, row.worst, row.worst_layer) for row in errors]
+    return _table("energy of the output on the texts that is lost", rows)
+
+
+def _table(title: str, rows: Sequence[tuple[str, float, float, int]]) -> Table:
+    table = Table(title=title, title_justify="left")
     for name in ("projection", "all layers", "worst layer", ""):
         table.add_column(name, justify="left" if name == "projection" else "right")
-    for row in kept:
-        table.add_row(row.projection, f"{row.kept:.1%}", f"{row.worst:.1%}", f"layer {row.worst_layer}")
+    for projection, share, worst, layer in rows:
+        table.add_row(projection, f"{share:.1%}", f"{worst:.1%}", f"layer {layer}")
     return table

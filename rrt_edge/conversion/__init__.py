@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from rrt_edge.runtime.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rrt_edge.conversion.conversion import ConvertReport, Kept, Parameters, convert
+    from rrt_edge.conversion.adapters import Kept, OutputError
+    from rrt_edge.conversion.conversion import ConvertReport, Parameters, convert
 
-__all__ = ["ConvertReport", "Kept", "Parameters", "convert"]
+__all__ = ["ConvertReport", "Kept", "OutputError", "Parameters", "convert"]
 
 _HOMES = {
     "ConvertReport": "rrt_edge.conversion.conversion",
-    "Kept": "rrt_edge.conversion.conversion",
+    "Kept": "rrt_edge.conversion.adapters",
+    "OutputError": "rrt_edge.conversion.adapters",
     "Parameters": "rrt_edge.conversion.conversion",
     "convert": "rrt_edge.conversion.conversion",
 }

@@ -8,6 +8,7 @@ from rrt_edge.conversion.folder import RECURSIVE, check_folder, is_recursive_che
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.scoring.corpus import check_kind
 from rrt_edge.runtime.system.files import check_replaceable
 
 
@@ -23,4 +24,8 @@ def check_conversion(source: Path | str, out: Path | None, options: ConvertOptio
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     layers = fields.get("num_hidden_layers")
+    if options.data is not None:
+        check_kind(options.data)
+        if not (options.rank or any(options.component_ranks.values())):
+            raise BadInputError("rank 0: with data it is the adapters that are fitted; give a rank")
     check_sharing(layers if isinstance(layers, int) else None, options.loops, options.rank, options.component_ranks)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 
 Init = Literal["average", "stepwise", "lower", "random"]
-LoRAInit = Literal["svd", "zero"]
+LoRAInit = Literal["svd", "output", "zero"]
 DType = Literal["source", "float32", "bfloat16", "float16"]
 
 
@@ -38,11 +40,42 @@ class ConvertOptions:
         parse=read_rank,
         metavar="RANK",
     )
-    lora_init: LoRAInit = option("svd", "What the adapters start from: the SVD of what sharing lost, or nothing.")
+    data: Path | None = option(
+        None,
+        "A few dozen texts or chats (.jsonl, .txt, .parquet): the adapters start where their layers' output on them "
+        "loses least, and each depth has norms and biases of its own.",
+    )
+    data_tokens: int = option(16384, "Tokens of the data that are read, at most 512 of a text.", least=1)
+    lora_init: LoRAInit | None = option(
+        None,
+        "What the adapters start from: the SVD of what sharing lost of the weights, or of their output on the data; "
+        "or nothing.",
+        unset="output with --data, else svd",
+    )
     trust_remote_code: bool = option(False, "Run configuration code that the checkpoint brings.")
-    own_vectors: bool = option(False, "Give each depth norms and biases of its own.")
+    own_vectors: bool | None = option(
+        None,
+        "Give each depth norms and biases of its own.",
+        unset="own with --data, else shared",
+        flag="own-vectors/shared-vectors",
+    )
     dtype: DType = option("source", "How the weights are stored.")
     component_ranks: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_options(self)
+        if (self.data is not None) != (self.adapters == "output"):
+            raise BadInputError(
+                f"lora-init {self.adapters}: "
+                + ("goes without data; leave out one of them" if self.data else "needs texts; give them with --data")
+            )
+
+    @property
+    def adapters(self) -> LoRAInit:
+        """What the adapters start from."""
+        return self.lora_init or ("svd" if self.data is None else "output")
+
+    @property
+    def owns_vectors(self) -> bool:
+        """Whether each depth has norms and biases of its own."""
+        return self.data is not None if self.own_vectors is None else self.own_vectors

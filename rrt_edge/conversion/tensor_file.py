@@ -30,7 +30,7 @@ class TensorFile:
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
         self._shapes, self._start = {name: tuple(shape) for name, shape in shapes.items()}, 8 + len(encoded)
-        self._missing = set(shapes)
+        self._missing: set[tuple[str, int | None]] = {(name, None) for name in shapes}
         self._file = path.open("wb")
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
 
@@ -41,10 +41,18 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        assert error is not None or not self._missing, f"not written: {sorted(self._missing)[:3]}"
+        assert error is not None or not self._missing, f"not written: {list(self._missing)[:3]}"
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        assert tuple(tensor.shape) == self._shapes[name], f"{name}: {tuple(tensor.shape)} is not {self._shapes[name]}"
-        self._missing.remove(name)
-        self._file.seek(self._start + self._offsets[name])
+    def write(self, name: str, tensor: Tensor, row: int | None = None) -> None:
+        """Write a tensor, or one row of it; all its rows are to be written then."""
+        shape, offset = self._shapes[name], self._start + self._offsets[name]
+        if row is not None:
+            if (name, None) in self._missing:
+                self._missing.remove((name, None))
+                self._missing |= {(name, index) for index in range(shape[0])}
+            shape = shape[1:]
+            offset += row * torch.Size(shape).numel() * self.dtype.itemsize
+        assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
+        self._missing.remove((name, row))
+        self._file.seek(offset)
         self._file.write(memoryview(tensor.to(self.dtype).contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
             of each linear's full rank.
         component_ranks: ranks that differ, by component: `attention` (queries and output), `kv`, `ffn`.
         init: how the block was initialised: `average`, `stepwise`, `lower` or `random`.
-        lora_init: how the adapters were: `svd` (of what sharing lost) or `zero`.
+        lora_init: how the adapters were: `svd` (of what sharing lost of the weights), `output` (of the layers'
+            output on texts) or `zero`.
         own_vectors: whether each depth has norms and biases of its own; the paper shares them.
         gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
         kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or

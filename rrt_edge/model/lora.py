@@ -101,6 +101,12 @@ def split_rows(tensor: Tensor, sizes: Mapping[str, int], groups: int) -> dict[st
     return {part: rows.flatten(0, 1) for part, rows in zip(sizes, parts, strict=True)}
 
 
+def join_rows(parts: Mapping[str, Tensor], groups: int) -> Tensor:
+    """The weight or bias [out, ..] that holds the rows of several projections [size, ..]; undoes `split_rows`."""
+    turns = [part.reshape(groups, -1, *part.shape[1:]) for part in parts.values()]
+    return torch.cat(turns, dim=1).flatten(0, 1)
+
+
 class DepthNorms(nn.ModuleList):
     """A norm for each depth, in the place of one."""
 

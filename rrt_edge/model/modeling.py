@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.families import FULL, SLIDING, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.model.families import FULL, SLIDING, Family, family_of, head_shape, layer_types, part_sizes, windows
 from rrt_edge.model.kv_rules import LeftKeyValues, LeftTokens
 from rrt_edge.model.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
@@ -187,8 +187,9 @@ class RecursiveModel(RecursivePreTrainedModel):
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        masks = self._masks(masking)
-        rotary = self._rotary(hidden, position_ids)
+        kinds = set(self.layer_types)
+        masks = attention_masks(kinds, **masking)
+        rotary = rotary_embeddings(self.family, self.rotary_emb, kinds, hidden, position_ids)
         left_tokens = LeftTokens(hidden) if exit_depths is None else self.config.rule.left_tokens(hidden)
 
         normed: list[Tensor] = []
@@ -200,7 +201,7 @@ class RecursiveModel(RecursivePreTrainedModel):
                 run = partial(self._run_block, loop, masks=masks, position_ids=position_ids, rotary=rotary)
                 left_tokens.before_depth(exited, exit_depths == loop, hidden, run)
                 if left_tokens.mask is not None:
-                    masks = self._masks({**masking, "and_mask_function": left_tokens.mask})
+                    masks = attention_masks(kinds, **masking, and_mask_function=left_tokens.mask)
             cache = past_key_values if left_tokens.key_values is None else left_tokens.key_values
             arguments = (loop, hidden, masks, position_ids, rotary, cache)
             if self.gradient_checkpointing and self.training:
@@ -214,21 +215,6 @@ class RecursiveModel(RecursivePreTrainedModel):
         """[B, S] -> [B, S, H], scaled where the family scales."""
         embedded: Tensor = self.embed_tokens(input_ids)
         return embedded if self.embedding_scale == 1 else embedded * self.embedding_scale
-
-    def _masks(self, masking: dict[str, Any]) -> dict[str, Tensor]:
-        """The attention mask of each type of layer there is."""
-        makers: dict[str, Callable[..., Tensor]] = {
-            FULL: create_causal_mask,
-            SLIDING: create_sliding_window_causal_mask,
-        }
-        return {kind: makers[kind](**masking) for kind in set(self.layer_types)}
-
-    def _rotary(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
-        """cos and sin for each type of layer there is."""
-        kinds = set(self.layer_types)
-        if self.family.rotary_by_type:
-            return {kind: self.rotary_emb(hidden, position_ids, kind) for kind in kinds}
-        return dict.fromkeys(kinds, self.rotary_emb(hidden, position_ids))
 
     def _run_block(
         self,
@@ -263,6 +249,21 @@ class RecursiveModel(RecursivePreTrainedModel):
             )
             hidden = updated if frozen is None else torch.where(frozen, hidden, updated)
         return hidden
+
+
+def attention_masks(kinds: Collection[str], **arguments: Any) -> dict[str, Any]:
+    """The attention mask of each type of layer there is; the arguments are those of transformers' functions."""
+    makers: dict[str, Callable[..., Any]] = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+    return {kind: makers[kind](**arguments) for kind in kinds}
+
+
+def rotary_embeddings(
+    family: Family, rotary: nn.Module, kinds: Collection[str], hidden: Tensor, position_ids: Tensor
+) -> dict[str, Any]:
+    """cos and sin, [B, S, D] each, for each type of layer there is."""
+    if family.rotary_by_type:
+        return {kind: rotary(hidden, position_ids, kind) for kind in kinds}
+    return dict.fromkeys(kinds, rotary(hidden, position_ids))
 
 
 class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: ignore[misc]

@@ -22,7 +22,9 @@ from transformers import (
 )
 
 import rrt_edge
-from rrt_edge.conversion.conversion import count_parameters, residual_factors, shared_source
+from rrt_edge.conversion.adapters import residual_factors
+from rrt_edge.conversion.block import shared_source
+from rrt_edge.conversion.conversion import count_parameters
 
 IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
 

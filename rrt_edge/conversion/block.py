@@ -1,0 +1,249 @@
+"""What each tensor of a recursive model is computed from (Relaxed Recursive Transformers, sections 2.2 and 2.3)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from rrt_edge.conversion.adapters import Energies, output_factors, residual_factors
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.side_by_side import SideBySide
+from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import Family, family_of
+from rrt_edge.model.lora import DepthLoRALinear, DepthNorms, join_rows, split_rows
+from rrt_edge.model.modeling import ExitGate, RecursiveForCausalLM
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the recursive model, or what one loop has of it: `tensor` is then its row `loop`."""
+
+    name: str
+    tensor: Tensor
+    loop: int | None = None
+
+
+class Block:
+    """Computes the tensors of a recursive model in float32 from a source checkpoint, layer by layer."""
+
+    def __init__(self, checkpoint: Checkpoint, model: RecursiveForCausalLM, dtype: torch.dtype) -> None:
+        """
+        Args:
+            model: for its shapes; it may be on the meta device.
+            dtype: how the tensors are stored.
+        """
+        self.config, self.family = model.config, family_of(model.config.text_config)
+        self._checkpoint, self._model, self._dtype = checkpoint, model, dtype
+
+    def around(self) -> Iterator[Piece]:
+        """Yield what is not of the block: embedding, final norm, LM head and an untrained exit gate."""
+        model, dtype = self._model, self._dtype
+        yield Piece("model.embed_tokens.weight", self._embedding())
+        for name, parameter in model.model.norm.named_parameters():
+            final = f"{self.family.prefix}.{self.family.final_norm}.{name}"
+            yield Piece(f"model.norm.{name}", self._checkpoint.tensor(final, parameter.shape, dtype))
+        if not self.config.tie_word_embeddings:
+            heads = (f"{name}.weight" for name in self.family.heads)
+            head = next((name for name in heads if name in self._checkpoint), "lm_head.weight")
+            yield Piece("lm_head.weight", self._checkpoint.tensor(head, model.lm_head.weight.shape, dtype))
+        if model.exit_gate is not None:
+            gate = ExitGate(self.config.text_config.hidden_size, self.config.loops - 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                gate.reset()
+            for name, parameter in gate.named_parameters():
+                yield Piece(f"exit_gate.{name}", parameter.detach().to(dtype))
+
+    def shared_layer(self, k: int) -> Iterator[Piece]:
+        """Yield weights, biases and norms of block layer `k`."""
+        layer = self._model.model.block[k]
+        for linear in self.family.linears:
+            module = _adapted(layer, linear.path)
+            yield Piece(f"model.block.{k}.{linear.path}.weight", self._weight(k, linear.path, module))
+            if module.bias is not None:
+                name, width = f"{linear.path}.bias", module.bias.shape[-1:]
+                own = module.bias.dim() == 2
+                bias = torch.stack(list(self._tied(k, name, width))) if own else self._shared(k, name, width)
+                yield Piece(f"model.block.{k}.{name}", bias.to(self._dtype))
+        for path in self.family.norms.values():
+            yield from self._norm(k, path, layer.get_submodule(path))
+        self._checkpoint.close()
+
+    def adapters(self, k: int, energies: Energies) -> Iterator[Piece]:
+        """Yield the adapters of block layer `k` from the truncated SVD of what sharing lost, or with B at zero.
+
+        `energies` collects what they keep of it.
+        """
+        zero = self.config.lora_init == "zero"
+        for linear in self.family.linears:
+            module = _adapted(self._model.model.block[k], linear.path)
+            if not any(module.ranks.values()):
+                continue
+            stored = self._weight(k, linear.path, module)
+            for loop, weight in enumerate(self._tied(k, f"{linear.path}.weight", module.weight.shape)):
+                weight -= stored  # in float32: what sharing loses, rounding included
+                for part, residual in split_rows(weight, module.sizes, module.groups).items():
+                    if not module.ranks[part]:
+                        continue
+                    lost = torch.zeros_like(residual) if zero else residual
+                    a, b, kept, energy = residual_factors(lost, module.ranks[part])
+                    if not zero:
+                        energies.add(part, loop * self.config.layers_per_block + k, kept, energy)
+                    yield from self._pair(k, loop, linear.path, module, part, a, b)
+        self._checkpoint.close()
+
+    def adapters_for_texts(
+        self, texts: Sequence[Sequence[int]], energies: Energies, progress: Progress | None
+    ) -> Iterator[Piece]:
+        """Yield all adapters, those that lose least of the layers' output on some texts.
+
+        The layers are made one after another, each on the inputs that those before it give.
+
+        Args:
+            texts: token ids.
+            energies: collects what the projections lose of their output.
+        """
+        layers = self.config.text_config.num_hidden_layers
+        side = SideBySide(self.config, texts, self._embedding())
+        groups: list[list[str]] = []
+        for slot in range(layers):
+            loop, k = divmod(slot, self.config.layers_per_block)
+            source = side.layer(slot, self._source_layer(slot))
+            made = side.layer(k, self._unadapted_layer(k, loop))
+            groups = groups or side.groups(slot, source)
+            for group in groups:
+                sums = side.input_sums(slot, source, made, group[0])
+                for path in group:
+                    module = _adapted(self._model.model.block[k], path)
+                    original = split_rows(source.get_parameter(f"{path}.weight"), module.sizes, module.groups)
+                    rows = split_rows(made.get_parameter(f"{path}.weight"), module.sizes, module.groups)
+                    for part, weight in original.items():
+                        if not module.ranks[part]:
+                            continue
+                        a, b, lost, whole = output_factors(weight, weight - rows[part], module.ranks[part], sums)
+                        energies.add(part, slot, lost, whole)
+                        a, b = a.to(self._dtype), b.to(self._dtype)
+                        yield from self._pair(k, loop, path, module, part, a, b)
+                        rows[part] = rows[part] + b.float() @ a.float()
+                    made.get_submodule(path).weight = nn.Parameter(join_rows(rows, module.groups), requires_grad=False)
+            side.advance(slot, source, made)
+            self._checkpoint.close()
+            if progress is not None:
+                progress(slot + 1, layers, "layers")
+
+    def _embedding(self) -> Tensor:
+        name = f"{self.family.prefix}.{self.family.embedding}.weight"
+        return self._checkpoint.tensor(name, self._model.model.embed_tokens.weight.shape, self._dtype)
+
+    def _pair(
+        self, k: int, loop: int, path: str, module: DepthLoRALinear, part: str, a: Tensor, b: Tensor
+    ) -> Iterator[Piece]:
+        """A projection's adapter at one depth."""
+        for name, tensor in zip(module.adapter_names(part), (a, b), strict=True):
+            yield Piece(f"model.block.{k}.{path}.{name}", tensor.to(self._dtype), loop)
+
+    def _weight(self, k: int, path: str, module: DepthLoRALinear) -> Tensor:
+        """The weight that a linear of block layer `k` has at all depths, as stored."""
+        shape = module.weight.shape
+        if self.config.init == "random":
+            seed = torch.Generator().manual_seed(zlib.crc32(f"{k}.{path}".encode()))
+            weight: Tensor = torch.randn(shape, generator=seed) * self.config.text_config.initializer_range
+        else:
+            weight = self._shared(k, f"{path}.weight", shape)
+        return weight.to(self._dtype)
+
+    def _norm(self, k: int, path: str, module: nn.Module) -> Iterator[Piece]:
+        start = f"model.block.{k}.{path}"
+        if not isinstance(module, DepthNorms):
+            for name, parameter in module.named_parameters():
+                tensor = self._shared(k, f"{path}.{name}", parameter.shape)
+                yield Piece(f"{start}.{name}", tensor.to(self._dtype))
+            return
+        for name, parameter in module[0].named_parameters():
+            for loop, tensor in enumerate(self._tied(k, f"{path}.{name}", parameter.shape)):
+                yield Piece(f"{start}.{loop}.{name}", tensor.to(self._dtype))
+
+    def _source_layer(self, slot: int) -> dict[str, Tensor]:
+        """The tensors of a layer of the source by their names in it."""
+        shapes = source_shapes(self.family, self.config.text_config)
+        return {name: self._source(slot, name, shape) for name, shape in shapes.items()}
+
+    def _unadapted_layer(self, k: int, loop: int) -> dict[str, Tensor]:
+        """The tensors of block layer `k` at one depth, without its adapters, by their names in the source's layer."""
+        tensors = {}
+        for name, shape in source_shapes(self.family, self.config.text_config).items():
+            path, _, leaf = name.rpartition(".")
+            module = self._model.model.block[k].get_submodule(path)
+            if isinstance(module, DepthLoRALinear) and leaf == "weight":
+                tensor = self._weight(k, path, module)
+            elif self.config.own_vectors:
+                tensor = self._source(loop * self.config.layers_per_block + k, name, shape)
+            else:
+                tensor = self._shared(k, name, shape)
+            tensors[name] = tensor.to(self._dtype).float()
+        return tensors
+
+    def _tied(self, k: int, parameter: str, shape: torch.Size) -> Iterator[Tensor]:
+        """The tensors of the source's layers that share block layer `k`, loop by loop."""
+        for loop in range(self.config.loops):
+            yield self._source(loop * self.config.layers_per_block + k, parameter, shape)
+
+    def _source(self, slot: int, parameter: str, shape: torch.Size) -> Tensor:
+        return self._checkpoint.tensor(f"{self.family.prefix}.layers.{slot}.{parameter}", shape)
+
+    def _shared(self, k: int, parameter: str, shape: torch.Size) -> Tensor:
+        """Return what the block starts from (section 2.2)."""
+        chosen = shared_source(self.config, k)
+        if chosen is not None:
+            return self._source(chosen, parameter, shape)
+        total = torch.zeros(shape)
+        for tensor in self._tied(k, parameter, shape):
+            total += tensor
+        return total.div_(self.config.loops)
+
+
+def _adapted(layer: nn.Module, path: str) -> DepthLoRALinear:
+    module = layer.get_submodule(path)
+    assert isinstance(module, DepthLoRALinear)
+    return module
+
+
+def source_shapes(family: Family, config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """The shapes of a source layer's parameters by their names in it."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in family.decoder_layer(config, 0).named_parameters()}
+
+
+def refuse_leftovers(checkpoint: Checkpoint, text: PreTrainedConfig, family: Family) -> None:
+    """
+    Raises:
+        BadInputError: the source's first layer has weights that the config knows nothing of.
+    """
+    prefix = f"{family.prefix}.layers.0."
+    known = source_shapes(family, text)
+    for name in checkpoint.names(prefix):
+        own = name.removeprefix(prefix)
+        if own not in known and not own.endswith(("inv_freq", "attention.bias", "masked_bias")):  # old buffers
+            raise BadInputError(
+                f"{checkpoint.folder}: the weights hold {name!r}, for which config.json has no place; is this the "
+                "model config.json says?"
+            )
+
+
+def shared_source(config: RecursiveConfig, k: int) -> int | None:
+    """The source layer that block layer `k` starts from, or None for the mean of the layers it replaces."""
+    if config.init in ("average", "random"):  # `random` is of the linears: norms and biases are averaged
+        return None
+    if config.init == "lower":
+        return k
+    layers = config.text_config.num_hidden_layers
+    # Section 2.2: evenly spaced, first and last kept; np.round rounds halves to even.
+    return int(np.round(np.linspace(0, layers - 1, config.layers_per_block))[k])

@@ -6,7 +6,8 @@ every depth, so a step serves whatever each sequence needs next, and a sequence 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,11 +21,13 @@ from rrt_edge.runtime.decoding.prefixes import Held, take_over
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.sequence import SequenceState
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, from_outside, in_words
 from rrt_edge.runtime.loaded import Loaded, Prompt
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
+from rrt_edge.runtime.system.options import plain_number, shown
 
+log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 KV_BUDGET = 1 << 30  # bytes
 PROMPT_ROWS = 32  # prompt tokens a step takes along: bounds how long running replies wait for a new prompt
@@ -34,7 +37,7 @@ PART_ROWS = 64  # rows that wait are caught up in parts of so many
 
 class Request:
     """One prompt and its reply. `finish_reason` is empty until it ends: `stop`, `length`, `cancelled`, or `error` where
-    its own tokens could not be chosen (`error` says why).
+    its part of a step failed (`error` says why).
     """
 
     def __init__(self, number: int, reply: Reply, state: SequenceState[Any], policy: ExitPolicy, kv_bytes: int) -> None:
@@ -57,6 +60,10 @@ class Request:
         self._replying = False
         self._now = policy  # for the token under way
         self._last = 0
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error of its own."""
+        self.error, self.finish_reason = as_ours(error), "error"
 
     @property
     def text(self) -> str:
@@ -193,8 +200,9 @@ class Engine:
             kv_budget_bytes: keys and values that running requests may come to hold; others wait in order.
             prompt_rows: prompt tokens a step takes along.
         """
-        if kv_budget_bytes < 1 or prompt_rows < 1:
-            raise BadInputError("the KV budget and the prompt rows must be 1 or more")
+        for name, number in (("kv-budget", kv_budget_bytes), ("prompt-rows", prompt_rows)):
+            if not 1 <= (plain_number(number, int) or 0) < 1 << 63:
+                raise BadInputError(f"{name} {shown(number)}: must be a whole number, 1 or more")
         self.model = model
         self.kv_rule = model.kv_rule(kv_rule)
         self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, min(prompt_rows, model.runner.most_rows)
@@ -253,49 +261,107 @@ class Engine:
     def step(self) -> list[tuple[Request, Token]]:
         """Run one block step; returns the tokens it led to.
 
+        Whatever the part of one request raises ends that request with its error, and the others take their tokens.
+
         Raises:
-            RRTEdgeError: onnxruntime failed; the requests that were being served are cancelled.
+            RRTEdgeError: the step failed, and again for each request alone; all that were served have ended with it.
+            KeyboardInterrupt, SystemExit: from outside; the requests that were under way at that moment have ended.
         """
         self._admit()
         served = self._choose()
         if not served:
             return []
-        room = self.prompt_rows
-        parts = []
-        for request in served:
-            prompt_rows = request.new_prompt_rows
-            parts.append(request.part(room))
-            room -= min(prompt_rows, room)
+        served, parts = self._parts(served)
         try:
-            done = self.model.runner.step(self._binding, parts)
+            outcomes = self._run_parts(parts)
         except BaseException:
             for request in served:
                 self.cancel(request)
             raise
         self.steps += 1
         self.running = [request for request in self.running if request not in served] + served
-        tokens = []
-        for request, part in zip(served, done, strict=True):
+        tokens, interruption = [], None
+        for request, outcome in zip(served, outcomes, strict=True):
+            token = None
             try:
-                token = request.take(part)
-            except RRTEdgeError as error:  # of this request alone: its logits, its grammar
-                token, request.error, request.finish_reason = None, error, "error"
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                token = request.take(outcome)
+            except BaseException as error:  # of this request alone: its logits, sampler, grammar, detokenizer
+                request.fail(error)
+                interruption = error if from_outside(error) else interruption
             if token is not None:
                 tokens.append((request, token))
             if request.finish_reason:
                 self.running.remove(request)
                 if request.error is None:
                     self._ended.append(request)
+        if interruption is not None:
+            raise interruption
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures and len(failures) == len(outcomes):
+            raise as_ours(failures[0])
         return tokens
+
+    def _parts(self, chosen: Sequence[Request]) -> tuple[list[Request], list[Part[Any]]]:
+        """Who is served, and the rows of each; who cannot say which rows it needs ends."""
+        served, parts, room = [], [], self.prompt_rows
+        for request in chosen:
+            prompt_rows = request.new_prompt_rows
+            try:
+                parts.append(request.part(room))
+            except BaseException as error:
+                self._end(request, error)
+                continue
+            served.append(request)
+            room -= min(prompt_rows, room)
+        return served, parts
+
+    def _run_parts(self, parts: Sequence[Part[Any]]) -> list[PartDone | BaseException]:
+        """Run a step; where it fails as a whole, each part alone, so that only those fail whose fault it is."""
+        if not parts:
+            return []
+        lengths = [len(part.cache.positions[part.depth - 1]) for part in parts]
+        try:
+            return list(self.model.runner.step(self._binding, parts))
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            if len(parts) == 1:
+                return [error]
+            failure = error
+        log.warning("a step failed (%s); its %d requests run alone once", in_words(failure), len(parts))
+        outcomes: list[PartDone | BaseException] = []
+        for part, length in zip(parts, lengths, strict=True):
+            del part.cache.positions[part.depth - 1][length:]  # rows that came before the failure come again
+            held, room = part.cache.room(part.depth)
+            try:
+                outcomes += [failure] if held > room else self.model.runner.step(self._binding, [part])
+            except BaseException as error:
+                if from_outside(error):
+                    raise
+                outcomes.append(error)
+        return outcomes
+
+    def _end(self, request: Request, error: BaseException) -> None:
+        """End a request that is running with an error of its own."""
+        self.running.remove(request)
+        request.fail(error)
+        if from_outside(error):
+            raise error
 
     def _admit(self) -> None:
         """Let requests in, in order, while their keys and values fit the budget."""
         kv_bytes = sum(request.kv_bytes for request in self.running)
         while self.waiting and kv_bytes + self.waiting[0].kv_bytes <= self.kv_budget_bytes:
             request = self.waiting.pop(0)
-            kv_bytes += request.kv_bytes
-            request.begin([other.held for other in self.running + self._ended])
             self.running.insert(0, request)
+            try:
+                request.begin([other.held for other in self.running[1:] + self._ended])
+            except BaseException as error:
+                self._end(request, error)
+                continue
+            kv_bytes += request.kv_bytes
         del self._ended[:-MOST_ENDED]
         while self._ended and kv_bytes + sum(request.kv_bytes for request in self._ended) > self.kv_budget_bytes:
             del self._ended[0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
+MOST_WORDS = 300  # characters of another library's error that ours repeat
+
 
 class RRTEdgeError(Exception):
     """Something failed while working on good input; the command line exits with status 1."""
@@ -32,3 +36,27 @@ class MissingExtraError(BadInputError):
 
     def __init__(self, what: str, extra: str, missing: ModuleNotFoundError) -> None:
         super().__init__(f"{what} needs {missing.name}, which is not installed: pip install 'rrt-edge[{extra}]'")
+
+
+def as_ours(error: BaseException) -> RRTEdgeError:
+    """An error as one of ours, whatever it is: a panic of a library in Rust is no `Exception`."""
+    if isinstance(error, RRTEdgeError):
+        return error
+    ours = RRTEdgeError(f"the request failed ({in_words(error)})")
+    ours.__cause__ = error
+    return ours
+
+
+def from_outside(error: BaseException) -> bool:
+    """Whether an error is for the program as a whole: an interrupt or an exit, which the main thread alone hears of."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and isinstance(error, KeyboardInterrupt | SystemExit)
+
+
+def in_words(error: BaseException) -> str:
+    """An error of another library on one line."""
+    try:
+        text = " ".join(str(error).split())[:MOST_WORDS]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -21,6 +21,8 @@ from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.system.closing import still_open
+from rrt_edge.runtime.system.onnxruntime import first_line
+from rrt_edge.runtime.system.options import plain_number, shown
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -68,9 +70,38 @@ class Loaded:
         return self.manifest.architecture.loops
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens the tokenizer adds."""
-        ids: list[int] = self.tokenizer.encode(text).ids
+        """Token ids of a text, with the special tokens the tokenizer adds.
+
+        Raises:
+            BadInputError: it is not a text that the tokenizer takes.
+        """
+        return self._ids(text, add_special_tokens=True)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        """`encode_batch_fast` lets other threads run meanwhile, which `encode` does not."""
+        try:
+            ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except Exception as error:  # tokenizers raises plain Exception, and half a surrogate pair is no UTF-8
+            raise BadInputError(f"the text cannot be encoded ({first_line(error)})") from error
         return ids
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token's name, in which characters may stand for bytes."""
+        return max(len(token.encode()) for token in self.tokenizer.get_vocab())
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text whose length alone says that the context does not hold it, before any work is done on it.
+
+        Raises:
+            ContextFullError: it has more characters than the context's tokens could have.
+        """
+        most = self.context * self.longest_token if len(text) > self.context else len(text)
+        if len(text) > most:
+            raise ContextFullError(
+                f"the prompt has {len(text)} characters and the context of {self.context} tokens holds at most {most}; "
+                "shorten the prompt or start a new conversation"
+            )
 
     def encode_chat(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
         """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn.
@@ -85,7 +116,7 @@ class Loaded:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
         messages = list(messages)
         while True:
-            ids: list[int] = self.tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids
+            ids = self._ids(self.template.render(messages), add_special_tokens=False)
             first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
             if most is None or len(ids) <= most or first >= len(messages) - 1:
                 return ids
@@ -101,11 +132,15 @@ class Loaded:
         threshold where it has one, else `full`.
 
         Raises:
-            BadInputError: the text is no exit policy of this model.
+            BadInputError: it is no exit policy of this model.
         """
-        if isinstance(exit_policy, ExitPolicy):
-            return exit_policy
         exits = self.exits
+        if isinstance(exit_policy, ExitPolicy):
+            if exit_policy.deepest > exits.loops:
+                raise BadInputError(f"exit policy: depth {exit_policy.deepest}: must be from 1 to {exits.loops}")
+            return exit_policy
+        if not isinstance(exit_policy, str | None):
+            raise BadInputError(f"exit policy {shown(exit_policy)}: must be a text or an ExitPolicy")
         text = exits.own_policy if exit_policy is None else exit_policy
         return ExitPolicy.parse(text, exits.loops, exits.calibrated, exits.points)
 
@@ -135,13 +170,15 @@ class Loaded:
         Raises:
             ContextFullError, BadInputError: as `stream`.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        vocabulary = self.manifest.architecture.vocabulary
+        if isinstance(prompt, str):
+            self.check_length(prompt)
+            prompt = self.encode(prompt)
+        ids, vocabulary = list(prompt), self.manifest.architecture.vocabulary
         if not ids:
             raise BadInputError("the prompt is empty; give at least one token")
-        unknown = [token for token in ids if not 0 <= token < vocabulary]
+        unknown = [token for token in ids if not (_is_whole(token) and 0 <= token < vocabulary)]
         if unknown:
-            raise BadInputError(f"token id {unknown[0]} is not among the model's {vocabulary} tokens")
+            raise BadInputError(f"token id {shown(unknown[0])} is not among the model's {vocabulary} tokens")
         if len(ids) >= self.context:
             message = f"the prompt has {len(ids)} tokens and the context holds {self.context}, the reply included"
             raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
@@ -165,3 +202,7 @@ class Loaded:
     @cached_property
     def _grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.manifest.architecture.vocabulary, self.manifest.eos_token_ids)
+
+
+def _is_whole(token: object) -> bool:
+    return type(token) is int or plain_number(token, int) is not None

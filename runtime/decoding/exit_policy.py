@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import NEVER
+from rrt_edge.runtime.system.options import plain_number, shown
 
 POINTS = {"fast": 0.95, "balanced": 0.99, "faithful": 0.999}  # operating points: the agreement with full depth promised
 LOGITS = (-12.0, 20.0)  # between which a threshold is steered
 GAIN = 3.0  # of a threshold's logit for a loop too few: gates of 1 - 1e-6 are met within a few tokens
+MOST_LOOPS = 4096  # no bundle has as many
+LEAST_MS, MOST_MS = 1e-6, 1e9  # milliseconds that a token's budget may be
 SUREST = 16.6  # from here on a float32 gate is 1: above it, nothing leaves
 
 
@@ -48,6 +51,29 @@ class ExitPolicy:
     trace: tuple[int, ...] = ()
     mean_depth: float | None = None
     ms_per_token: float | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            BadInputError: a value is no finite number in its bounds; names the field.
+        """
+        if self.depth is not None:
+            _bounded("depth", self.depth, int, 1, MOST_LOOPS)
+        if not (type(self.threshold) is float and 0.0 <= self.threshold <= NEVER):
+            _bounded("threshold", self.threshold, float, 0, NEVER)
+        if type(self.trace) is not tuple:
+            raise BadInputError(f"exit policy: trace {shown(self.trace)}: must be a tuple of depths")
+        for depth in self.trace:
+            _bounded("trace", depth, int, 1, MOST_LOOPS)
+        if self.mean_depth is not None:
+            _bounded("mean-depth", self.mean_depth, float, 1, MOST_LOOPS)
+        if self.ms_per_token is not None:
+            _bounded("ms-per-token", self.ms_per_token, float, LEAST_MS, MOST_MS)
+
+    @property
+    def deepest(self) -> float:
+        """The deepest loop it names; 0 where it names none."""
+        return max(self.depth or 0, self.mean_depth or 0, *self.trace, 0)
 
     @property
     def has_budget(self) -> bool:
@@ -83,9 +109,15 @@ class ExitPolicy:
                 except ValueError:
                     break
                 except BadInputError as error:
-                    raise BadInputError(f"exit policy {text!r}: {error}") from None
+                    raise BadInputError(f"exit policy {shown(text)}: {error}") from None
         names = f" ({', '.join(exits.points)})" if exits.points else ""
-        raise BadInputError(f"exit policy {text!r}: must be {in_words()}{names}")
+        raise BadInputError(f"exit policy {shown(text)}: must be {in_words()}{names}")
+
+
+def _bounded(name: str, value: object, kind: type, least: float, most: float) -> None:
+    number = plain_number(value, kind)
+    if number is None or not least <= number <= most:
+        raise BadInputError(f"exit policy: {name} {shown(value)}: must be from {least} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -141,8 +173,8 @@ def _mean_depth(number: str, exits: Exits) -> ExitPolicy:
 
 def _ms_per_token(number: str, exits: Exits) -> ExitPolicy:
     budget = float(number)
-    if not 0 < budget < math.inf:
-        raise BadInputError("the milliseconds must be above 0")
+    if not LEAST_MS <= budget <= MOST_MS:
+        raise BadInputError(f"the milliseconds must be above 0: from {LEAST_MS} to {MOST_MS:.0f}")
     return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, ms_per_token=budget)
 
 

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.options import check_options, option
+from rrt_edge.runtime.system.options import check_options, option, plain_number, shown
+
+MOST_COUNT = (1 << 31) - 1  # of tokens, ids and replies: no model has as many
+MOST_SEED = (1 << 64) - 1
+LONGEST_STOP = 1000  # characters: each token's text is searched for it
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+    number = plain_number(value, int)
+    return number is not None and 0 <= number <= MOST_COUNT
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_STOP
 
 
 def _is_penalty(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(-100 <= value <= 100)  # type: ignore[operator]
+    number = plain_number(value, float)
+    return number is not None and -100 <= number <= 100
 
 
 def _is_bias(value: object) -> bool:
@@ -74,25 +79,25 @@ class Sampling:
 
     MOST_LOGPROBS: ClassVar[int] = 20
 
-    temperature: float = option(0.0, "0 always takes the likeliest token.", least=0)
-    top_k: int = option(0, "Only the k likeliest; 0: all.", least=0)
+    temperature: float = option(0.0, "0 always takes the likeliest token.", least=0, most=1e300)
+    top_k: int = option(0, "Only the k likeliest; 0: all.", least=0, most=MOST_COUNT)
     top_p: float = option(1.0, "Only the likeliest that make up this share.", above=0, most=1)
     min_p: float = option(0.0, "Only those with this share of the likeliest's.", least=0, most=1)
     typical_p: float = option(1.0, "Only the most typical of this share.", above=0, most=1)
-    repetition_penalty: float = option(1.0, "Above 1: repeats less.", above=0)
+    repetition_penalty: float = option(1.0, "Above 1: repeats less.", least=1e-45, most=1e38)
     presence_penalty: float = option(0.0, "Against tokens the reply has.", least=-2, most=2)
     frequency_penalty: float = option(0.0, "The same for each time it has them.", least=-2, most=2)
     logit_bias: Mapping[int, float] = option(
         {}, "Add to a token's logit; repeatable.", check=_is_bias, allowed="numbers from -100 to 100 by token id",
         parse=_read_bias, metavar="ID=BIAS",
     )  # fmt: skip
-    seed: int | None = option(None, "Makes sampling repeatable.", least=0)
-    n: int = option(1, "Replies to the prompt.", least=1)
-    max_tokens: int = option(256, "Tokens generated at most.", least=1)
-    min_tokens: int = option(0, "Tokens before which nothing ends the reply.", least=0)
+    seed: int | None = option(None, "Makes sampling repeatable.", least=0, most=MOST_SEED)
+    n: int = option(1, "Replies to the prompt.", least=1, most=MOST_COUNT)
+    max_tokens: int = option(256, "Tokens generated at most.", least=1, most=MOST_COUNT)
+    min_tokens: int = option(0, "Tokens before which nothing ends the reply.", least=0, most=MOST_COUNT)
     stop: tuple[str, ...] = option(
         (), "End where this text comes; may be given several times.", check=_is_text,
-        allowed="a tuple of texts that are not empty",
+        allowed=f"a tuple of texts of 1 to {LONGEST_STOP} characters",
     )  # fmt: skip
     stop_ids: tuple[int, ...] = option(
         (), "End at this token id; repeatable.", check=_is_id, allowed="a tuple of token ids", flag="stop-id"
@@ -104,6 +109,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_options(self)
+        bias = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", bias)
+        object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise BadInputError(f"grammar {shown(self.grammar)}: must be a Grammar, or none")
         if self.min_tokens > self.max_tokens:
             raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
 

@@ -9,6 +9,10 @@ from typing import Any
 from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE
 from rrt_edge.runtime.system.options import check_options, option
 
+MOST_TOKENS = (1 << 31) - 1
+MOST_THREADS = 1024
+MOST_BYTES = (1 << 62) - 1
+
 
 def _mebibytes(count: Any) -> int:
     return int(count) << 20
@@ -23,12 +27,17 @@ class LoadOptions:
     """
 
     context: int | None = option(
-        None, "Tokens a conversation may hold.", unset="4096, or the model's own limit where that is less"
+        None,
+        "Tokens a conversation may hold.",
+        least=1,
+        most=MOST_TOKENS,
+        unset="4096, or the model's own limit where that is less",
     )
     threads: int | None = option(
         None,
         "How many threads onnxruntime computes with.",
         least=1,
+        most=MOST_THREADS,
         unset="one for each physical core that the process may use, within a container's quota",
     )
     weight_cache: Path | None = option(
@@ -42,8 +51,8 @@ class LoadOptions:
         unset="auto",
     )
     kv_budget_bytes: int | None = option(
-        None, "MiB that keys and values may take.", parse=_mebibytes, flag="kv-budget", metavar="MIB",
-        unset="what there is",
+        None, "MiB that keys and values may take.", least=1, most=MOST_BYTES, parse=_mebibytes, flag="kv-budget",
+        metavar="MIB", unset="what there is",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from rrt_edge.runtime.errors import BadInputError
 
 T = TypeVar("T")
 KEY = "option"  # of a field's metadata
+LONGEST_SHOWN = 200  # characters of a wrong value that an error repeats
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ class Option:
         parts = value if self.several and isinstance(value, tuple) else (value,)
         wrong = [part for part in parts if not self._allows(part)]
         if wrong or isinstance(value, tuple) != self.several:
-            shown = wrong[0] if wrong and self.choices else value
-            raise BadInputError(f"{self.label} {shown!r}: {self.allowed}")
+            raise BadInputError(f"{self.label} {shown(wrong[0] if wrong and self.choices else value)}: {self.allowed}")
 
     def _allows(self, value: Any) -> bool:
         about = self.about
@@ -146,14 +146,21 @@ class Option:
             return about.check(value)
         if self.kind not in (int, float):
             return isinstance(value, self.kind)
-        number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
+        number = plain_number(value, self.kind)
         return (
-            number
-            and -math.inf < value < math.inf
-            and (about.least is None or value >= about.least)
-            and (about.above is None or value > about.above)
-            and (about.most is None or value <= about.most)
+            number is not None
+            and (about.least is None or number >= about.least)
+            and (about.above is None or number > about.above)
+            and (about.most is None or number <= about.most)
         )
+
+    def plain(self, value: Any) -> Any:
+        """An allowed value; numbers of other types (numpy's, fractions) as Python's own, with which all goes on."""
+        if self.about.check is not None or self.choices or self.kind not in (int, float):
+            return value
+        if isinstance(value, tuple):
+            return tuple(plain_number(part, self.kind) for part in value)
+        return None if value is None else plain_number(value, self.kind)
 
     def read(self, value: Any) -> Any:
         """A value of the option's type, of what YAML or the command line has; YAML reads 2e-4 as a text.
@@ -170,7 +177,7 @@ class Option:
                 return tuple(self._read(part) for part in (value if isinstance(value, list | tuple) else (value,)))
             return self._read(value)
         except (TypeError, ValueError, OverflowError):
-            raise BadInputError(f"{self.label}: {value!r} is not of the type {self.kind.__name__}") from None
+            raise BadInputError(f"{self.label}: {shown(value)} is not of the type {self.kind.__name__}") from None
 
     def _read(self, value: Any) -> Any:
         if self.choices:
@@ -221,13 +228,41 @@ def _understood(name: str, hint: Any, default: Any, about: About) -> Option:
 
 
 def check_options(options: Any) -> None:
-    """Check each option of a dataclass, as its `__post_init__` should.
+    """Check each option of a dataclass, as its `__post_init__` should; numbers of other types become Python's own.
 
     Raises:
         BadInputError: a value is not allowed; names the option, the value and what is allowed.
     """
     for name, understood in options_in(type(options)).items():
-        understood.check(getattr(options, name))
+        value = getattr(options, name)
+        understood.check(value)
+        plain = understood.plain(value)
+        if plain is not value:
+            object.__setattr__(options, name, plain)
+
+
+def plain_number(value: Any, kind: type) -> Any:
+    """A number as Python's `int` or `float`, or None where it is no number of that kind, or not finite.
+
+    Whole numbers may stand for others; those too large for a `float` are not finite. A bool is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        return None
+    number: int | float
+    try:
+        number = int(value) if isinstance(value, Integral) and kind is int else float(value)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    return number if kind is int or math.isfinite(number) else None
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it, on one line and not at any length."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or a type that cannot be shown
+        return f"of the type {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def read_options(options: type[T], values: Mapping[str, Any]) -> T:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,3 +57,47 @@ def serving(bundle: Path, *options: str, **environment: str) -> Iterator[Served]
                 yield Served(process, url, client)
         finally:
             process.kill()
+
+
+@dataclass(frozen=True)
+class Here:
+    """A server in a thread of this process, whose parts a test may change."""
+
+    server: Any
+    host: str
+    port: int
+    client: httpx.Client
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=60)
+
+    def post(self, body: dict[str, Any], path: str = "/v1/completions") -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    @property
+    def running(self) -> int:
+        """Requests that the engine runs; asked of the server, so that it gets on meanwhile."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return int(float(next(line for line in lines if line.startswith("rrt_edge_requests_running ")).split()[1]))
+
+
+@contextmanager
+def serving_here(model: Any, **options: Any) -> Iterator[Here]:
+    """Serve a model from this process until the block ends."""
+    from rrt_edge.runtime import Sampling
+    from rrt_edge.runtime.server.app import ServerOptions
+    from rrt_edge.runtime.server.serving import listen, make_server
+
+    ready, bound = threading.Event(), listen("127.0.0.1", 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read is soon noticed
+    server = make_server(model, ServerOptions(name="here", **options), Sampling(), ready.set)
+    host, port = bound.getsockname()
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        with httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client:
+            yield Here(server, host, port, client)
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()

@@ -32,19 +32,20 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--max-tokens", default=4096, show_default=True, help="Tokens of a reply at most.")
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
+@click.option("--grace", default=30.0, show_default=True, help="Seconds that running replies have when told to end.")
 @click.option("--kv-rule", type=click.Choice(KV_RULE_NAMES), help="Another KV rule than the bundle was trained for.")
 @options_of(LoadOptions, without={"kv_budget_bytes"})
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded
 def serve(
     bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
-    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, kv_rule: Any, verbose: bool,
-    **values: Any,
+    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, grace: float, kv_rule: Any,
+    verbose: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
     Requests share one engine, each token at a depth of its own. Ctrl-C ends the server when the running replies have
-    ended; a second Ctrl-C at once.
+    ended, or after --grace seconds; a second Ctrl-C at once.
     """
     from rrt_edge.runtime.decoding.default_sampling import default_sampling
     from rrt_edge.runtime.server.app import ServerOptions, hosts_for
@@ -65,6 +66,7 @@ def serve(
             most_bytes=max_body,
             kv_budget_bytes=kv_budget << 20,
             kv_rule=kv_rule,
+            grace=grace,
             page=_page() if ui else None,
         )
         shown = f"[{host}]" if ":" in host else host

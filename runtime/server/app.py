@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,15 +25,17 @@ from starlette.types import Receive, Scope, Send
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.answers import Answers
 from rrt_edge.runtime.server.completing import Completing
+from rrt_edge.runtime.server.connections import Limits
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import ApiError, Ask, api_error, read_chat, read_completion
+from rrt_edge.runtime.server.protocol import ApiError, Ask, api_error, is_cancelled, read_chat, read_completion
 from rrt_edge.runtime.server.worker import Busy, Worker
 
-log = logging.getLogger(__name__)
+MOST_GRACE = 86_400  # seconds
+MOST_SHOWN = 200  # characters of a path that an error repeats
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -60,6 +62,8 @@ class ServerOptions:
         kv_budget_bytes: keys and values that running requests may hold.
         kv_rule: where it is to be another than the bundle's own.
         page: the file served at `/`, if any.
+        limits: of connections.
+        grace: seconds that running replies have to end when the server is told to.
     """
 
     name: str
@@ -73,11 +77,15 @@ class ServerOptions:
     kv_budget_bytes: int = KV_BUDGET
     kv_rule: KVRuleName | None = None
     page: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    grace: float = 30
 
     def __post_init__(self) -> None:
-        for field in ("most_waiting", "most_tokens", "most_bytes", "kv_budget_bytes"):
-            if getattr(self, field) < 1:
-                raise BadInputError(f"{field.replace('_', '-')} {getattr(self, field)}: must be 1 or more")
+        for name in ("most_waiting", "most_tokens", "most_bytes", "kv_budget_bytes"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
+        if not 0 <= self.grace <= MOST_GRACE:
+            raise BadInputError(f"grace {self.grace}: must be from 0 to {MOST_GRACE} seconds")
 
 
 def create_app(model: Model, options: ServerOptions, defaults: Sampling | None = None) -> Starlette:
@@ -116,7 +124,8 @@ class _Application:
         if options.origins:
             allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
             middleware.append(Middleware(CORSMiddleware, allow_origins=list(options.origins), **allowed))
-        self.app = Starlette(routes=routes, middleware=middleware, lifespan=self._lifespan)
+        handlers: dict[Any, Any] = {HTTPException: _no_such_page, Exception: _failed}
+        self.app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=self._lifespan)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -134,16 +143,14 @@ class _Application:
             try:
                 self._check_key(request)
                 response = await handler(request)
-            except ApiError as error:
-                response = JSONResponse(error.body, error.status, error.headers)
-            except RRTEdgeError as error:
-                failure = api_error(error)
-                response = JSONResponse(failure.body, failure.status)
-            except Busy:
-                busy = self._busy()
-                response = JSONResponse(busy.body, busy.status, busy.headers)
             except ClientDisconnect:
                 response = Response(status_code=499)
+            except Busy:
+                response = _as_response(self._busy())
+            except BaseException as error:  # a panic of a library in Rust is no `Exception`
+                if is_cancelled(error):
+                    raise
+                response = _as_response(api_error(error))
             self.metrics.answered(path, response.status_code)
             return response
 
@@ -166,6 +173,9 @@ class _Application:
         return ApiError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
 
     async def health(self, request: Request) -> Response:
+        complaint = "" if self.worker is None else self.worker.complaint
+        if complaint:
+            return JSONResponse({"status": "failed", "message": complaint}, 503)
         return JSONResponse({"status": "ok"})
 
     async def show_metrics(self, request: Request) -> Response:
@@ -260,6 +270,19 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._completing.cancel()
+
+
+def _as_response(error: ApiError) -> Response:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _no_such_page(request: Request, error: HTTPException) -> Response:
+    message = f"{request.method} {request.url.path[:MOST_SHOWN]}: {error.detail}"
+    return _as_response(ApiError(error.status_code, message, headers=error.headers))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _as_response(api_error(error))
 
 
 async def _disconnected(request: Request) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
-from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.errors import as_ours
 from rrt_edge.runtime.server.answers import Answers, usage
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import Ask, api_error
+from rrt_edge.runtime.server.protocol import Ask, api_error, is_cancelled
 from rrt_edge.runtime.server.worker import Ticket, Worker
 
 
@@ -66,7 +66,9 @@ class Completing:
             if self.ask.include_usage:
                 generations = self._generations()
                 yield _event(self.answers.usage_chunk(usage(self.ask.prompts, generations), generations))
-        except RRTEdgeError as error:
+        except BaseException as error:  # whatever failed, the client is to hear of it
+            if isinstance(error, GeneratorExit) or is_cancelled(error):
+                raise
             yield _event(api_error(error).body)
         yield "data: [DONE]\n\n"
 
@@ -76,11 +78,16 @@ class Completing:
         Raises:
             RRTEdgeError: the model failed.
         """
-        async with aclosing(self._tokens()) as tokens:
-            async for _ in tokens:
-                pass
-        generations = self._generations()
-        return self.answers.whole(generations, usage(self.ask.prompts, generations))
+        try:
+            async with aclosing(self._tokens()) as tokens:
+                async for _ in tokens:
+                    pass
+            generations = self._generations()
+            return self.answers.whole(generations, usage(self.ask.prompts, generations))
+        except BaseException as error:  # as it is, a SystemExit in a task would end the event loop
+            if is_cancelled(error):
+                raise
+            raise as_ours(error) from error
 
     def _generations(self) -> list[Generation]:
         return [ticket.request.generation for ticket in self.tickets]
@@ -116,8 +123,10 @@ class Completing:
             if not first:
                 self.metrics.ended(ticket.request.generation.stats, time.perf_counter() - self.started)
             arrivals.put_nowait(None)
-        except RRTEdgeError as error:
-            arrivals.put_nowait(error)
+        except BaseException as error:
+            if is_cancelled(error):
+                raise
+            arrivals.put_nowait(as_ours(error))
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
-from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError, as_ours
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.system.options import options_in
 
+log = logging.getLogger(__name__)
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
@@ -41,11 +44,21 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def api_error(error: RRTEdgeError) -> ApiError:
-    """Our own errors as the API tells them."""
+def api_error(error: BaseException) -> ApiError:
+    """An error, whatever it is, as the API tells it."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, ContextFullError):
         return ApiError(400, str(error), "messages", "context_length_exceeded")
-    return ApiError(400 if isinstance(error, BadInputError) else 500, str(error))
+    if not isinstance(error, RRTEdgeError):
+        log.error("a request failed", exc_info=error)
+    return ApiError(400 if isinstance(error, BadInputError) else 500, str(as_ours(error)))
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether the task that caught an error is to end: another's cancellation is an error like others."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError | GeneratorExit) and task is not None and task.cancelling() > 0
 
 
 @dataclass(frozen=True)

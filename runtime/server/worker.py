@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Token
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import Engine, Request
-from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.errors import RRTEdgeError, as_ours
 
+STALLED = 30.0  # seconds without a step, while requests run, after which the engine is not well
+MOST_FAILURES = 2  # steps that fail as a whole, one after another, before all requests end
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +43,8 @@ class Worker:
         self._cancelled: list[Request] = []
         self._wake = threading.Condition()
         self._stopping = False
+        self._failures = 0  # steps that failed as a whole, one after another
+        self._stepped = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="rrt-edge engine", daemon=True)
         self._thread.start()
 
@@ -50,6 +56,27 @@ class Worker:
     def running(self) -> int:
         return len(self.engine.running)
 
+    @property
+    def complaint(self) -> str:
+        """What is wrong with the engine; empty where it is well."""
+        if not self._thread.is_alive():
+            return "the engine has ended"
+        seconds = time.monotonic() - self._stepped
+        if seconds > STALLED and (self.running or self.waiting):
+            return f"the engine has made no step for {seconds:.0f} s"
+        return ""
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            Busy: too many wait.
+            RRTEdgeError: the engine has ended.
+        """
+        if not self._thread.is_alive():
+            raise RRTEdgeError("the engine has ended; restart the server")
+        if self.waiting >= self.most_waiting:
+            raise Busy
+
     async def submit(self, prompt: list[int], sampling: Sampling, policy: ExitPolicy) -> Ticket:
         """Queue a request.
 
@@ -57,8 +84,7 @@ class Worker:
             Busy: too many wait.
             BadInputError: as `Engine.submit`.
         """
-        if self.waiting >= self.most_waiting:
-            raise Busy
+        self.check_room()
         # A grammar may take a while to compile: not in the loop's thread.
         prepared = await asyncio.to_thread(self.engine.prepare, prompt, sampling, policy)
         ticket = Ticket(prepared, asyncio.get_running_loop())
@@ -100,41 +126,65 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._cancelled or self.waiting or self.running)
-                if self._stopping:
-                    return
-                for request in self._cancelled:
-                    self.engine.cancel(request)
-                self._cancelled.clear()
-            self._step()
+        while not self._stopping:
+            try:
+                self._turn()
+            except BaseException as error:  # a panic of a library in Rust is no `Exception`
+                log.exception("the engine's thread failed; all requests end")
+                self._end_all(as_ours(error))
+
+    def _turn(self) -> None:
+        """Wait until there is something to do, and do it."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._cancelled or self.waiting or self.running)
+            if self._stopping:
+                return
+            self._stepped = time.monotonic()
+            for request in self._cancelled:
+                self.engine.cancel(request)
+            self._cancelled.clear()
+        self._step()
+        self._stepped = time.monotonic()
 
     def _step(self) -> None:
-        """One block step; hands its tokens to those who asked."""
-        failed: RRTEdgeError | None = None
+        """One block step; hands its tokens to those who asked. One that fails again and again ends all requests."""
         tokens: list[tuple[Request, Token]] = []
+        failure: RRTEdgeError | None = None
         try:
             tokens = self.engine.step()
-        except RRTEdgeError as error:
+            self._failures = 0
+        except BaseException as error:
             log.exception("a step failed")
-            failed = error
-        except Exception as error:
-            log.exception("a step failed")
-            failed = RRTEdgeError(f"the engine failed ({type(error).__name__}: {error})")
+            failure = as_ours(error)
+            self._failures += 1
         for request, token in tokens:
             self._deliver(request, token)
         with self._wake:
             requests = [ticket.request for ticket in self._tickets.values()]
         for request in requests:
-            lost = failed is not None and request not in self.engine.waiting and request not in self.engine.running
+            lost = failure is not None and request not in self.engine.waiting and request not in self.engine.running
             if request.finish_reason or lost:
-                self._end(request, request.error or (failed if lost else None))
+                self._end(request, request.error or (failure if lost else None))
+        if failure is not None and self._failures >= MOST_FAILURES:
+            self._end_all(failure)
+
+    def _end_all(self, error: RRTEdgeError) -> None:
+        """Whatever is under way or waits ends with an error."""
+        self._failures = 0
+        with self._wake:
+            self.engine.waiting.clear()
+            self.engine.running.clear()
+            requests = [ticket.request for ticket in self._tickets.values()]
+        for request in requests:
+            if not request.finish_reason:
+                request.fail(error)
+            self._end(request, request.error)
 
     def _deliver(self, request: Request, item: Token | RRTEdgeError | None) -> None:
         ticket = self._tickets.get(request.number)
         if ticket is not None:
-            ticket.loop.call_soon_threadsafe(ticket.queue.put_nowait, item)
+            with suppress(RuntimeError):  # its event loop has ended
+                ticket.loop.call_soon_threadsafe(ticket.queue.put_nowait, item)
 
     def _end(self, request: Request, error: RRTEdgeError | None) -> None:
         self._deliver(request, error)

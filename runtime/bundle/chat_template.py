@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-
 from rrt_edge.runtime.errors import BadInputError, BundleError
+from rrt_edge.runtime.system.children import Children, Limits
 
 Message = Mapping[str, str]  # its role and its content
+LONGEST_SOURCE = 1 << 18  # characters of a template
+LIMITS = Limits(seconds=2, memory_bytes=512 << 20)  # for a conversation to be rendered
+RENDERERS = Children("rrt_edge.runtime.bundle.rendering", None, LIMITS, most=2)  # of all templates
+atexit.register(RENDERERS.close)
 
 
 class ChatTemplate:
-    """A Jinja chat template, run in a sandbox, that renders as transformers' `apply_chat_template` does.
+    """A Jinja chat template that renders as transformers' `apply_chat_template` does.
+
+    It runs in a sandbox, in a child process whose time and memory are bounded: a template is a program of whoever made
+    the bundle.
 
     Args:
         source: the template.
@@ -32,17 +33,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.globals["namespace"] = _Namespace
-        try:
-            self._template = environment.from_string(source)
-        except Exception as error:  # a stray `break` or deep nesting fails in Python's compiler, not in Jinja
-            raise BadInputError(f"the chat template is not valid: {_one_line(error)}") from error
+        if len(source) > LONGEST_SOURCE:
+            raise BadInputError(f"the chat template is not valid: it has more than {LONGEST_SOURCE:,} characters")
+        RENDERERS.ask({"source": source}, "the chat template is not valid: compiling it")
+        self._source = source
         self._special_tokens = dict(special_tokens)
 
     @classmethod
@@ -75,10 +69,12 @@ class ChatTemplate:
         Args:
             messages: each with a role and a content.
             add_generation_prompt: end with the beginning of the assistant's turn.
-            extra: further variables of the template; they come before special tokens of the same name.
+            extra: further variables of the template, as JSON has them; they come before special tokens of the same
+                name.
 
         Raises:
-            BadInputError: a message lacks role or content, or the template refuses the conversation.
+            BadInputError: a message lacks role or content, or the template refuses the conversation, or takes too much
+                time or memory.
         """
         _check_messages(messages)
         values = {
@@ -89,55 +85,9 @@ class ChatTemplate:
             "messages": [dict(message) for message in messages],  # `dict.update` gets past the sandbox
             "add_generation_prompt": add_generation_prompt,
         }
-        try:
-            return self._template.render(values)
-        except Exception as error:  # whatever the template's own expressions raise
-            raise BadInputError(f"the chat template refuses this conversation: {_one_line(error)}") from error
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks what the assistant says; it renders its body."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-class _Namespace(Namespace):
-    """Jinja's `namespace` without underscored names, by which a template could make it pose as another object."""
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise SecurityError(f"a namespace must not hold {name!r}: it begins with an underscore")
-        super().__setitem__(name, value)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike Jinja's own filter it leaves <, > and & as they are."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, TemplateError) else f"{type(error).__name__}: {text}"
+        question = {"source": self._source, "values": values}
+        text: str = RENDERERS.ask(question, "the chat template refuses this conversation: rendering it")
+        return text
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:

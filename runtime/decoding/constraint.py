@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.grammar import Grammar, Kind
-from rrt_edge.runtime.errors import BadInputError, MissingExtraError, RRTEdgeError
+from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outside
 
 # JSON as json.dumps writes it: small models would fill replies with the white space that JSON allows everywhere.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -29,7 +30,7 @@ class Constraint:
         """[V]: the tokens that may follow the tokens of a reply; it may be another than the last one's beginning.
 
         Raises:
-            RRTEdgeError: the grammar became too complex for its parser.
+            BadInputError: the grammar became too complex for its parser.
         """
         common = common_prefix(self._taken, reply)
         if common < len(self._taken):
@@ -44,7 +45,7 @@ class Constraint:
             return allowed
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise RRTEdgeError(f"the grammar cannot be followed further ({_one_line(self._matcher.get_error())})")
+            raise BadInputError(f"the grammar cannot be followed further ({_one_line(self._matcher.get_error())})")
         bits = np.unpackbits(mask, bitorder="little")[: self._vocabulary]
         allowed[: len(bits)] = bits
         return allowed
@@ -74,6 +75,8 @@ class Grammars:
         except Exception as error:  # llguidance raises several types
             raise BadInputError(f"structured output does not go with this tokenizer ({_one_line(error)})") from error
         self._vocabulary, self._ends = vocabulary, list(ends)
+        self._lock = threading.Lock()
+        self._latest: tuple[Grammar | None, Any] = (None, None)  # compiled once for several replies to a prompt
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """The constraint of a reply.
@@ -88,13 +91,21 @@ class Grammars:
             "regex": LLMatcher.grammar_from_regex,
             "lark": LLMatcher.grammar_from_lark,
         }
-        try:
-            matcher = LLMatcher(self._tokenizer, make[grammar.kind](grammar.text), log_level=0)
-        except Exception as error:
-            raise BadInputError(f"{grammar.kind}: {_one_line(error)}") from error
-        if matcher.is_error():
-            raise BadInputError(f"{grammar.kind}: {_one_line(matcher.get_error())}")
-        return Constraint(matcher, self._vocabulary, self._ends)
+        with self._lock:
+            latest, matcher = self._latest
+            if latest != grammar:
+                try:
+                    matcher = LLMatcher(self._tokenizer, make[grammar.kind](grammar.text), log_level=0)
+                    if not matcher.is_error():
+                        matcher.compute_bitmask()  # some grammars fail only when the first tokens are looked for
+                except BaseException as error:  # a panic in Rust is no `Exception`
+                    if from_outside(error):
+                        raise
+                    raise BadInputError(f"{grammar.kind}: {_one_line(error)}") from error
+                if matcher.is_error():
+                    raise BadInputError(f"{grammar.kind}: {_one_line(matcher.get_error())}")
+                self._latest = (grammar, matcher)
+            return Constraint(matcher.deep_copy(), self._vocabulary, self._ends)
 
 
 def _one_line(error: object) -> str:

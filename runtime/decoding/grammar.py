@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rrt_edge.runtime.errors import BadInputError
 
@@ -21,6 +21,8 @@ class Grammar:
     text: str
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or not isinstance(self.text, str):
+            raise BadInputError(f"grammar: must be a text of one of {', '.join(get_args(Kind))}")
         if len(self.text) > LONGEST:
             raise BadInputError(f"{self.kind}: {len(self.text):,} characters; {LONGEST:,} are the most that is taken")
 
@@ -34,11 +36,14 @@ class Grammar:
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadInputError(f"json-schema: not valid JSON ({error})") from error
         if not isinstance(schema, Mapping | bool):
             raise BadInputError("json-schema: must be a JSON object")
-        return cls("json-schema", json.dumps(schema))
+        try:
+            return cls("json-schema", json.dumps(schema))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadInputError(f"json-schema: not valid JSON ({error})") from error
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,52 @@ def test_a_templates_refusal_is_one_line() -> None:
 def test_templates_run_in_a_sandbox(attack: str) -> None:
     with pytest.raises(BadInputError, match="refuses"):
         ChatTemplate(attack, {}).render(CHATS[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}",
+        "{% for a in messages[0].content %}{% for b in range(10**5) %}{% for c in range(10**5) %}{% endfor %}{% endfor %}"
+        "{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'a' * (2 * 10**9) }}",
+        "{% set n = 'a' * (2 * 10**9) %}",
+        "{{ ('a' * 2000000000) | length }}",
+        "{{ [0] * 10**10 }}",
+        "{{ 'a' | center(2 * 10**9) }}",
+        "{{ '%2000000000d' % 1 }}",
+        "{{ '{:>2000000000}'.format(1) }}",
+        "{{ 'a'.ljust(2 * 10**9) }}",
+        "{{ ('a' * 10**5).replace('a', 'b' * 10**5) }}",
+        "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% for i in range(10**5) %}{{ 'a' * 500 }}{% endfor %}",
+        "{{ range(10**5) | map('string') | join('a' * 10**5) }}",
+        "{{ lipsum(n=10**7) }}",
+        "{{ messages | tojson(indent=10**9) }}",
+        "{{ (1).to_bytes(3 * 10**9, 'big') | length }}",
+        "{% for i in messages | slice(10**10) %}{% endfor %}",
+    ],
+)
+def test_templates_that_take_too_much_are_refused_and_the_next_renders(source: str) -> None:
+    """Their time, their memory and their output are bounded, the compiler's included."""
+    with pytest.raises(BadInputError, match=r"^the chat template [^\n]+$"):
+        ChatTemplate(source, {}).render(CHATS[0])
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert own < 2 << 20  # KiB: none of it was in this process
+    assert ChatTemplate("{{ messages[0].content }}", {}).render(CHATS[0]) == CHATS[0][0]["content"]
+
+
+def test_a_template_that_is_too_long_is_refused() -> None:
+    with pytest.raises(BadInputError, match="more than 262,144 characters"):
+        ChatTemplate("a" * 300_000, {})
+
+
+def test_a_variable_that_is_no_json_is_refused() -> None:
+    with pytest.raises(BadInputError, match="refuses this conversation"):
+        ChatTemplate("{{ x }}", {}).render(CHATS[0], x=object())
 
 
 def test_a_template_cannot_change_the_callers_messages() -> None:

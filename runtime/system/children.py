@@ -1,0 +1,268 @@
+"""Work whose time and memory nobody can foresee, done by a child process that can be ended.
+
+The parent's side is `Children`: `ask` sends a question to a child, which a limit or `Asking.leave` ends. The child's side
+is `answer_questions`, called by the module that `Children` starts. Both speak in lines of JSON over the child's pipes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
+
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, in_words
+
+PATIENCE = 10.0  # times the limit of processor time that a question may take by the clock, on a busy machine
+SETUP_SECONDS = 120.0  # for a child to begin, by the clock
+NICENESS = 5  # of a child, so that it does not slow down what answers others
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a question may take: seconds of processor time, and bytes of memory beyond what the child had before."""
+
+    seconds: int
+    memory_bytes: int
+
+
+class Asking:
+    """One question under way, which another thread may leave."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self.left = False
+
+    def leave(self) -> None:
+        """End the child that works on it; whoever waits for the answer gets an error."""
+        with self._lock:
+            self.left = True
+            if self._child is not None:
+                self._child.kill()
+
+    def begin(self, child: _Child) -> None:
+        with self._lock:
+            self._child = child
+            if self.left:
+                child.kill()
+
+    def end(self) -> None:
+        with self._lock:
+            self._child = None
+
+
+class Children:
+    """Child processes that answer questions, started when they are needed."""
+
+    def __init__(self, module: str, setup: Any, limits: Limits, most: int) -> None:
+        """
+        Args:
+            module: what a child runs, `python -m`; it calls `answer_questions`.
+            setup: what each child is told first, as JSON has it.
+            most: children at a time; further questions wait.
+        """
+        self._module, self._setup, self._limits = module, setup, limits
+        self._room = threading.Condition()
+        self._most = most
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+        self._closed = False
+        self._process_id = os.getpid()
+
+    def ask(self, question: Any, what: str, asking: Asking | None = None) -> Any:
+        """The answer to a question; waits while all children are busy.
+
+        Raises:
+            BadInputError: the child refused it, or it took too much time or memory; `what` names it.
+            RRTEdgeError: no child can be started.
+        """
+        asking = asking or Asking()
+        child = self._take(asking, what)
+        try:
+            asking.begin(child)
+            return child.ask(question, what)
+        finally:
+            asking.end()
+            with self._room:
+                self._busy.discard(child)
+                if child.alive and not self._closed:
+                    self._idle.append(child)
+                else:
+                    child.finish()
+                self._room.notify_all()
+
+    def close(self) -> None:
+        """End all children; questions under way get an error."""
+        with self._room:
+            self._closed = True
+            for child in self._busy:
+                child.kill()
+            while self._idle:
+                self._idle.pop().finish()
+            self._room.notify_all()
+
+    def _take(self, asking: Asking, what: str) -> _Child:
+        with self._room:
+            if self._process_id != os.getpid():  # a fork: the pipes are its parent's
+                self._idle, self._busy, self._process_id = [], set(), os.getpid()
+            while not (self._idle or len(self._busy) < self._most or asking.left or self._closed):
+                self._room.wait(0.05)
+            if asking.left or self._closed:
+                raise BadInputError(f"{what}: was left")
+            self._idle = [child for child in self._idle if child.alive]
+            child = self._idle.pop() if self._idle else _Child(self._module, self._setup, self._limits)
+            self._busy.add(child)
+            return child
+
+
+class _Child:
+    """One process; a question at a time."""
+
+    def __init__(self, module: str, setup: Any, limits: Limits) -> None:
+        self._limits, self._overdue, self._ready = limits, False, False
+        self._setup = setup
+        command = [sys.executable, "-P", "-m", module, str(limits.seconds), str(limits.memory_bytes)]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                start_new_session=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
+            )  # fmt: skip
+        except OSError as error:
+            raise RRTEdgeError(f"cannot start a process for bounded work ({in_words(error)})") from error
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        with suppress(OSError):
+            self._process.kill()
+
+    def finish(self) -> int:
+        """Kill it and clear up behind it; returns how it ended."""
+        self.kill()
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        return code
+
+    def ask(self, question: Any, what: str) -> Any:
+        if not self._ready:
+            self._exchange(self._setup, SETUP_SECONDS, what)
+            self._ready = True
+        return self._exchange(question, self._limits.seconds * PATIENCE, what)
+
+    def _exchange(self, message: Any, seconds: float, what: str) -> Any:
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except (TypeError, RecursionError) as error:  # before a byte was written
+            raise BadInputError(f"{what}: {in_words(error)}") from error
+        except (OSError, ValueError):  # a broken or closed pipe
+            line = b""
+        finally:
+            timer.cancel()
+        if not line.endswith(b"\n"):
+            raise BadInputError(f"{what}: {self._last_words()}")
+        answer = json.loads(line)
+        if "memory" in answer:
+            raise BadInputError(f"{what}: {self._too_large()}")
+        if "error" in answer:
+            raise BadInputError(answer["error"])
+        return answer["value"]
+
+    def _end(self) -> None:
+        self._overdue = True
+        self.kill()
+
+    def _last_words(self) -> str:
+        """Why there is no answer."""
+        code, limits = self.finish(), self._limits
+        if self._overdue or -code in _TIME_SIGNALS:
+            return f"takes longer than the {limits.seconds} s that are allowed"
+        if code == -9:
+            return "was ended"
+        return f"{self._too_large()}, or cannot be worked on"
+
+    def _too_large(self) -> str:
+        return f"takes more than the {self._limits.memory_bytes >> 20} MiB of memory that are allowed"
+
+
+def _time_signals() -> set[int]:
+    import signal
+
+    return {int(signal.SIGXCPU)} if hasattr(signal, "SIGXCPU") else set()
+
+
+_TIME_SIGNALS = _time_signals()
+
+
+def answer_questions(begin: Callable[[Any], Callable[[Any], Any]]) -> None:
+    """Be a child: `begin` makes of the setup what answers questions; refusals are its `BadInputError`s."""
+    seconds, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    with suppress(OSError, AttributeError):
+        os.nice(NICENESS)
+    try:
+        answer = begin(json.loads(questions.readline()))
+    except BadInputError as error:
+        _reply(answers, {"error": str(error)})
+        return
+    _reply(answers, {"value": None})
+    _limit_memory(memory_bytes)
+    for line in questions:
+        _limit_time(seconds)
+        try:
+            message = {"value": answer(json.loads(line))}
+        except MemoryError:
+            message = {"memory": memory_bytes}
+        except BadInputError as error:
+            message = {"error": str(error)}
+        except BaseException as error:  # a panic of a library in Rust is no `Exception`
+            message = {"error": in_words(error)}
+        _reply(answers, message)
+
+
+def _reply(answers: IO[bytes], message: Any) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Let what is taken from now on be bounded, where the system can."""
+    try:
+        import resource
+
+        import psutil
+
+        size = psutil.Process().memory_info().vms + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):
+        return
+
+
+def _limit_time(seconds: int) -> None:
+    """Let the processor time from now on be bounded, where the system can; the parent looks at the clock as well."""
+    try:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        spent = int(usage.ru_utime + usage.ru_stime) + 1
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, hard))
+    except (ImportError, ValueError, OSError):
+        return

@@ -53,6 +53,7 @@ MARKS = {  # where tests lie: their mark
     "runtime/running/test_weight_cache.py": "slow",
     "runtime/server/test_endings.py": "slow",
     "runtime/server/test_failures.py": "slow",
+    "runtime/server/test_hostile.py": "slow",
     "runtime/server/test_limits.py": "slow",
     "runtime/test_isolation.py": "slow",
     "runtime/test_families.py": "slow",

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
@@ -81,7 +82,7 @@ class Answers:
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{self._text(other): value for other, value in token.top_logprobs} for token in tokens],
-            "text_offset": [sum(map(len, texts[:at])) for at in range(len(texts))],
+            "text_offset": [0, *accumulate(map(len, texts))][: len(texts)],
         }
 
     def _text(self, token: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -28,11 +27,22 @@ from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.answers import Answers
+from rrt_edge.runtime.server.aside import Aside, Trials, in_a_task, to_json
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.connections import Limits
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import ApiError, Ask, api_error, is_cancelled, read_chat, read_completion
+from rrt_edge.runtime.server.protocol import (
+    ApiError,
+    Ask,
+    api_error,
+    is_cancelled,
+    read_chat,
+    read_completion,
+    read_json,
+)
 from rrt_edge.runtime.server.worker import Busy, Worker
+from rrt_edge.runtime.system.children import Asking
+from rrt_edge.runtime.system.options import shown
 
 MOST_GRACE = 86_400  # seconds
 MOST_SHOWN = 200  # characters of a path that an error repeats
@@ -108,6 +118,8 @@ class _Application:
         engine = Engine(model, kv_rule=options.kv_rule, kv_budget_bytes=options.kv_budget_bytes)
         self.engine = engine
         self.worker: Worker | None = None
+        self.aside = Aside()
+        self.grammars = Trials(model)
         self.metrics = Metrics(lambda: len(engine.waiting), lambda: len(engine.running))
         self.created = int(time.time())
         routes = [
@@ -133,6 +145,8 @@ class _Application:
         try:
             yield
         finally:
+            self.grammars.close()
+            self.aside.close()
             await asyncio.to_thread(self.worker.stop)
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -210,7 +224,7 @@ class _Application:
 
     def _check_model(self, name: Any) -> None:
         if name is not None and name != self.options.name:
-            message = f"model {name!r}: not served here; this server has {self.options.name!r}"
+            message = f"model {shown(name)}: not served here; this server has {self.options.name!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
     async def chat(self, request: Request) -> Response:
@@ -220,30 +234,59 @@ class _Application:
         return await self._complete(request, read_completion)
 
     async def _complete(self, request: Request, read: Callable[..., Ask]) -> Response:
-        started = time.perf_counter()
-        body = await self._body(request)
+        started, worker = time.perf_counter(), self.worker
+        assert worker is not None
+        content = await self._body(request)
+        worker.check_room()
+        asking = Asking()
+        gone = asyncio.create_task(_disconnected(request))
+        beginning = asyncio.create_task(self._begin(content, read, worker, started, asking))
+        try:
+            await asyncio.wait((beginning, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ClientDisconnect
+            completing = beginning.result()
+            if completing.ask.stream:
+                return _EventStream(completing)
+            return await self._whole(completing, gone)
+        except (ClientDisconnect, asyncio.CancelledError):
+            beginning.add_done_callback(_cancel_completing)
+            raise
+        finally:
+            asking.leave()
+            await _ended(gone, beginning)
+
+    async def _begin(
+        self, content: bytes, read: Callable[..., Ask], worker: Worker, started: float, asking: Asking
+    ) -> Completing:
+        """Read a request and queue its choices; what takes long is done beside the event loop."""
+        with in_a_task():
+            ask = await self.aside.run(self._read, content, read)
+            if ask.sampling.grammar is not None:
+                await self.grammars.check(ask.sampling.grammar, asking)
+            logprobs = ask.sampling.logprobs is not None
+            answers = Answers(self.model, self.options.name, read is read_chat, ask.return_depths, logprobs)
+            return await Completing.begin(ask, answers, worker, self.metrics, self.aside, started)
+
+    def _read(self, content: bytes, read: Callable[..., Ask]) -> Ask:
+        body = read_json(content)
         if isinstance(body, dict):
             self._check_model(body.get("model"))
-        ask = read(body, self.model, self.defaults, self.options.exit_policy, self.options.most_tokens)
-        assert self.worker is not None
-        logprobs = ask.sampling.logprobs is not None
-        answers = Answers(self.model, self.options.name, read is read_chat, ask.return_depths, logprobs)
-        completing = await Completing.begin(ask, answers, self.worker, self.metrics, started)
-        if ask.stream:
-            return _EventStream(completing)
+        return read(body, self.model, self.defaults, self.options.exit_policy, self.options.most_tokens)
+
+    async def _whole(self, completing: Completing, gone: asyncio.Task[None]) -> Response:
         whole = asyncio.create_task(completing.whole())
-        gone = asyncio.create_task(_disconnected(request))
         try:
             await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
             if not whole.done():
                 raise ClientDisconnect
-            return JSONResponse(whole.result())
+            return Response(await self.aside.run(to_json, whole.result()), media_type="application/json")
         finally:
-            await _ended(whole, gone)
+            await _ended(whole)
             completing.cancel()
 
-    async def _body(self, request: Request) -> Any:
-        """The JSON of a body, which must say that it is: pages of other origins cannot without being asked."""
+    async def _body(self, request: Request) -> bytes:
+        """A body that is to be JSON, which must say that it is: pages of other origins cannot without being asked."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be application/json")
         taken, most = bytearray(), self.options.most_bytes
@@ -251,10 +294,7 @@ class _Application:
             taken += piece
             if len(taken) > most:
                 raise ApiError(413, f"the body is larger than {most} bytes")
-        try:
-            return json.loads(taken)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"the body is not valid JSON ({error})") from error
+        return bytes(taken)
 
 
 class _EventStream(StreamingResponse):
@@ -289,6 +329,12 @@ async def _disconnected(request: Request) -> None:
     """Ends when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _cancel_completing(beginning: asyncio.Task[Completing]) -> None:
+    """End what had begun when its client had gone."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().cancel()
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

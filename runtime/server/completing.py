@@ -13,6 +13,7 @@ from typing import Any
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.errors import as_ours
 from rrt_edge.runtime.server.answers import Answers, usage
+from rrt_edge.runtime.server.aside import Aside, in_a_task
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.protocol import Ask, api_error, is_cancelled
 from rrt_edge.runtime.server.worker import Ticket, Worker
@@ -26,11 +27,14 @@ class Completing:
     answers: Answers
     worker: Worker
     metrics: Metrics
+    aside: Aside
     started: float
     tickets: tuple[Ticket, ...]
 
     @classmethod
-    async def begin(cls, ask: Ask, answers: Answers, worker: Worker, metrics: Metrics, started: float) -> Completing:
+    async def begin(
+        cls, ask: Ask, answers: Answers, worker: Worker, metrics: Metrics, aside: Aside, started: float
+    ) -> Completing:
         """Queue all choices, or none.
 
         Raises:
@@ -45,7 +49,7 @@ class Completing:
             for ticket in tickets:
                 worker.cancel(ticket)
             raise
-        return cls(ask, answers, worker, metrics, started, tuple(tickets))
+        return cls(ask, answers, worker, metrics, aside, started, tuple(tickets))
 
     def cancel(self) -> None:
         """End what still runs."""
@@ -78,16 +82,12 @@ class Completing:
         Raises:
             RRTEdgeError: the model failed.
         """
-        try:
+        with in_a_task():
             async with aclosing(self._tokens()) as tokens:
                 async for _ in tokens:
                     pass
             generations = self._generations()
-            return self.answers.whole(generations, usage(self.ask.prompts, generations))
-        except BaseException as error:  # as it is, a SystemExit in a task would end the event loop
-            if is_cancelled(error):
-                raise
-            raise as_ours(error) from error
+            return await self.aside.run(self.answers.whole, generations, usage(self.ask.prompts, generations))
 
     def _generations(self) -> list[Generation]:
         return [ticket.request.generation for ticket in self.tickets]

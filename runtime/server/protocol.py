@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +15,10 @@ from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError, as_ours
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.system.options import options_in
+from rrt_edge.runtime.system.options import options_in, plain_number, shown
 
 log = logging.getLogger(__name__)
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # what may be half of a surrogate pair, which is no text
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
@@ -73,6 +76,25 @@ class Ask:
     return_depths: bool
 
 
+def read_json(content: bytes) -> Any:
+    """The JSON of a body.
+
+    Raises:
+        ApiError: it is not JSON, nested too deep, or holds what no text or number is.
+    """
+    try:
+        body = json.loads(content, parse_constant=_no_number)
+        if HALF.search(content):
+            json.dumps(body, ensure_ascii=False).encode()
+        return body
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON ({error})") from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/chat/completions.
 
@@ -81,7 +103,9 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | No
         BadInputError: an option of our own is out of range.
     """
     fields = _checked(body)
-    prompt = model.encode_chat(_messages(fields.get("messages")))
+    messages = _messages(fields.get("messages"))
+    model.check_length("".join(message["content"] for message in messages))
+    prompt = model.encode_chat(messages)
     logprobs = None
     if _flag(fields, "logprobs"):
         logprobs = _whole(fields, "top_logprobs", 0, Sampling.MOST_LOGPROBS) or 0
@@ -94,9 +118,7 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | No
 def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/completions; errors as `read_chat`."""
     fields = _checked(body)
-    prompts = tuple(
-        model.encode(prompt) if isinstance(prompt, str) else prompt for prompt in _prompts(fields.get("prompt"))
-    )
+    prompts = tuple(_ids(prompt, model) for prompt in _prompts(fields.get("prompt")))
     logprobs = _whole(fields, "logprobs", 0, Sampling.MOST_LOGPROBS)
     most = fields.get("max_tokens", 16)  # as OpenAI's API has it
     return _ask(fields, model, prompts, most, logprobs, defaults, exit_policy, most_tokens)
@@ -113,10 +135,10 @@ def _ask(
     most_tokens: int,
 ) -> Ask:
     values = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
-    if values.get("n", 1) not in range(1, MOST_CHOICES + 1):
-        raise ApiError(400, f"n {values['n']!r}: must be a whole number from 1 to {MOST_CHOICES}", "n")
+    if plain_number(values.get("n", 1), int) not in range(1, MOST_CHOICES + 1):
+        raise ApiError(400, f"n {shown(values['n'])}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise ApiError(400, f"max_tokens {most!r}: must be a whole number, 1 or more", "max_tokens")
+        raise ApiError(400, f"max_tokens {shown(most)}: must be a whole number, 1 or more", "max_tokens")
     try:
         sampling = replace(
             defaults,
@@ -193,6 +215,13 @@ def _prompts(prompt: Any) -> Sequence[str | list[int]]:
     raise ApiError(400, "prompt: must be a text, a list of token ids, or a list of such", "prompt")
 
 
+def _ids(prompt: str | list[int], model: Model) -> list[int]:
+    if isinstance(prompt, str):
+        model.check_length(prompt)
+        return model.encode(prompt)
+    return prompt
+
+
 def _stops(stop: Any) -> tuple[str, ...]:
     if stop is None:
         return ()
@@ -240,7 +269,7 @@ def _grammar(fields: dict[str, Any]) -> Grammar | None:
 def _flag(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} {value!r}: must be true or false", name)
+        raise ApiError(400, f"{name} {shown(value)}: must be true or false", name)
     return bool(value)
 
 
@@ -254,5 +283,5 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
 def _whole(fields: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
     value = fields.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
-        raise ApiError(400, f"{name} {value!r}: must be a whole number from {least} to {most}", name)
+        raise ApiError(400, f"{name} {shown(value)}: must be a whole number from {least} to {most}", name)
     return value

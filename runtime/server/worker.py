@@ -7,8 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Token
@@ -17,6 +19,7 @@ from rrt_edge.runtime.engine import Engine, Request
 from rrt_edge.runtime.errors import RRTEdgeError, as_ours
 
 STALLED = 30.0  # seconds without a step, while requests run, after which the engine is not well
+PREPARING = 2  # threads
 MOST_FAILURES = 2  # steps that fail as a whole, one after another, before all requests end
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Worker:
         self._stopping = False
         self._failures = 0  # steps that failed as a whole, one after another
         self._stepped = time.monotonic()
+        self._threads = ThreadPoolExecutor(PREPARING, "rrt-edge prepare")
+        self._grammar_thread = ThreadPoolExecutor(1, "rrt-edge grammar")
         self._thread = threading.Thread(target=self._run, name="rrt-edge engine", daemon=True)
         self._thread.start()
 
@@ -85,8 +90,10 @@ class Worker:
             BadInputError: as `Engine.submit`.
         """
         self.check_room()
-        # A grammar may take a while to compile: not in the loop's thread.
-        prepared = await asyncio.to_thread(self.engine.prepare, prompt, sampling, policy)
+        # A grammar may take a while to compile: in a thread that no other request waits for.
+        threads = self._threads if sampling.grammar is None else self._grammar_thread
+        prepare = partial(self.engine.prepare, prompt, sampling, policy)
+        prepared = await asyncio.get_running_loop().run_in_executor(threads, prepare)
         ticket = Ticket(prepared, asyncio.get_running_loop())
         with self._wake:
             self._tickets[prepared.number] = ticket
@@ -123,6 +130,8 @@ class Worker:
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        for threads in (self._threads, self._grammar_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._thread.join()
 
     def _run(self) -> None:

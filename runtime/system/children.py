@@ -1,7 +1,7 @@
 """Work whose time and memory nobody can foresee, done by a child process that can be ended.
 
-The parent's side is `Children`: `ask` sends a question to a child, which a limit or `Asking.leave` ends. The child's side
-is `answer_questions`, called by the module that `Children` starts. Both speak in lines of JSON over the child's pipes.
+The parent's side is `Children`: `ask` sends a question to a child, which a limit or `Asking.leave` ends. The child's
+side is `answer_questions`, called by the module that `Children` starts. Both speak in lines of JSON over pipes.
 """
 
 from __future__ import annotations

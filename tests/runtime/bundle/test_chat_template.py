@@ -178,8 +178,8 @@ def test_templates_run_in_a_sandbox(attack: str) -> None:
     "source",
     [
         "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}",
-        "{% for a in messages[0].content %}{% for b in range(10**5) %}{% for c in range(10**5) %}{% endfor %}{% endfor %}"
-        "{% endfor %}",
+        "{% for a in messages[0].content %}{% for b in range(10**5) %}{% for c in range(10**5) %}"
+        "{% endfor %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
         "{{ 9 ** (9 ** 9) }}",
         "{{ 'a' * (2 * 10**9) }}",

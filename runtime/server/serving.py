@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from rrt_edge.runtime.server.app import ServerOptions, create_app
 from rrt_edge.runtime.server.connections import Connection, Limits
 
 LAST_SECONDS = 3.0  # that an end without grace may take before the process exits with 1
+SWITCHING = 0.001  # seconds after which a thread that reads a large request makes room for the others
 BACKLOG = 128  # connections that the system, and one round of the event loop, take before they are counted
 OFTEN = (
     "asyncio",
@@ -72,10 +74,15 @@ def run(
         logging.getLogger(name).addFilter(often)
     # uvicorn raises the signal again when it has shut down in order: by then it has been heeded.
     before = {kind: signal.signal(kind, lambda *_: None) for kind in HANDLED_SIGNALS}
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCHING)
+    gc.freeze()  # what is loaded stays: collecting what large requests leave behind must not look through it
     try:
         asyncio.run(server.serve(sockets=[bound]))
     finally:
         server.ended()
+        gc.unfreeze()
+        sys.setswitchinterval(switching)
         for kind, handler in before.items():
             signal.signal(kind, handler)
         for name in OFTEN:

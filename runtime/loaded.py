@@ -111,12 +111,16 @@ class Loaded:
 
         Raises:
             BadInputError: the bundle has no chat template, or it refuses these messages.
+            ContextFullError: as `check_length`, where nothing may be left out.
         """
         if self.template is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
         messages = list(messages)
         while True:
-            ids = self._ids(self.template.render(messages), add_special_tokens=False)
+            text = self.template.render(messages)
+            if most is None:
+                self.check_length(text)
+            ids = self._ids(text, add_special_tokens=False)
             first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
             if most is None or len(ids) <= most or first >= len(messages) - 1:
                 return ids

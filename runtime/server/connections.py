@@ -70,6 +70,9 @@ class Connection(H11Protocol):
         self._watch_reading()
         self._watch_closing()
 
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, msg))
+
     def shutdown(self) -> None:
         self._close_with(super().shutdown)
 

@@ -18,7 +18,7 @@ from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import Engine, Request
 from rrt_edge.runtime.errors import RRTEdgeError, as_ours
 
-STALLED = 30.0  # seconds without a step, while requests run, after which the engine is not well
+STALLED = 10.0  # seconds without a step, while requests run, after which the engine is not well
 PREPARING = 2  # threads
 MOST_FAILURES = 2  # steps that fail as a whole, one after another, before all requests end
 log = logging.getLogger(__name__)

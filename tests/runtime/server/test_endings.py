@@ -63,6 +63,13 @@ def test_a_body_that_does_not_end_is_refused(hurried, path: bytes, length: bytes
     assert hurried.client.get("/health").status_code == 200
 
 
+def test_what_is_no_http_is_the_apis_error(hurried) -> None:
+    with hurried.connect() as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        reply = answer(connection)
+        assert reply.startswith(b"HTTP/1.1 400 ") and b'"type": "invalid_request_error"' in reply
+
+
 def test_a_body_that_trickles_is_refused_all_the_same(hurried) -> None:
     with hurried.connect() as connection:
         connection.sendall(HEAD + b"100000\r\n\r\n")

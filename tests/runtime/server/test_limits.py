@@ -135,7 +135,7 @@ def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_pat
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 def test_a_server_that_is_told_to_end_finishes_its_replies(serve, endless: Path) -> None:
-    served = serve(endless)
+    served = serve(endless, "--grace", "3600")
     asked = {**ENDLESS, "max_tokens": 500}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=300) as response:
         lines = response.iter_lines()

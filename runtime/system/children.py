@@ -175,6 +175,7 @@ class _Child:
             line = b""
         finally:
             timer.cancel()
+            timer.join()
         if not line.endswith(b"\n"):
             raise BadInputError(f"{what}: {self._last_words()}")
         answer = json.loads(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 from pathlib import Path
@@ -114,6 +113,7 @@ def test_connections_are_bounded_and_the_others_told(hurried) -> None:
 
 @SIGNALS
 def test_idle_clients_leave_the_server_descriptors_and_its_log_short(serve, endless: Path) -> None:
+    resource = pytest.importorskip("resource")
     served = serve(endless)
     resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (256, 256))
     host, port = served.url.removeprefix("http://").split(":")

@@ -29,6 +29,7 @@ from rrt_edge.runtime.errors import BadInputError
 
 T = TypeVar("T")
 KEY = "option"  # of a field's metadata
+EXACT = 1 << 53  # up to which a float is any whole number
 LONGEST_SHOWN = 200  # characters of a wrong value that an error repeats
 
 
@@ -156,11 +157,13 @@ class Option:
 
     def plain(self, value: Any) -> Any:
         """An allowed value; numbers of other types (numpy's, fractions) as Python's own, with which all goes on."""
-        if self.about.check is not None or self.choices or self.kind not in (int, float):
+        if value is None or self.about.check is not None or self.choices or self.kind not in (int, float):
             return value
-        if isinstance(value, tuple):
-            return tuple(plain_number(part, self.kind) for part in value)
-        return None if value is None else plain_number(value, self.kind)
+        return tuple(self._plain(part) for part in value) if isinstance(value, tuple) else self._plain(value)
+
+    def _plain(self, value: Any) -> Any:
+        exact = type(value) is float or (type(value) is int and (self.kind is int or abs(value) <= EXACT))
+        return value if exact else plain_number(value, self.kind)
 
     def read(self, value: Any) -> Any:
         """A value of the option's type, of what YAML or the command line has; YAML reads 2e-4 as a text.

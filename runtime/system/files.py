@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
@@ -25,12 +25,14 @@ from rrt_edge.runtime.system.locks import locked, stem
 
 CHUNK = 1 << 20  # bytes hashed at a time
 PATIENCE = 10.0  # seconds to wait for another who writes the same file
+SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_HERE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 _LEFT = re.compile(r"\.(?P<name>.+?)(?:\.[0-9]+-[0-9a-f]{8})?\.(?P<kind>partial|old|gone|lock)")
+_TORCH = re.compile(r"PytorchStreamWriter|inline_container")
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")  # how safetensors reports what the system said
 
 
@@ -51,7 +53,7 @@ def new_folder(out: Path, kind: str, is_ours: Callable[[Path], bool], patience: 
         RRTEdgeError: another process writes it, or the disk is full.
     """
     out = out.resolve()
-    with writing(out, patience) as alone:
+    with explained(out), writing(out, patience) as alone:
         recover(out)
         if alone:
             sweep(out)
@@ -77,7 +79,7 @@ def new_file(out: Path, patience: float = PATIENCE) -> Iterator[Path]:
         RRTEdgeError: another process writes it, or the disk is full.
     """
     out = out.resolve()
-    with _explained(out):
+    with explained(out):
         if out.exists() and not out.is_file():
             what = "is a folder" if out.is_dir() else "is not a file"
             raise BadInputError(f"{out}: {what}; name a file")
@@ -105,10 +107,11 @@ def writing(out: Path, patience: float = 0.0) -> Iterator[bool]:
         BadInputError: its parent cannot be written.
         RRTEdgeError: another process writes it, or the disk is full.
     """
-    with _explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(out, patience) as alone:
-            yield alone
+    with ExitStack() as stack:
+        with explained(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(locked(out, patience))
+        yield alone
 
 
 def check_replaceable(out: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
@@ -267,9 +270,18 @@ def _delete(path: Path) -> None:
             path.unlink()
 
 
+def system_code(error: Exception) -> int | None:
+    """The system's number for what went wrong, where it is the system that says so, be it in a library's words."""
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    match = _SYSTEM_ERROR.search(text)
+    return int(match[1]) if match else next((code for code in SCARCE if os.strerror(code) in text), None)
+
+
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Raise what the system said of a place as our error."""
+def explained(out: Path) -> Iterator[None]:
+    """Raise what the system says of the disk or the place, while `out` is written, as our error."""
     try:
         yield
     except Exception as error:
@@ -283,8 +295,9 @@ def _explanation(error: Exception, out: Path) -> RRTEdgeError | None:
     """Our error for what the system says of a disk or place, as an OSError or in the text of a library's error."""
     if isinstance(error, RRTEdgeError):
         return None
-    match = None if isinstance(error, OSError) else _SYSTEM_ERROR.search(str(error))
-    code = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+    if isinstance(error, RuntimeError) and _TORCH.search(str(error)):  # torch.save does not say what the system said
+        return RRTEdgeError(f"{out}: cannot be written; the disk is full, or files may not be as large (ulimit -f)")
+    code = system_code(error)
     if code is None:
         return None
     named = getattr(error, "filename", None)

@@ -23,6 +23,7 @@ from rrt_edge.runtime.system.files import (
     recover_all,
     remove_folder,
     sweep_folder,
+    sweep_scratch,
     writing,
 )
 from rrt_edge.runtime.system.home import home
@@ -77,9 +78,18 @@ def installed() -> list[Installed]:
     return [look_at(bundles_folder() / name) for name in installed_names()]
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of a folder's files, or of a file; what goes meanwhile is left out."""
+    total = 0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 def look_at(folder: Path) -> Installed:
     """What the manifest of a bundle folder says, and what the folder lacks of it."""
-    bytes_here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    bytes_here = size_of(folder)
     manifest = None
     try:
         manifest = Manifest.read(folder)
@@ -199,6 +209,7 @@ def pull(
         raise BadInputError(f"{out.name}: is a link in {out.parent}; remove it first: rrt-edge rm {out.name}")
     try:
         sweep_folder(bundles_folder())
+        sweep_scratch(downloads_folder(), UNPACKED)
         with writing(out):
             if out.exists() and not force:
                 raise BadInputError(f"{out.name}: installed already; choose another --name, or replace it with --force")

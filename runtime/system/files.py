@@ -24,6 +24,7 @@ from rrt_edge.runtime.system.exchange import exchange, settle, sync_folder
 from rrt_edge.runtime.system.locks import locked, stem
 
 CHUNK = 1 << 20  # bytes hashed at a time
+SPARES = 4  # descriptors that removing a folder takes, and one in it
 PATIENCE = 10.0  # seconds to wait for another who writes the same file
 SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,13 +59,14 @@ def new_folder(out: Path, kind: str, is_ours: Callable[[Path], bool], patience: 
         if alone:
             sweep(out)
         check_replaceable(out, kind, is_ours)
-        partial = _beside(out, "partial")
+        partial, spares = _beside(out, "partial"), _spares()
         try:
             partial.mkdir()
             yield partial
             settle(partial, partial.stat().st_mode & 0o666)
             _take_place(partial, out)
         finally:
+            _close(spares)
             shutil.rmtree(partial, ignore_errors=True)  # the old one, where it was exchanged
 
 
@@ -200,17 +202,23 @@ def _targets(folder: Path) -> list[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, kind: str) -> Iterator[Path]:
-    """Yield an empty folder in `parent` for this run alone; what killed runs of the same kind left goes first."""
+    """Yield an empty folder in `parent` for this run alone."""
+    folder = parent / f"{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+    with locked(folder):
+        spares = _spares()
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            _close(spares)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_scratch(parent: Path, kind: str) -> None:
+    """Delete the folders of `scratch_folder` that killed runs left."""
     for stale in abandoned_scratch(parent, kind):
         with contextlib.suppress(RRTEdgeError, OSError), locked(stale):
             shutil.rmtree(stale, ignore_errors=True)
-    folder = parent / f"{kind}-{os.getpid()}-{secrets.token_hex(4)}"
-    with locked(folder):
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def abandoned_scratch(parent: Path, kind: str) -> list[Path]:
@@ -262,6 +270,23 @@ def _left_beside(out: Path, kind: str) -> list[Path]:
     return sorted(path for path in out.parent.iterdir() if run.fullmatch(path.name))
 
 
+def _spares() -> list[int]:
+    """Descriptors to let go of before a folder is removed, which needs some where there are no others left."""
+    spares: list[int] = []
+    try:
+        for _ in range(SPARES):
+            spares.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        _close(spares)
+        raise
+    return spares
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -299,7 +324,7 @@ def _explanation(error: Exception, out: Path) -> RRTEdgeError | None:
         return RRTEdgeError(f"{out}: cannot be written; the disk is full, or files may not be as large (ulimit -f)")
     code = system_code(error)
     if code is None:
-        return None
+        return RRTEdgeError(f"{error}; {out} was not written") if isinstance(error, OSError) else None
     named = getattr(error, "filename", None)
     if isinstance(named, str) and not Path(named).is_relative_to(out.parent):
         return RRTEdgeError(f"{named}: {os.strerror(code)}; {out} was not written")

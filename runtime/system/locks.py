@@ -18,6 +18,11 @@ from pathlib import Path
 
 from rrt_edge.runtime.errors import RRTEdgeError
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 PAUSE = 0.05  # seconds between two tries
 LONGEST_NAME = 180  # bytes of a target's name that is part of the names of what is beside it
 SAME_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)  # nothing can be made beside the target
@@ -116,13 +121,9 @@ def _lock(descriptor: int) -> bool | None:
     """Whether it could be locked; None where the file system has no locks."""
     try:
         if sys.platform == "win32":
-            import msvcrt
-
             os.lseek(descriptor, _BEYOND, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return None if error.errno in WITHOUT_LOCKS else False

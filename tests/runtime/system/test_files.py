@@ -15,7 +15,15 @@ import pytest
 from rrt_edge.runtime import BadInputError, RRTEdgeError
 from rrt_edge.runtime.system import exchange as exchange_module
 from rrt_edge.runtime.system import files
-from rrt_edge.runtime.system.files import new_file, new_folder, recover, remove_folder, scratch_folder, writing
+from rrt_edge.runtime.system.files import (
+    new_file,
+    new_folder,
+    recover,
+    remove_folder,
+    scratch_folder,
+    sweep_scratch,
+    writing,
+)
 from rrt_edge.runtime.system.locks import BusyError, lock_path, locked
 
 
@@ -154,13 +162,16 @@ def test_what_is_removed_is_not_put_back(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_scratch_folder_clears_those_of_killed_runs_and_no_others(tmp_path: Path) -> None:
+def test_scratch_folders_of_killed_runs_go_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "unpacked-old").mkdir()
     (tmp_path / ".unpacked-gone.lock").touch()
+    sweep_scratch(tmp_path, "unpacked")
+    assert names(tmp_path) == []
     with scratch_folder(tmp_path, "unpacked") as first:
         thread_names: list[list[str]] = []
 
         def second() -> None:
+            sweep_scratch(tmp_path, "unpacked")
             with scratch_folder(tmp_path, "unpacked") as folder:
                 thread_names.append([name for name in names(tmp_path) if not name.startswith(".")])
                 assert folder != first

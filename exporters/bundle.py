@@ -29,6 +29,7 @@ from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
 from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
@@ -158,7 +159,7 @@ def write_manifest(
     eos_token_ids: tuple[int, ...],
     provenance: dict[str, str],
 ) -> None:
-    """Write manifest.json, the last file of a bundle: it lists the others."""
+    """Write manifest.json, the last file of a bundle: it lists the others, of which the graph repeats what it says."""
     manifest = Manifest(
         architecture=spec.architecture,
         gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
@@ -168,9 +169,17 @@ def write_manifest(
         weight_bytes=weight_bytes,
         unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan).values()),
         provenance={**provenance, "rrt_edge": __version__, "onnx": onnx.__version__},
-        files=list_files(folder),
+        files={},
     )
-    manifest.write(folder)
+    _declare(folder, manifest)
+    dataclasses.replace(manifest, files=list_files(folder)).write(folder)
+
+
+def _declare(folder: Path, manifest: Manifest) -> None:
+    """Let the graph say of itself what the manifest says: messages of protobuf that are joined are one message."""
+    entry = onnx.StringStringEntryProto(key=KEY, value=declaration(manifest))
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ def verify(
     problem = _problem(depths, tolerance, largest)
     if problem is None and tolerance != strict:
         record = {"loosened": dataclasses.asdict(tolerance), "depths": [dataclasses.asdict(depth) for depth in depths]}
-        dataclasses.replace(manifest, verification={**record, "device": alone.device}).write(folder)
+        record["device"] = alone.device
+        manifest.update(folder, lambda now: dataclasses.replace(now, verification=record))
     return VerifyReport(problem is None, True, depths, tolerance, positions, problem, alone.device)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrt_edge.runtime.bundle.declared import check_tokenizer
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.runner import AnyRunner
@@ -83,6 +85,7 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
+        check_tokenizer(folder, manifest, read_tokenizer(folder))
         runner, device = open_on(device, folder, manifest, 1)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None

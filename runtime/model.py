@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
+from rrt_edge.runtime.bundle.declared import check_tokenizer
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
@@ -83,8 +84,10 @@ class Model(Loaded):
             device = "cpu"
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
             graph_folder = packed_graph(folder, manifest, cache)
+        tokenizer = read_tokenizer(folder)
+        check_tokenizer(folder, manifest, tokenizer)
         runner, device = open_on(device, folder, manifest, context, options, graph_folder)
-        model = cls(manifest, runner, read_tokenizer(folder), ChatTemplate.from_folder(folder), context, device)
+        model = cls(manifest, runner, tokenizer, ChatTemplate.from_folder(folder), context, device)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 

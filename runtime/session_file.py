@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.files import new_file
 
-FORMAT, VERSION = "rrt-edge session", "1"
+FORMAT, VERSION = "rrt-edge session", "2"
+HEADER = 1 << 20  # bytes that names and shapes may take
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,11 @@ def write_conversation(path: Path, conversation: Conversation, manifest: Manifes
         "bundle": manifest.fingerprint,
         "kv_rule": conversation.rule,
         "long_context": _long_context(architecture, context),
-        "prompt_end": conversation.prompt_end,
+        "prompt_end": min(conversation.prompt_end, len(conversation.ids)),
     }
+    metadata = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
     with new_file(path) as partial:
-        save_file(arrays, partial, {"format": FORMAT, "version": VERSION, "about": json.dumps(about)})
+        save_file(arrays, partial, {**metadata, "sha256": _digest(metadata["about"], arrays)})
 
 
 def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversation:
@@ -85,6 +89,8 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
         BundleError: it is a conversation with another bundle.
     """
     try:
+        if path.stat().st_size > (largest := _largest(manifest.architecture, context)):
+            raise BadInputError(f"{path}: larger than the {largest} bytes that a conversation can take here")
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -92,17 +98,19 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
             if metadata.get("version") != VERSION:
                 raise BadInputError(f"{path}: version {metadata.get('version')} is not {VERSION}, which this one reads")
             about = json.loads(metadata["about"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             if about["bundle"] != manifest.fingerprint:
                 raise BundleError(f"{path}: is a conversation with another bundle ({about['bundle'][:12]}...)")
             if about["long_context"] != _long_context(manifest.architecture, context):
                 raise BadInputError(f"{path}: was made with another context; load the model with that one")
             if about["kv_rule"] not in KV_RULE_NAMES:
                 raise ValueError(f"kv_rule {about['kv_rule']!r}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             conversation = _conversation(about, arrays, manifest.architecture)
+            if metadata.get("sha256") != _digest(metadata["about"], arrays):
+                raise ValueError("its SHA-256 is not the one it was saved with")
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: damaged, or not a conversation ({error})") from error
     if len(conversation.ids) > context:
         tokens = len(conversation.ids)
@@ -111,35 +119,86 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
 
 
 def _conversation(about: dict[str, Any], arrays: dict[str, NDArray[Any]], architecture: Architecture) -> Conversation:
-    """The conversation of a file's arrays; KeyError and ValueError where they do not fit."""
-    ids = [int(token) for token in arrays["ids"]]
-    positions = [arrays[f"positions.{depth}"].tolist() for depth in range(1, architecture.loops + 1)]
-    if positions[0] != list(range(len(ids))):
-        raise ValueError("positions.1")
-    rows: list[list[HeldRows]] = []
+    """The conversation of a file's arrays; KeyError and ValueError where they do not fit each other and the bundle."""
+    rule, depths, arrays = KV_RULES[about["kv_rule"]], range(1, architecture.loops + 1), dict(arrays)
+    ids = _numbers(arrays, "ids", architecture.vocabulary)
+    positions = [_numbers(arrays, f"positions.{depth}", len(ids)) for depth in depths]
     for depth, depth_positions in enumerate(positions, 1):
-        groups = [
-            _held_rows(arrays, architecture, depth, group, depth_positions)
-            for group in range(len(architecture.kv_groups))
-        ]
-        rows.append(groups)
-    waiting = [arrays[f"waiting.{depth}"] for depth in range(1, architecture.loops)]
-    for depth, states in enumerate(waiting, 1):
-        if states.shape[1:] != (architecture.hidden_size,) or states.dtype != np.float32:
-            raise ValueError(f"waiting.{depth}")
-    return Conversation(ids, about["kv_rule"], int(about["prompt_end"]), positions, rows, waiting)
+        _check_positions(rule, f"positions.{depth}", depth_positions, positions[max(0, depth - 2)], len(ids))
+    groups = range(len(architecture.kv_groups))
+    rows = [
+        [_held_rows(arrays, architecture, depth, group, positions[depth - 1]) for group in groups] for depth in depths
+    ]
+    waiting: list[NDArray[np.float32]] = []
+    for depth in depths[:-1]:
+        count = len(positions[depth - 1]) - len(positions[depth]) if rule.waits else 0
+        waiting.append(_plane(arrays, f"waiting.{depth}", (count, architecture.hidden_size), np.float32))
+    prompt_end = about["prompt_end"]
+    if type(prompt_end) is not int or not 0 <= prompt_end <= len(ids):
+        raise ValueError(f"prompt_end {prompt_end!r}")
+    if arrays:
+        raise ValueError(f"{min(arrays)}: belongs to no conversation")
+    return Conversation(ids, about["kv_rule"], prompt_end, positions, rows, waiting)
+
+
+def _check_positions(rule: KVRule, name: str, positions: list[int], shallower: list[int], length: int) -> None:
+    """Raise ValueError where a depth's positions cannot be, by those of the depth before it."""
+    if name == "positions.1" or rule.copied_depth is not None:
+        fit = positions == list(range(length))
+    elif rule.waits:
+        fit = positions == shallower[: len(positions)]
+    else:
+        fit = positions == sorted(set(positions)) and set(positions) <= set(shallower)
+    if not fit:
+        raise ValueError(f"{name}: not what the KV rule {rule} has at that depth")
+
+
+def _numbers(arrays: dict[str, NDArray[Any]], name: str, below: int) -> list[int]:
+    """An array of numbers from 0 to below a bound."""
+    array = arrays.pop(name)
+    if array.ndim != 1 or array.dtype != np.int64 or (array.size and not 0 <= array.min() <= array.max() < below):
+        raise ValueError(f"{name}: must be numbers from 0 to {below - 1}")
+    numbers: list[int] = array.tolist()
+    return numbers
+
+
+def _plane(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...], kind: type[np.generic]) -> NDArray[Any]:
+    """An array of a shape and type; floats are finite."""
+    array = arrays.pop(name)
+    if array.shape != shape or array.dtype != kind or not np.isfinite(array).all():
+        raise ValueError(f"{name}: must be {shape} finite numbers of type {np.dtype(kind).name}")
+    return array
 
 
 def _held_rows(
     arrays: dict[str, NDArray[Any]], architecture: Architecture, depth: int, group: int, positions: list[int]
 ) -> HeldRows:
-    first = int(arrays[f"first.{depth}.{group}"][0])
-    planes = [arrays[f"{name}.{depth}.{group}"] for name in architecture.kv_planes]
+    (first,) = _numbers(arrays, f"first.{depth}.{group}", len(positions) + 1)
+    window = architecture.window(depth, group)
+    if first and (window is None or len(positions) - first < window - 1):
+        raise ValueError(f"first.{depth}.{group}: more rows were dropped than the layers' window lets be")
     shape = (len(architecture.kv_groups[group]), architecture.key_value_heads, len(positions) - first)
-    for (name, (kind, width)), plane in zip(architecture.kv_planes.items(), planes, strict=True):
-        if plane.shape != (*shape, width) or plane.dtype != kind:
-            raise ValueError(f"{name}.{depth}.{group}")
+    planes = [
+        _plane(arrays, f"{name}.{depth}.{group}", (*shape, width), kind)
+        for name, (kind, width) in architecture.kv_planes.items()
+    ]
     return HeldRows(first, planes)
+
+
+def _digest(about: str, arrays: dict[str, NDArray[Any]]) -> str:
+    """Hexadecimal SHA-256 of all that a file says."""
+    digest = hashlib.sha256(json.dumps([FORMAT, VERSION, about]).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _largest(architecture: Architecture, context: int) -> int:
+    """Bytes that a conversation of `context` tokens takes at most."""
+    rows = context * (architecture.loops * (architecture.hidden_size * 4 + 8) + 8)
+    return architecture.kv_bytes(context) + rows + HEADER
 
 
 def _long_context(architecture: Architecture, context: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -30,6 +29,8 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+
+from tests.manifests import edit_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 65536  # of `endless`
@@ -201,9 +202,7 @@ def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
 
     def write(folder: Path) -> None:
         checkpoints.write_endless(folder, CONTEXT)
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        manifest["eos_token_ids"] = []
-        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        edit_manifest(folder, lambda fields: fields.update(eos_token_ids=[]))
 
     return make_once("endless", write)
 

@@ -68,10 +68,15 @@ def calibrate(
     points = curve(scores)
     results = {point: run(scores, promised, confidence, points) for point, promised in promises.items()}
     kept = {point: result.threshold for point, result in results.items() if result.threshold is not None}
-    others = {point: value for point, value in manifest.gate.points.items() if point not in promises}
-    threshold = kept.get("balanced", manifest.gate.threshold)
-    gate = dataclasses.replace(manifest.gate, points={**others, **kept}, threshold=threshold)
-    dataclasses.replace(manifest, gate=gate).write(bundle)
+
+    def with_points(now: Manifest) -> Manifest:
+        others = {point: value for point, value in now.gate.points.items() if point not in promises}
+        threshold = kept.get("balanced", now.gate.threshold)
+        return dataclasses.replace(
+            now, gate=dataclasses.replace(now.gate, points={**others, **kept}, threshold=threshold)
+        )
+
+    manifest.update(bundle, with_points)
     if plot is not None:
         from rrt_edge.training.plots import plot_calibration
 

@@ -166,14 +166,17 @@ def _threads(report: Report) -> None:
 
 def _bundles(report: Report, bundle: Path | None) -> None:
     """The installed bundles; what is wrong with the one asked for is told elsewhere."""
-    from rrt_edge.runtime.library.store import bundles_folder, downloads_folder, installed
+    from rrt_edge.runtime.library.store import bundles_folder, downloads_folder, installed, leftovers, size_of
     from rrt_edge.runtime.system.home import HOME
 
     folder = bundles_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    downloads = [path.stat().st_size for path in downloads_folder().rglob("*") if path.is_file()]
-    facts: dict[str, Any] = {"folder": str(folder), "free_bytes": free, "unfinished_download_bytes": sum(downloads)}
+    killed = leftovers()
+    left = sum(map(size_of, killed))
+    downloads = size_of(downloads_folder()) - sum(size_of(path) for path in killed if path.parent == downloads_folder())
+    facts: dict[str, Any] = {"folder": str(folder), "free_bytes": free}
+    facts |= {"unfinished_download_bytes": downloads, "leftover_bytes": left}
     report.sections["bundles"] = facts
     if not (there.is_dir() and os.access(there, os.W_OK)):
         report.wrong(f"{there} cannot be written, so no bundle can be installed", f"set {HOME} to another folder")
@@ -181,6 +184,9 @@ def _bundles(report: Report, bundle: Path | None) -> None:
         report.notes.append(f"{there}: {free / 1e6:.0f} MB are free; {HOME} may name a folder on another disk")
     if downloads:
         report.notes.append(f"{downloads_folder()} keeps unfinished downloads; pull again to go on, or delete it")
+    if killed:
+        names = ", ".join(path.name for path in killed)
+        report.notes.append(f"commands that were killed left {names} ({size(left)}); the next pull deletes them")
     facts["installed"] = []
     for entry in installed():
         facts["installed"].append(entry.name)

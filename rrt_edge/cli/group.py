@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-from collections.abc import Iterator, Mapping, MutableMapping
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import click
@@ -55,6 +57,25 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self._homes.items()])
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Run a command; what the system refuses, the last output included, is one line and status 1."""
+        arguments = sys.argv[1:] if args is None else args
+        try:
+            try:
+                return super().main(args, *more, **options)
+            finally:
+                if sys.stdout is not None:  # closed by who started us
+                    sys.stdout.flush()
+        except Exception as error:
+            from rrt_edge.cli.outputs import give_up
+            from rrt_edge.runtime.system.files import system_code
+
+            code = system_code(error)
+            of_the_system = isinstance(error, OSError) or code is not None
+            if not of_the_system or code == errno.EPIPE or "--debug" in arguments:
+                raise
+            give_up(error, "--json" in arguments)
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = "--json" in ctx.args

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 @guarded
 def list_bundles(as_json: bool) -> None:
     """List the installed bundles."""
-    from rrt_edge.runtime.library.store import bundles_folder, installed
+    from rrt_edge.runtime.library.store import bundles_folder, installed, leftovers, size_of
 
-    bundles = installed()
+    bundles, killed = installed(), leftovers()
+    left = sum(map(size_of, killed))
     if as_json:
-        return print_json({"folder": str(bundles_folder()), "bundles": [bundle.facts() for bundle in bundles]})
+        payload = {"folder": str(bundles_folder()), "bundles": [bundle.facts() for bundle in bundles]}
+        return print_json({**payload, "leftover_bytes": left} if killed else payload)
+    if killed:
+        click.echo(f"commands that were killed left {size(left)}; the next rrt-edge pull deletes it", err=True)
     if not bundles:
         return click.echo(f"no bundles in {bundles_folder()}; rrt-edge pull gets one")
     Console().print(_table(bundles))

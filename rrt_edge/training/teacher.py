@@ -106,24 +106,43 @@ def cache_teacher(
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     with new_folder(folder, "teacher cache", lambda path: (path / META).is_file()) as made:
         shape = (int(starts[-1]), top_k)
-        tokens = np.lib.format.open_memmap(made / "tokens.npy", "w+", np.int32, shape)
-        logits = np.lib.format.open_memmap(made / "logits.npy", "w+", np.float16, shape)
         others = np.zeros(shape[0], np.float32)
-        for first in range(0, len(examples), batch):
-            rows = collator(examples[first : first + batch])
-            found_logits = model(**text_of(rows)).logits[predicting(rows["labels"])].float()
-            largest = found_logits.topk(top_k, dim=-1)
-            span = slice(int(starts[first]), int(starts[min(first + batch, len(examples))]))
-            tokens[span], logits[span] = largest.indices.numpy(), largest.values.numpy()
-            left = (found_logits / temperature).scatter(-1, largest.indices, -torch.inf)
-            others[span] = torch.logsumexp(left, dim=-1).clamp(min=-1e4).numpy()
-            if progress is not None:
-                progress(min(first + batch, len(examples)), len(examples), "examples taught")
-        tokens.flush()
-        logits.flush()
+        with (
+            _Rows(made / "tokens.npy", np.int32, shape) as tokens,
+            _Rows(made / "logits.npy", np.float16, shape) as logits,
+        ):
+            for first in range(0, len(examples), batch):
+                rows = collator(examples[first : first + batch])
+                taught = model(**text_of(rows)).logits[predicting(rows["labels"])].float()
+                largest = taught.topk(top_k, dim=-1)
+                tokens.add(largest.indices.numpy())
+                logits.add(largest.values.numpy())
+                left = (taught / temperature).scatter(-1, largest.indices, -torch.inf)
+                span = slice(int(starts[first]), int(starts[min(first + batch, len(examples))]))
+                others[span] = torch.logsumexp(left, dim=-1).clamp(min=-1e4).numpy()
+                if progress is not None:
+                    progress(min(first + batch, len(examples)), len(examples), "examples taught")
         np.save(made / "others.npy", others)
         np.save(made / "starts.npy", starts)
         (made / META).write_text(json.dumps(made_of), "utf-8")
+
+
+class _Rows:
+    """An .npy file of known shape, written row by row: a mapped one would end the process where the disk is full."""
+
+    def __init__(self, path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
+        self.kind, self.file = kind, path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, rows: NDArray[Any]) -> None:
+        self.file.write(np.ascontiguousarray(rows, self.kind).data)
 
 
 def fingerprint(model: PreTrainedModel, examples: Sequence[Example]) -> str:

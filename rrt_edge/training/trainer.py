@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rrt_edge.conversion.folder import SINGLE
+from rrt_edge.runtime.system.files import explained
+from rrt_edge.training.checkpoints import SAVING, publish
 from rrt_edge.training.distributed import (
     is_main,
     load_model,
@@ -122,6 +127,40 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self.model.save_pretrained(folder, state_dict=state)
             torch.save(self.args, folder / "training_args.bin")
         wait()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are saved: in a folder in which nobody looks for them, until they are whole."""
+        return str(Path(self.args.output_dir) / SAVING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        work = Path(self.args.output_dir)
+        made = work / SAVING / f"checkpoint-{self.state.global_step}"
+        with explained(work):
+            if is_main():
+                shutil.rmtree(work / SAVING, ignore_errors=True)
+            wait()
+            try:
+                super()._save_checkpoint(model, trial)
+                wait()
+                if is_main():
+                    publish(made, work)
+            finally:
+                if is_main():
+                    shutil.rmtree(work / SAVING, ignore_errors=True)
+            wait()
+
+    @property
+    def all_steps(self) -> int:
+        """The steps that this stage has."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        each_epoch: int = max(1, math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps))
+        return math.ceil(float(self.args.num_train_epochs) * each_epoch)
+
+    def take(self, checkpoint: Path) -> None:
+        """Be as a checkpoint was, without a step more."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(model or self.model, Path(resume_from_checkpoint) / SINGLE)

@@ -8,22 +8,25 @@ import os
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.folder import is_recursive_checkpoint
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.model.text import Example, read_examples
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.exchange import settle, sync_folder
+from rrt_edge.runtime.system.files import explained, new_folder, remove_folder, writing
 from rrt_edge.runtime.system.progress import Progress
+from rrt_edge.training.checkpoints import last_whole, mode, say, tell_changes
 from rrt_edge.training.checks import check_training, streamed
 from rrt_edge.training.data import Packed, PadCollator, stream_examples
 from rrt_edge.training.distributed import is_main, main_first, processes, shard, wait
@@ -76,11 +79,47 @@ def train(
 
     Raises:
         BadInputError: a folder, the data or an option is wrong.
+        RRTEdgeError: another process trains to `out`, or the disk is full.
     """
     started = time.perf_counter()
     options, out = options or TrainOptions(), Path(out)
     check_training(checkpoint, out, data, teacher, eval_data, options)
-    source = Checkpoint(checkpoint)
+    texts = {"data": str(data), "eval_data": None if eval_data is None else str(eval_data)}
+    models = {"checkpoint": str(checkpoint), "teacher": None if teacher is None else str(teacher)}
+    work = out.with_name(f"{out.name}.work")
+    with writing(out) if is_main() else nullcontext(), _kept_if_useful(work):
+        if is_main():
+            work.mkdir(exist_ok=True)
+            tell_changes(work, {**texts, **models, **asdict(options)})
+        source = Checkpoint(checkpoint)
+        losses, count = _train(source, out, work, data, teacher, eval_data, teacher_cache, options, progress)
+    seconds = round(time.perf_counter() - started, 1)
+    return TrainReport(str(out), tuple(options.stages), count, losses, seconds)
+
+
+@contextmanager
+def _kept_if_useful(work: Path) -> Iterator[None]:
+    """Where training fails before there is anything to go on from, leave nothing."""
+    try:
+        yield
+    except BaseException:
+        if is_main() and not [*work.glob("*/checkpoint-*"), *work.glob("*/finished"), *work.glob("teacher/*")]:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _train(
+    source: Checkpoint,
+    out: Path,
+    work: Path,
+    data: Path | str,
+    teacher: Path | str | None,
+    eval_data: Path | str | None,
+    teacher_cache: Path | str | None,
+    options: TrainOptions,
+    progress: Progress | None,
+) -> tuple[dict[str, float], int]:
+    """The stages one after the other, and the result of the last as `out`: the losses, and how many examples."""
     online = None if teacher is None else _load_teacher(Path(teacher), source, _bf16(options))
     taught: OnlineTeacher | CachedTeacher | None = online
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
@@ -88,7 +127,6 @@ def train(
     if processes() > 1:
         PartialState(cpu=not torch.accelerator.is_available())  # lets the processes find each other
     collator = PadCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
-    work = out.with_name(f"{out.name}.work")
     examples = _dataset(str(data), tokenizer, options)
     evaluated = None if eval_data is None else read_examples(Path(eval_data), tokenizer, options.max_length)
     if online is not None and options.teacher_top_k:
@@ -107,11 +145,10 @@ def train(
         folder = finished
     if is_main():
         _publish(folder, source, out, work, options)
-        shutil.rmtree(work)
+        remove_folder(work)
     wait()
-    seconds = round(time.perf_counter() - started, 1)
     count = len(examples) if isinstance(examples, list) else options.max_steps * options.batch * options.accumulate
-    return TrainReport(str(out), tuple(options.stages), count, losses, seconds)
+    return losses, count
 
 
 def _dataset(data: str, tokenizer: PreTrainedTokenizerBase, options: TrainOptions) -> list[Example] | Any:
@@ -171,18 +208,33 @@ def _run_stage(
         data_collator=collator,
         args=arguments,
     )
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    checkpoint, step = last_whole(work)
+    if checkpoint is not None and step >= trainer.all_steps:
+        say(f"{stage}: step {step} is reached already, of {trainer.all_steps}; no further one is trained")
+        trainer.take(checkpoint)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        loss = sum(losses) / max(1, len(losses))
+    else:
+        if checkpoint is not None:
+            say(f"{stage}: going on from step {step} of {trainer.all_steps}")
+        loss = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)).training_loss
     if evaluated:
         trainer.evaluate()
     if stage == "gate":
         model.config.gate_trained = True
     partial = work / "finished.partial"
-    trainer.save_model(str(partial))
-    if is_main():
-        (work / LOG).write_text(json.dumps(trainer.state.log_history), "utf-8")
-        partial.replace(work / "finished")
+    with explained(work):
+        if is_main():
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+        wait()
+        trainer.save_model(str(partial))
+        if is_main():
+            (work / LOG).write_text(json.dumps(trainer.state.log_history), "utf-8")
+            settle(partial, mode(partial))
+            partial.rename(work / "finished")
+            sync_folder(work)
     wait()
-    return round(float(result.training_loss), 4)
+    return round(float(loss), 4)
 
 
 def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions) -> TrainingArguments:
@@ -206,7 +258,6 @@ def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions)
         train_sampling_strategy="random" if options.stream or options.packing else "group_by_length",
         logging_steps=20,
         save_steps=options.save_steps,
-        save_total_limit=1,
         eval_strategy="steps" if evaluates and options.eval_steps else "no",
         eval_steps=options.eval_steps or None,
         report_to="tensorboard" if tensorboard else "none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,15 +15,32 @@ import numpy as np
 
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
-from rrt_edge.runtime.bundle.manifest_reader import Fields
+from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
 from rrt_edge.runtime.errors import BundleError
-from rrt_edge.runtime.system.files import sha256
+from rrt_edge.runtime.system.files import PATIENCE, new_file, recover, sha256, writing
 
 FILE = "manifest.json"
 DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
+WEIGHT_BITS = (4, 8, 16, 32)
 KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
 FORMAT = "rrt-edge bundle"
-VERSION = 1
+VERSION = 2  # the one that is written
+VERSIONS = (1, 2)  # those that are read
+DIGEST = "sha256"  # the field with the hash of all others, since version 2
+FIRST_FIELDS = {
+    "format",
+    "format_version",
+    "architecture",
+    "gate",
+    "quantization",
+    "kv_rule",
+    "eos_token_ids",
+    "weight_bytes",
+    "unshared_weight_bytes",
+    "provenance",
+    "files",
+    "verification",
+}  # fmt: skip  of version 1
 LARGEST_MANIFEST = 4 << 20  # bytes
 WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
 Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
@@ -149,12 +166,10 @@ class Gate:
             raise fields.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
         if not isinstance(trained, bool):
             raise fields.fail("gate.trained", "must be true or false")
-        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        if threshold is not None and not _is_share(threshold):
             raise fields.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
         points = fields.get("points", {})
-        if not isinstance(points, dict) or not all(
-            isinstance(value, (int, float)) and 0 <= value <= 1 for value in points.values()
-        ):
+        if not isinstance(points, dict) or not all(map(_is_share, points.values())):
             raise fields.fail("gate.points", "must be names and thresholds between 0 and 1")
         return cls(kind, trained, threshold, dict(points))
 
@@ -166,6 +181,19 @@ class Quantization:
     bits: int
     block_size: int
     parts: dict[str, int]
+
+    @classmethod
+    def read(cls, fields: Fields) -> Quantization:
+        """
+        Raises:
+            BundleError: a field is missing or out of bounds.
+        """
+        bits, parts = fields.count("bits", 1, 32), fields.counts("parts", 32)
+        unknown = sorted({bits, *parts.values()} - set(WEIGHT_BITS))
+        if unknown:
+            known = ", ".join(map(str, WEIGHT_BITS))
+            raise fields.fail("quantization", f"has {unknown[0]} bits, which is not known; known: {known}")
+        return cls(bits, fields.count("block_size", 16, 256), parts)
 
 
 @dataclass(frozen=True)
@@ -197,27 +225,27 @@ class Manifest:
             BundleError: the folder or its manifest is missing, damaged or of another version; names file and field.
         """
         path = bundle / FILE
+        recover(bundle)
         if not bundle.is_dir():
             raise BundleError(f"{bundle}: no such bundle folder; make one with rrt-edge export")
         if not path.is_file():
             raise BundleError(f"{bundle}: holds no {FILE}, so it is not a bundle; make one with rrt-edge export")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise BundleError(f"{path}: larger than {LARGEST_MANIFEST} bytes; this is no manifest")
-        try:
-            fields = json.loads(path.read_text("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
-        return cls._read(path, fields)
+        return cls._read(path, read_json(path))
 
     @classmethod
     def _read(cls, path: Path, values: Any) -> Manifest:
         fields = Fields(path, values if isinstance(values, dict) else {})
         if fields.get("format") != FORMAT:
             raise fields.fail("format", f"is not {FORMAT!r}; this is not a bundle's manifest")
-        if fields.get("format_version") != VERSION:
-            version = fields.get("format_version")
-            raise fields.fail("format_version", f"{version!r} is not the version {VERSION} this rrt-edge reads")
-        gate, quantization = fields.table("gate"), fields.table("quantization")
+        version = fields.get("format_version")
+        if type(version) is not int or version not in VERSIONS:
+            known = " and ".join(map(str, VERSIONS))
+            raise fields.fail("format_version", f"{version!r} is none of the versions this rrt-edge reads, {known}")
+        newer = sorted(fields.values.keys() - FIRST_FIELDS) if version == 1 else []
+        if newer:
+            raise fields.fail("format_version", f"1 does not go with the field {newer[0]!r}; export the bundle again")
         kv_rule = fields.text("kv_rule")
         if kv_rule not in KV_RULE_NAMES:
             known = ", ".join(KV_RULE_NAMES)
@@ -225,14 +253,10 @@ class Manifest:
         verification = fields.get("verification")
         if verification is not None and not isinstance(verification, dict):
             raise fields.fail("verification", "must be an object or null")
-        return cls(
+        manifest = cls(
             architecture=Architecture.read(fields.table("architecture")),
-            gate=Gate.read(gate),
-            quantization=Quantization(
-                bits=quantization.count("bits", 1, 32),
-                block_size=quantization.count("block_size", 16, 256),
-                parts=quantization.counts("parts", 32),
-            ),
+            gate=Gate.read(fields.table("gate")),
+            quantization=Quantization.read(fields.table("quantization")),
             kv_rule=kv_rule,
             eos_token_ids=_eos_token_ids(fields),
             weight_bytes=fields.counts("weight_bytes", 1 << 50),
@@ -241,6 +265,12 @@ class Manifest:
             files=_files(fields.table("files")),
             verification=verification,
         )
+        beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
+        if beyond:
+            raise fields.fail("eos_token_ids", f"{beyond[0]} is none of the {manifest.architecture.vocabulary} tokens")
+        if version > 1 and fields.get(DIGEST) != digest(fields.values):
+            raise fields.fail(DIGEST, "is not that of the other fields; the file was changed or damaged")
+        return manifest
 
     @property
     def rule(self) -> KVRule:
@@ -255,11 +285,35 @@ class Manifest:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def write(self, bundle: Path) -> None:
-        """Write manifest.json into a bundle folder, beside the old one first."""
+        """Write manifest.json into a bundle folder.
+
+        Raises:
+            BadInputError: it cannot be written.
+            RRTEdgeError: the disk is full.
+        """
         fields = {"format": FORMAT, "format_version": VERSION, **dataclasses.asdict(self)}
-        partial = bundle / f".{FILE}.partial"
-        partial.write_text(json.dumps(fields, indent=2) + "\n", "utf-8", newline="\n")
-        partial.replace(bundle / FILE)
+        fields[DIGEST] = digest(json.loads(json.dumps(fields)))
+        with new_file(bundle / FILE) as partial:
+            partial.write_text(json.dumps(fields, indent=2) + "\n", "utf-8", newline="\n")
+
+    def update(self, bundle: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
+        """Change the manifest of a bundle that this one was read from, and that others may change at the same time.
+
+        Args:
+            change: gets the manifest as it is by now; nobody else writes the bundle meanwhile.
+
+        Raises:
+            BundleError: the bundle is another by now.
+            BadInputError: it cannot be written.
+            RRTEdgeError: another process writes the bundle, or the disk is full.
+        """
+        with writing(bundle, PATIENCE):
+            now = Manifest.read(bundle)
+            if now.files != self.files:
+                raise BundleError(f"{bundle}: was replaced meanwhile; nothing was written, run this again")
+            changed = change(now)
+            changed.write(bundle)
+        return changed
 
     def check_sizes(self, bundle: Path) -> None:
         """Raise `BundleError` where a file is missing or has another size than recorded."""
@@ -281,10 +335,21 @@ class Manifest:
                 )
 
 
+def digest(fields: dict[str, Any]) -> str:
+    """Hexadecimal SHA-256 of a manifest's fields but the one that holds it, in an order and spelling of their own."""
+    rest = {name: value for name, value in fields.items() if name != DIGEST}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def list_files(bundle: Path) -> dict[str, File]:
     """Size and SHA-256 of every file of a bundle but the manifest."""
     names = sorted(path.name for path in bundle.iterdir() if path.is_file() and path.name != FILE)
     return {name: File((bundle / name).stat().st_size, sha256(bundle / name)) for name in names}
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def _windows(fields: Fields) -> Windows | None:

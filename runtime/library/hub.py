@@ -12,6 +12,7 @@ from typing import Any
 from rrt_edge.runtime.bundle.manifest import FILE, Manifest
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.library.download import check_room
+from rrt_edge.runtime.system.files import writing
 from rrt_edge.runtime.system.progress import Progress
 
 
@@ -32,14 +33,15 @@ def snapshot(
     if isinstance(commit, Path):
         yield commit, False
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(repository, commit, folder, progress)
-        yield folder, True
-    except BadInputError:
-        shutil.rmtree(folder, ignore_errors=True)  # the same would come again
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    with writing(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _download(repository, commit, folder, progress)
+            yield folder, True
+        except BadInputError:
+            shutil.rmtree(folder, ignore_errors=True)  # the same would come again
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _commit(repository: str, revision: str | None) -> str | Path:

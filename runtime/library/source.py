@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import scratch_folder, writing
 from rrt_edge.runtime.system.files import sha256 as sha256_of
 from rrt_edge.runtime.system.progress import Progress
 
 Kind = Literal["folder", "archive", "address", "repository"]
+UNPACKED = "unpacked"  # how the folders are called into which archives are unpacked
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SUFFIX = re.compile(r"\.(zip|tgz|tar(\.\w+)?)$", re.IGNORECASE)
@@ -103,21 +104,23 @@ def _unpacked(source: Source, downloads: Path, progress: Progress | None) -> Ite
     from rrt_edge.runtime.library.archive import unpack
 
     downloads.mkdir(parents=True, exist_ok=True)
-    archive = Path(source.text)
-    if source.kind == "address":
-        from rrt_edge.runtime.library.download import download
-
-        assert source.sha256 is not None
+    archive, is_ours = Path(source.text), source.kind == "address"
+    if is_ours:
         archive = downloads / f"{source.sha256}.partial"
-        download(source.text, archive, source.sha256, progress)
     elif source.sha256 is not None and (digest := sha256_of(archive)) != source.sha256:
         raise BadInputError(f"{archive}: its SHA-256 is {digest}, not the one asked for; nothing was installed")
-    try:
-        with TemporaryDirectory(prefix="unpacked-", dir=downloads) as folder:
-            yield unpack(archive, Path(folder), source.text, progress)
-    except BadInputError:
-        if source.kind == "address":
-            archive.unlink()  # the same would come again
-        raise
-    if source.kind == "address":
-        archive.unlink()
+    with writing(archive) if is_ours else nullcontext():
+        if is_ours:
+            from rrt_edge.runtime.library.download import download
+
+            assert source.sha256 is not None
+            download(source.text, archive, source.sha256, progress)
+        try:
+            with scratch_folder(downloads, UNPACKED) as folder:
+                yield unpack(archive, folder, source.text, progress)
+        except BadInputError:
+            if is_ours:
+                archive.unlink()  # the same would come again
+            raise
+        if is_ours:
+            archive.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -12,8 +13,19 @@ from typing import Any
 
 from rrt_edge.runtime.bundle.manifest import FILE, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
-from rrt_edge.runtime.library.source import fetched, parse_source
-from rrt_edge.runtime.system.files import CHUNK, new_folder
+from rrt_edge.runtime.library.source import UNPACKED, fetched, parse_source
+from rrt_edge.runtime.system.files import (
+    CHUNK,
+    abandoned,
+    abandoned_scratch,
+    new_folder,
+    recover,
+    recover_all,
+    remove_folder,
+    sweep_folder,
+    sweep_scratch,
+    writing,
+)
 from rrt_edge.runtime.system.home import home
 from rrt_edge.runtime.system.progress import Progress
 
@@ -57,6 +69,7 @@ def installed_names() -> list[str]:
     folder = bundles_folder()
     if not folder.is_dir():
         return []
+    recover_all(folder)
     return sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
@@ -65,9 +78,18 @@ def installed() -> list[Installed]:
     return [look_at(bundles_folder() / name) for name in installed_names()]
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of a folder's files, or of a file; what goes meanwhile is left out."""
+    total = 0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 def look_at(folder: Path) -> Installed:
     """What the manifest of a bundle folder says, and what the folder lacks of it."""
-    bytes_here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    bytes_here = size_of(folder)
     manifest = None
     try:
         manifest = Manifest.read(folder)
@@ -83,15 +105,19 @@ def find_bundle(text: str | Path) -> Path:
     Raises:
         BundleError: there is neither; names the installed bundles that are spelled nearly so.
     """
+    name = str(text)
+    if len(name) <= _LONG:
+        recover(Path(text))
     if _is_folder(Path(text)):
         return Path(text)
-    name = str(text)
     if len(name) > _LONG:  # a prompt in the place of a bundle
         raise BundleError(f"{name[:40]}...: no such bundle folder; the bundle comes first")
     if "/" in name or os.sep in name or name in ("", ".", ".."):
         raise BundleError(f"{name}: no such bundle folder; make one with rrt-edge export")
-    if _NAME.fullmatch(name) and (bundles_folder() / name).is_dir():
-        return bundles_folder() / name
+    if _NAME.fullmatch(name):
+        recover(bundles_folder() / name)
+        if (bundles_folder() / name).is_dir():
+            return bundles_folder() / name
     raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {_near(name)}")
 
 
@@ -138,10 +164,7 @@ def remove(name: str) -> int:
         if bundle.folder.is_symlink():  # what it points to is not ours
             bundle.folder.unlink()
             return 0
-        aside = bundle.folder.with_name(f".{name}.removed")
-        shutil.rmtree(aside, ignore_errors=True)
-        bundle.folder.rename(aside)  # so that nobody sees half of it
-        shutil.rmtree(aside)
+        remove_folder(bundle.folder)
     except OSError as error:
         raise RRTEdgeError(f"{bundle.folder}: cannot be removed ({error}); end the programs that use it") from error
     return bundle.bytes
@@ -184,14 +207,25 @@ def pull(
     out = _place(name or parsed.name)
     if out.is_symlink():
         raise BadInputError(f"{out.name}: is a link in {out.parent}; remove it first: rrt-edge rm {out.name}")
-    if out.exists() and not force:
-        raise BadInputError(f"{out.name}: installed already; choose another --name, or replace it with --force")
     try:
-        with fetched(parsed, downloads_folder(), progress) as (folder, ours):
-            _install(folder, out, ours, source, progress)
+        sweep_folder(bundles_folder())
+        sweep_scratch(downloads_folder(), UNPACKED)
+        with writing(out):
+            if out.exists() and not force:
+                raise BadInputError(f"{out.name}: installed already; choose another --name, or replace it with --force")
+            with fetched(parsed, downloads_folder(), progress) as (folder, ours):
+                _install(folder, out, ours, source, progress)
     except OSError as error:
         raise RRTEdgeError(f"{error.filename or home()}: {error.strerror or error}; nothing was installed") from error
+    finally:
+        with contextlib.suppress(OSError):
+            bundles_folder().rmdir()  # where nothing is installed
     return look_at(out)
+
+
+def leftovers() -> list[Path]:
+    """What pulls and removals that were killed have left, and nobody uses; the next pull deletes it."""
+    return [*abandoned(bundles_folder()), *abandoned_scratch(downloads_folder(), UNPACKED)]
 
 
 def _install(folder: Path, out: Path, ours: bool, source: str, progress: Progress | None) -> None:

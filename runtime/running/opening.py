@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from rrt_edge.runtime.bundle.declared import check_declared
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError
@@ -39,6 +40,7 @@ def open_runner(
         DeviceError: the device is not there, or cannot run this bundle; says why.
         BundleError: the bundle is damaged.
     """
+    check_declared(bundle, manifest)
     budget, threads = KVBudget(options.kv_budget_bytes), options.threads
     if device == "cpu":
         folder = graph_folder or bundle

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import RRTEdgeError
-from rrt_edge.runtime.system.files import new_folder, sha256
+from rrt_edge.runtime.system.files import new_folder, sha256, writing
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
 
 GRAPH, DATA, LIST = "model.onnx", "model.onnx.data", "weight_cache.json"
 GRAPH_FILES = (GRAPH, DATA)
+PATIENCE = 600.0  # seconds to wait for another process that packs the same weights
 LEAST_EXTERNAL = "1024"  # bytes of a tensor that goes into the data file
 
 
@@ -33,12 +34,10 @@ def packed_graph(bundle: Path, manifest: Manifest, cache: Path) -> Path:
     folder = cache / _key(manifest)
     if not _is_whole(folder):
         manifest.check_hashes(bundle)
-        try:
-            with new_folder(folder, "weight cache", _is_ours) as made:
-                _pack(bundle, made)
-        except RRTEdgeError:
-            if not _is_whole(folder):  # another process may have made it meanwhile
-                raise
+        with writing(folder, PATIENCE):
+            if not _is_whole(folder):  # or another process made it meanwhile
+                with new_folder(folder, "weight cache", _is_ours) as made:
+                    _pack(bundle, made)
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.manifests import edit_manifest
 from tests.program import refused, run
 
 COMMANDS = ["convert", "train", "export", "verify", "inspect", "generate", "chat", "bench"]
@@ -105,9 +106,7 @@ def test_wrong_input_is_one_line(source: Path, recursive: Path, bundle: Path, tm
     assert "model.onnx.data: 5000 bytes, the manifest says" in refused("generate", cut, "Hi")
 
     lying = Path(shutil.copytree(bundle, tmp_path / "lying"))
-    manifest = json.loads((lying / "manifest.json").read_text())
-    manifest["files"]["model.onnx"]["sha256"] = "0" * 64
-    (lying / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(lying, lambda fields: fields["files"]["model.onnx"].update(sha256="0" * 64))
     assert "its SHA-256 is not the manifest's" in refused("generate", lying, "Hi")
     assert "its SHA-256 is not the manifest's" in refused("chat", lying)
 

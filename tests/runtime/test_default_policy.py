@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from rrt_edge.cli import main
 from rrt_edge.runtime import Engine, Model, Sampling
+from tests.manifests import edit_manifest
 from tests.serving import serving
 
 PROMPT, SAMPLING = [5, 17, 40], Sampling(max_tokens=24)
@@ -24,9 +25,7 @@ def calibrated(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle with a calibrated threshold."""
     folder = tmp_path_factory.mktemp("calibrated") / "bundle"
     shutil.copytree(bundle, folder)
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    manifest["gate"]["threshold"] = THRESHOLD
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    edit_manifest(folder, lambda fields: fields["gate"].update(threshold=THRESHOLD))
     return folder
 
 

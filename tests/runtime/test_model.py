@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
+from tests.manifests import edit_manifest
 
 
 @pytest.fixture
@@ -160,9 +161,7 @@ def test_a_truncated_file_is_found_when_loading(copied: Path) -> None:
 
 
 def test_a_changed_hash_in_the_manifest_is_found(copied: Path) -> None:
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["files"]["model.onnx"]["sha256"] = "0" * 64
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copied, lambda fields: fields["files"]["model.onnx"].update(sha256="0" * 64))
     with pytest.raises(BundleError, match=r"model\.onnx: its SHA-256"):
         Model.load(copied)
 
@@ -198,9 +197,7 @@ def test_a_manifest_that_lies_is_refused_by_field(
 
 
 def test_a_manifest_of_another_graph_is_refused(copied: Path) -> None:
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["architecture"]["layers_per_block"] = 5
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copied, lambda fields: fields["architecture"].update(layers_per_block=5))
     with pytest.raises(BundleError, match="is not the graph its manifest describes"):
         Model.load(copied)
 

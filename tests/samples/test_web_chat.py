@@ -15,6 +15,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser import ANSWER, QUESTION, Page
+from tests.manifests import edit_manifest
 from tests.serving import Served, serving
 
 
@@ -93,9 +94,7 @@ def test_operating_points_are_named_and_the_servers_default_is_kept(
     demo: Path, tmp_path: Path, open_page: Callable[[str], Page]
 ) -> None:
     bundle = Path(shutil.copytree(demo, tmp_path / "points"))
-    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
-    manifest["gate"] |= {"threshold": 0.93, "points": {"fast": 0.7, "balanced": 0.93}}
-    (bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    edit_manifest(bundle, lambda fields: fields["gate"].update(threshold=0.93, points={"fast": 0.7, "balanced": 0.93}))
     options = "return [...select.options].map((one) => one.textContent)"
     policies = {"balanced": "0.93 · calibrated (balanced)", "fast": "0.7 · fast", "mean-depth=1.5": "mean-depth=1.5"}
     for policy, shown in policies.items():

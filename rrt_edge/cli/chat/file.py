@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.files import new_file
 
 FORMAT = "rrt-edge chat"
 VERSION = 1
@@ -20,6 +20,7 @@ def save_chat(path: Path, messages: Sequence[dict[str, str]]) -> None:
 
     Raises:
         BadInputError: the file exists and is no saved chat, or cannot be written.
+        RRTEdgeError: another process writes it, or the disk is full.
     """
     if path.exists():
         try:
@@ -27,14 +28,8 @@ def save_chat(path: Path, messages: Sequence[dict[str, str]]) -> None:
         except BadInputError as error:
             raise BadInputError(f"{path}: exists and is not a saved chat; choose another name") from error
     content = json.dumps({"format": FORMAT, "version": VERSION, "messages": list(messages)}, indent=1)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with new_file(path) as partial:
         partial.write_text(content + "\n", "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise BadInputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def load_chat(path: Path) -> list[dict[str, str]]:

@@ -167,7 +167,7 @@ def _keep(key: str, known: dict[str, Any]) -> None:
     place = _place()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(place) as partial:
+        with new_file(place) as partial:  # nobody else writes between reading and writing
             partial.write_text(json.dumps({**_read(), key: known}, indent=1), "utf-8")
     except (OSError, RRTEdgeError) as error:
         log.info("%s: the choice cannot be kept (%s)", place, error)

@@ -14,6 +14,7 @@ import pytest
 
 from rrt_edge.cli.chat.file import load_chat, save_chat
 from rrt_edge.runtime import BadInputError, Model, Sampling
+from tests.manifests import edit_manifest
 
 MAIN = "from rrt_edge.cli import main; main()"
 POLICY = "threshold=0.5"
@@ -142,9 +143,7 @@ def test_a_template_may_refuse_a_message(bundle: Path, tmp_path: Path) -> None:
 
 
 def replace_template(bundle: Path, template: str | None) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "chat_template.jinja").unlink()
-    del manifest["files"]["chat_template.jinja"]
     config = json.loads((bundle / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     content = json.dumps({**config, **({"chat_template": template} if template else {})}).encode()
@@ -152,8 +151,12 @@ def replace_template(bundle: Path, template: str | None) -> None:
     import hashlib
 
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["files"]["tokenizer_config.json"] = entry
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+    def replace(fields: dict[str, Any]) -> None:
+        del fields["files"]["chat_template.jinja"]
+        fields["files"]["tokenizer_config.json"] = entry
+
+    edit_manifest(bundle, replace)
 
 
 def test_a_bundle_without_a_template_is_one_line(bundle: Path, tmp_path: Path) -> None:

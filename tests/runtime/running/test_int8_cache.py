@@ -17,6 +17,7 @@ from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.cpu_cache import KVCache
 from rrt_edge.runtime.running.runner import Call, Part
+from tests.manifests import edit_manifest
 
 
 class RoundingCache(DynamicCache):
@@ -114,8 +115,7 @@ def test_other_bits_are_refused(recursive: Path, tmp_path: Path) -> None:
 
 def test_a_graph_of_other_kv_bits_than_the_manifests_is_refused(make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle(kv_bits=8)
-    text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace('"kv_bits": 8', '"kv_bits": 32'))
+    edit_manifest(bundle, lambda fields: fields["architecture"].update(kv_bits=32))
     assert Manifest.read(bundle).architecture.kv_bits == 32
     with pytest.raises(Exception, match="is not the graph its manifest describes"):
         Model.load(bundle)

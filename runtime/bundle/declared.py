@@ -1,0 +1,121 @@
+"""What a graph says of itself, which its manifest must say too: the exporter writes it into both."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tokenizers import Tokenizer
+
+from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.errors import BundleError
+
+KEY = "rrt_edge"  # of the model's metadata
+LARGEST = 1 << 20  # bytes of the entry
+METADATA = 14  # the number of the field in ONNX's ModelProto; an entry has its key in field 1 and its value in field 2
+VARINT, LENGTH, FIXED = 0, 2, {1: 8, 5: 4}  # kinds of fields in protobuf; bytes of those that have always as many
+
+
+def declaration(manifest: Manifest) -> str:
+    """All that a manifest says of the graph, its weights and what they were trained for, as JSON."""
+    gate = {"kind": manifest.gate.kind, "trained": manifest.gate.trained}
+    fields = {
+        "architecture": dataclasses.asdict(manifest.architecture),
+        "gate": gate,
+        "quantization": dataclasses.asdict(manifest.quantization),
+        "kv_rule": manifest.kv_rule,
+        "weight_bytes": manifest.weight_bytes,
+        "unshared_weight_bytes": manifest.unshared_weight_bytes,
+    }
+    return json.dumps(fields, sort_keys=True)
+
+
+def check_declared(bundle: Path, manifest: Manifest) -> None:
+    """
+    Raises:
+        BundleError: the manifest says something else than the graph, or than the sizes of its weights; names the field.
+    """
+    path = bundle / "model.onnx"
+    weights, data = sum(manifest.weight_bytes.values()), manifest.files["model.onnx.data"].bytes
+    if weights > data:
+        raise BundleError(f"{path}: is not the graph its manifest describes (weight_bytes: {weights}, of {data})")
+    stated = _metadata(path).get(KEY)
+    if stated is None:  # of a version that wrote none
+        return
+    try:
+        expected = json.loads(stated)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: what it says of itself is not valid JSON; export the bundle again") from error
+    wrong = _difference(expected, json.loads(declaration(manifest)), "")
+    if wrong is not None:
+        raise BundleError(f"{path}: is not the graph its manifest describes ({wrong})")
+
+
+def check_tokenizer(bundle: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """
+    Raises:
+        BundleError: a token that ends replies is none of the tokenizer's.
+    """
+    unknown = [token for token in manifest.eos_token_ids if tokenizer.id_to_token(token) is None]
+    if unknown:
+        raise BundleError(f"{bundle / 'manifest.json'}: eos_token_ids {unknown[0]} is no token of tokenizer.json")
+
+
+def _difference(expected: Any, declared: Any, name: str) -> str | None:
+    """The first field that differs, and both values."""
+    if isinstance(expected, dict) and isinstance(declared, dict):
+        for key in sorted(expected.keys() | declared.keys()):
+            inner = f"{name}.{key}" if name else key
+            if (wrong := _difference(expected.get(key), declared.get(key), inner)) is not None:
+                return wrong
+        return None
+    same = expected == declared and type(expected) is type(declared)
+    return None if same else f"{name}: it has {expected!r}, the manifest says {declared!r}"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of an ONNX file, without a look at the rest of it; what can be read, where it is damaged."""
+    entries: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            for number, length in _fields(file):
+                if number == METADATA and length <= LARGEST:
+                    entry = io.BytesIO(file.read(length))
+                    parts = {part: entry.read(size).decode() for part, size in _fields(entry)}
+                    entries[parts.get(1, "")] = parts.get(2, "")
+                else:
+                    file.seek(length, io.SEEK_CUR)
+    except (ValueError, OverflowError):  # onnxruntime says what is wrong with it
+        pass
+    return entries
+
+
+def _fields(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """The fields of a message in protobuf that have a length: their numbers and lengths; whoever asks reads on."""
+    while (tag := _varint(file)) is not None:
+        kind = tag & 7
+        if kind == LENGTH:
+            yield tag >> 3, _varint(file) or 0
+        elif kind == VARINT:
+            _varint(file)
+        elif kind in FIXED:
+            file.seek(FIXED[kind], io.SEEK_CUR)
+        else:
+            raise ValueError(f"kind {kind}")
+
+
+def _varint(file: BinaryIO) -> int | None:
+    """A number in groups of seven bits, the lowest first; None at the end of the file."""
+    number = shift = 0
+    while byte := file.read(1):
+        number |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return number
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+    return None

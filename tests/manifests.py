@@ -1,0 +1,19 @@
+"""Manifests that say something else than they did, with the hash of what they say now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rrt_edge.runtime.bundle.manifest import digest
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let `change` work on the fields of a bundle's manifest."""
+    path = bundle / "manifest.json"
+    fields = json.loads(path.read_text("utf-8"))
+    change(fields)
+    fields["sha256"] = digest(fields)
+    path.write_text(json.dumps(fields, indent=2), "utf-8")

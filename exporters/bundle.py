@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
@@ -186,7 +186,10 @@ def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
     """The ids that end a reply: those of generation_config.json where it names any, as `generate()` has it."""
     path = checkpoint.folder / "generation_config.json"
     if path.is_file():
-        named = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        try:
+            named = parse_json(path.read_text("utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise BadInputError(f"{path}: cannot be read as a JSON object ({error})") from error
         if named is not None:
             return tuple(named) if isinstance(named, list) else (named,)
     return spec.eos_token_ids

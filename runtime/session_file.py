@@ -19,6 +19,7 @@ from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.files import new_file
+from rrt_edge.runtime.system.json_text import parse_json
 
 FORMAT, VERSION = "rrt-edge session", "2"
 HEADER = 1 << 20  # bytes that names and shapes may take
@@ -97,7 +98,7 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
                 raise BadInputError(f"{path}: is no conversation that Session.save wrote")
             if metadata.get("version") != VERSION:
                 raise BadInputError(f"{path}: version {metadata.get('version')} is not {VERSION}, which this one reads")
-            about = json.loads(metadata["about"])
+            about = parse_json(metadata["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             if about["bundle"] != manifest.fingerprint:
                 raise BundleError(f"{path}: is a conversation with another bundle ({about['bundle'][:12]}...)")
@@ -110,7 +111,7 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
                 raise ValueError("its SHA-256 is not the one it was saved with")
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"{path}: damaged, or not a conversation ({error})") from error
     if len(conversation.ids) > context:
         tokens = len(conversation.ids)

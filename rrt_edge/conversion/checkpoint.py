@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rrt_edge.conversion.folder import SINGLE, local_folder, read_fields, read_index
 from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import FAMILIES, layer_types
 from rrt_edge.runtime.errors import BadInputError
 
 COMPANIONS = (
@@ -95,11 +96,13 @@ class Checkpoint:
                 "run unless you trust it (--trust-remote-code)"
             )
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=remote)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=remote)
+            _try_layer(getattr(config, "text_config", None) or config)
+            return config
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # transformers and torch raise many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BadInputError(f"{path}: cannot be read as a {fields['model_type']!r} config: {reason}") from error
 
     def _tensor_files(self) -> dict[str, str]:
@@ -121,3 +124,13 @@ class Checkpoint:
                 message = f"{self.folder / file}: damaged or cut short ({error}); copy it again"
                 raise BadInputError(message) from error
         return self._open[file]
+
+
+def _try_layer(config: PreTrainedConfig) -> None:
+    """Build what a model of a family that is known here is made of, without memory for it."""
+    if config.model_type in FAMILIES:
+        family = FAMILIES[config.model_type]
+        layer_types(config)
+        with torch.device("meta"):
+            family.decoder_layer(config, 0)
+            family.rotary(config)

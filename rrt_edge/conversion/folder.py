@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
+LONGEST_NAME = 255  # letters of a file's name
+UNFIT = set("/\\:\0")  # letters that lead out of a folder on some system
+SIZES = {  # the most that a field may be; each is a whole number from 1 on
+    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000,
+    "hidden_size": 1 << 20, "intermediate_size": 1 << 22, "head_dim": 1 << 16, "vocab_size": 1 << 26,
+    "max_position_embeddings": 1 << 40, "loops": 10_000,
+}  # fmt: skip
+KINDS: dict[str, tuple[type, str]] = {
+    "model_type": (str, "a text"), "architectures": (list, "a list of names"), "auto_map": (dict, "an object"),
+    "text_config": (dict, "an object"), "component_ranks": (dict, "an object"),
+}  # fmt: skip
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
@@ -30,13 +42,37 @@ def read_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInputError(f"{folder}: holds no config.json; give the folder of a Hugging Face checkpoint")
     try:
-        fields = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        fields = parse_json(path.read_text("utf-8"))
+    except ValueError as error:
         raise BadInputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(fields, dict) or "model_type" not in fields:
+    if not isinstance(fields, dict) or fields.get("model_type") is None:
         raise BadInputError(f"{path}: names no model_type")
+    check_fields(path, fields)
     _refuse_others(path, fields)
     return fields
+
+
+def check_fields(path: Path, fields: dict[str, Any], inside: str = "") -> None:
+    """
+    Raises:
+        BadInputError: a field of config.json is of another type, or a size that no model has; names it.
+    """
+    for name, (kind, words) in KINDS.items():
+        value = fields.get(name)
+        wrong = value is not None and not isinstance(value, kind)
+        if wrong or (name == "architectures" and not all(isinstance(entry, str) for entry in value or ())):
+            raise BadInputError(f"{path}: {inside}{name} {shown(value)}: must be {words}")
+    for name, most in SIZES.items():
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise BadInputError(f"{path}: {inside}{name} {shown(value)}: must be a whole number from 1 to {most}")
+    heads, kv_heads = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
+    if heads and kv_heads and heads % kv_heads:
+        raise BadInputError(
+            f"{path}: {inside}num_key_value_heads {kv_heads} does not divide the {heads} of num_attention_heads"
+        )
+    if (inner := fields.get("text_config")) is not None:
+        check_fields(path, inner, f"{inside}text_config: ")
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
@@ -48,9 +84,14 @@ def read_index(folder: Path) -> dict[str, str] | None:
     index = folder / INDEX
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            weight_map = dict(parse_json(index.read_text("utf-8"))["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{index}: not a safetensors index") from error
+        if not weight_map:
+            raise BadInputError(f"{index}: weight_map names no tensor; save the model again")
+        for name in weight_map.values():
+            if not is_plain_name(name):
+                raise BadInputError(f"{index}: weight_map names {shown(name)}, which is no file beside it")
         missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if missing:
             raise BadInputError(f"{folder / missing[0]}: named by {INDEX} but missing; download it again")
@@ -58,6 +99,11 @@ def read_index(folder: Path) -> dict[str, str] | None:
     if not (folder / SINGLE).is_file():
         raise BadInputError(f"{folder}: holds no {SINGLE}; save the model with save_pretrained() first")
     return None
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether it is the name of a file, without a folder."""
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name not in (".", "..") and not set(name) & UNFIT
 
 
 def check_folder(source: Path | str) -> dict[str, Any]:

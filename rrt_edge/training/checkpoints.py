@@ -10,6 +10,7 @@ from typing import Any
 
 from rrt_edge.runtime.system.exchange import settle, sync_folder
 from rrt_edge.runtime.system.files import new_file, remove_folder, sha256
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.training.distributed import is_main
 
 SAVING = "saving"  # the folder in which one is made
@@ -56,7 +57,7 @@ def tell_changes(work: Path, started_with: dict[str, Any]) -> None:
     """Say which options differ from those that the run before was started with, and keep these for the next."""
     path, options = work / OPTIONS, json.loads(json.dumps(started_with))
     try:
-        before = json.loads(path.read_text("utf-8"))
+        before = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):  # the first run
         before = {}
     for name in sorted(before.keys() & options.keys()):
@@ -84,7 +85,7 @@ def _step(folder: Path) -> int:
 def _lacking(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None where it is as it was saved."""
     try:
-        listed = json.loads((folder / LIST).read_text("utf-8"))
+        listed = parse_json((folder / LIST).read_text("utf-8"))
         for name, entry in listed.items():
             path = folder / name
             if not path.is_file():

@@ -156,7 +156,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         options = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise BadInputError(f"{path}: not valid YAML (nested too deep)") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError) as error:  # dates and numbers too
         raise BadInputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(options, dict):
         raise BadInputError(f"{path}: must hold options as `name: value` lines")

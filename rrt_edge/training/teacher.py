@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from rrt_edge.model.text import IGNORED, Example
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.training.data import PadCollator
 from rrt_edge.training.losses import divergence
@@ -57,7 +58,7 @@ class CachedTeacher:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.temperature = json.loads((folder / META).read_text("utf-8"))["temperature"]
+        self.temperature = _read_meta(folder)["temperature"]
         self._starts: NDArray[np.int64] = np.load(folder / "starts.npy")
         self._tokens: NDArray[np.int32] = np.load(folder / "tokens.npy", mmap_mode="r")
         self._logits: NDArray[np.float16] = np.load(folder / "logits.npy", mmap_mode="r")
@@ -75,6 +76,19 @@ class CachedTeacher:
         q = torch.log_softmax(student.float() / t, dim=-1).gather(-1, tokens)
         rest = torch.log1p(-q.exp().sum(dim=-1, keepdim=True).clamp(max=1 - 1e-6))
         return F.kl_div(torch.cat([q, rest], dim=-1), p, log_target=True, reduction="batchmean") * t**2
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        BadInputError: the file that says what the cache is made of is damaged.
+    """
+    path = folder / META
+    try:
+        meta = parse_json(path.read_text("utf-8"))
+        return {name: meta[name] for name in ("of", "top_k", "temperature")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path}: damaged ({error}); remove the folder, or choose another") from error
 
 
 @torch.no_grad()
@@ -97,7 +111,7 @@ def cache_teacher(
     """
     made_of = {"of": fingerprint(model, examples), "top_k": top_k, "temperature": temperature}
     if (folder / META).is_file():
-        meta = json.loads((folder / META).read_text("utf-8"))
+        meta = _read_meta(folder)
         wrong = next((name for name, value in made_of.items() if meta.get(name) != value), None)
         if wrong is None:
             return

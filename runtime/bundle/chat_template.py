@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.children import Children, Limits
+from rrt_edge.runtime.system.json_text import parse_json
 
 Message = Mapping[str, str]  # its role and its content
 LONGEST_SOURCE = 1 << 18  # characters of a template
@@ -110,8 +110,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        config = parse_json(_read(path))
+    except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise BundleError(f"{path}: not a JSON object")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.system.json_text import parse_json
 
 KEY = "rrt_edge"  # of the model's metadata
 LARGEST = 1 << 20  # bytes of the entry
@@ -47,7 +48,7 @@ def check_declared(bundle: Path, manifest: Manifest) -> None:
     if stated is None:  # of a version that wrote none
         return
     try:
-        expected = json.loads(stated)
+        expected = parse_json(stated)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: what it says of itself is not valid JSON; export the bundle again") from error
     wrong = _difference(expected, json.loads(declaration(manifest)), "")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
 from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.system.json_text import parse_json
 
 PRECISIONS = ("float16", "float32")
 FORMS = ("block", "step", "head", "join", "grow")
 ROWS = "rows"  # the one graph that runs on the CPU
 VERSION = 1
 LARGEST = 64 << 20  # bytes of one graph
+MOST = 256 << 20  # bytes of all together
+PIECE = 1 << 20  # bytes read at a time: what an archive says of its sizes need not be so
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,7 @@ def read_archive(bundle: Path) -> DeviceArchive:
     path = bundle / DEVICE_GRAPHS
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if any(size > LARGEST for size in sizes.values()):
-                raise BundleError(f"{path}: holds a graph of more than {LARGEST} bytes; export the bundle again")
-            about = json.loads(archive.read("about.json"))
+            about = parse_json(_member(archive, "about.json", LARGEST))
             if about["version"] != VERSION:
                 raise BundleError(f"{path}: version {about['version']} is not {VERSION}; export the bundle again")
             scale, softcap = float(about["attention_scale"]), about["attention_softcap"]
@@ -68,15 +68,31 @@ def read_archive(bundle: Path) -> DeviceArchive:
             )
             forms = [*FORMS, *(f"attend.{number}" for number in range(len(attentions)))]
             names = [ROWS, *(f"{precision}/{form}" for precision in PRECISIONS for form in forms)]
+            graphs: dict[str, bytes] = {}
+            for name in names:
+                room = min(LARGEST, MOST - sum(map(len, graphs.values())))
+                graphs[name] = _member(archive, f"{name}.onnx", room)
             return DeviceArchive(
-                {name: archive.read(f"{name}.onnx") for name in names},
+                graphs,
                 slots=int(about["slots"]),
                 turns=int(about["turns"]),
                 attentions=attentions,
                 overflows_float16=bool(about["overflows_float16"]),
             )
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """What a file of the archive unpacks to; ValueError where that is more than `most` bytes."""
+    pieces, size = [], 0
+    with archive.open(name) as file:
+        while piece := file.read(PIECE):
+            size += len(piece)
+            if size > most:
+                raise ValueError(f"{name} is larger than graphs are")
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str | None:

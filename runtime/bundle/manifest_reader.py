@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.system.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,11 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        BundleError: it cannot be read, or is not valid JSON: names that stand twice and infinite numbers are not.
+        BundleError: it cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
+        return parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # of UTF-8, JSON or Python's integers
+    except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}); export the bundle again") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names differ."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return fields
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")

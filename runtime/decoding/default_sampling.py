@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, BundleError
+from rrt_edge.runtime.system.json_text import parse_json
 
 FILE = "generation_config.json"
 FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
@@ -22,7 +22,7 @@ def default_sampling(bundle: Path) -> Sampling:
     if not path.is_file():
         return Sampling()
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(path.read_text("utf-8"))
         values = {name: config[name] for name in FIELDS if config.get(name) is not None}
         if not config.get("do_sample"):
             return Sampling(repetition_penalty=values.get("repetition_penalty", 1.0))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.json_text import parse_json
 
 Kind = Literal["json-schema", "regex", "lark"]
 LONGEST = 100_000  # characters: far above any schema that a reply could follow
@@ -35,8 +36,8 @@ class Grammar:
         """
         if isinstance(schema, str):
             try:
-                schema = json.loads(schema)
-            except (ValueError, RecursionError) as error:
+                schema = parse_json(schema)
+            except ValueError as error:
                 raise BadInputError(f"json-schema: not valid JSON ({error})") from error
         if not isinstance(schema, Mapping | bool):
             raise BadInputError("json-schema: must be a JSON object")

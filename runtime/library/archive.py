@@ -1,4 +1,7 @@
-"""Unpack a bundle's archive without trusting it: plain files only, inside the folder, no more than a bundle can be."""
+"""Unpack a bundle's archive without trusting it: plain files only, inside the folder, no more than a bundle can be.
+
+Every entry counts, and every part is bounded before it is read: an archive's own tables and headers too.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from typing import IO
 
 from rrt_edge.runtime.bundle.manifest import FILE
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.library.bounded_archives import TooLarge, is_tar, open_tar, table_bytes
 from rrt_edge.runtime.system.files import CHUNK
 from rrt_edge.runtime.system.progress import Progress
 
-MOST_FILES = 1000
+MOST_FILES = 1000  # folders counted
+MOST_TABLE = 1 << 20  # bytes of a .zip's table of contents, and of a header in a .tar
 LARGEST = 64 << 30  # bytes unpacked
 EXPANSION = 20  # weights hardly compress, so an archive that grows more than so many times ...
 SPARE = 64 << 20  # ... and by these bytes is no bundle's
@@ -43,19 +48,25 @@ def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = 
     limit = min(LARGEST, EXPANSION * size + SPARE)
     written = 0
     try:
-        for count, (path, file) in enumerate(_files(archive, shown)):
+        for count, (path, file) in enumerate(_files(archive, shown, limit)):
             if count == MOST_FILES:
                 raise BadInputError(f"{shown}: has more than {MOST_FILES} files; this is no bundle's archive")
             target = folder / path
+            if file is None:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with file, target.open("xb") as out:
                 while piece := file.read(CHUNK):
                     written += len(piece)
                     if written > limit:
-                        raise BadInputError(f"{shown}: unpacks to more than {limit} bytes; this is no bundle's archive")
+                        raise TooLarge
                     out.write(piece)
                     if progress is not None:
                         progress(written, 0, "unpacking")
+    except TooLarge as error:
+        message = f"{shown}: unpacks to more than {limit} bytes; this is no bundle's archive"
+        raise BadInputError(message) from error
     except _DAMAGED as error:
         raise BadInputError(f"{shown}: damaged, or not an archive that can be read ({error})") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -63,34 +74,33 @@ def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = 
     return _holder(folder, shown)
 
 
-def _files(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """The files of an archive, in its order."""
+def _files(archive: Path, shown: str, limit: int) -> Iterator[tuple[PurePosixPath, IO[bytes] | None]]:
+    """The entries of an archive in its order; None for a folder."""
     if zipfile.is_zipfile(archive):
         return _of_zip(archive, shown)
-    if tarfile.is_tarfile(archive):
-        return _of_tar(archive, shown)
+    if is_tar(archive):
+        return _of_tar(archive, shown, limit)
     raise BadInputError(f"{shown}: neither a .zip nor a .tar.gz; a bundle is published as one of them")
 
 
-def _of_zip(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _of_zip(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes] | None]]:
+    if table_bytes(archive) > MOST_TABLE:
+        raise BadInputError(f"{shown}: has more than {MOST_FILES} files; this is no bundle's archive")
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_plain(shown, info.filename)
             path = _inside(info.orig_filename, shown)
-            if not info.is_dir():
-                yield path, zipped.open(info)
+            yield path, None if info.is_dir() else zipped.open(info)
 
 
-def _of_tar(archive: Path, shown: str) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    with tarfile.open(archive, "r|*") as tar:
+def _of_tar(archive: Path, shown: str, limit: int) -> Iterator[tuple[PurePosixPath, IO[bytes] | None]]:
+    with open_tar(archive, limit) as tar:
         for member in tar:
-            if not (member.isreg() or member.isdir()):
+            if not (member.isreg() or member.isdir()) or member.issparse():
                 raise _not_plain(shown, member.name)
-            path = _inside(member.name, shown)
-            if member.isreg() and (file := tar.extractfile(member)) is not None:
-                yield path, file
+            yield _inside(member.name, shown), tar.extractfile(member)
 
 
 def _inside(name: str, shown: str) -> PurePosixPath:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.json_text import parse_json
 
 Trace = tuple[int, ...]
 
@@ -39,7 +39,7 @@ def read_recorded(path: Path, loops: int) -> list[Trace]:
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                depths = [token["depth"] for token in json.loads(line)["tokens"]]
+                depths = [token["depth"] for token in parse_json(line)["tokens"]]
                 wrong = [depth for depth in depths if depth not in range(1, loops + 1)]
                 if wrong:
                     raise BadInputError(f"{path}: line {number}: depth {wrong[0]!r} is not among 1 to {loops}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.system.files import new_folder, sha256, writing
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
 
 GRAPH, DATA, LIST = "model.onnx", "model.onnx.data", "weight_cache.json"
@@ -63,7 +64,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        hashes = json.loads((folder / LIST).read_text("utf-8"))
+        hashes = parse_json((folder / LIST).read_text("utf-8"))
         return all(sha256(folder / name) == hashes[name] for name in GRAPH_FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.json_text import parse_json
 
 KINDS = (".jsonl", ".txt", ".parquet")
 NOT_A_RECORD = 'not a record of the form {"messages": [{"role": ..., "content": ...}]} or {"text": "..."}'
@@ -73,8 +73,8 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
+                yield where, parse_json(line)
+            except ValueError as error:
                 raise BadInputError(f"{where}: {NOT_A_RECORD} (the file may be cut short)") from error
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +13,10 @@ from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError, as_ours
 from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import options_in, plain_number, shown
 
 log = logging.getLogger(__name__)
-HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # what may be half of a surrogate pair, which is no text
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
@@ -83,16 +81,9 @@ def read_json(content: bytes) -> Any:
         ApiError: it is not JSON, nested too deep, or holds what no text or number is.
     """
     try:
-        body = json.loads(content, parse_constant=_no_number)
-        if HALF.search(content):
-            json.dumps(body, ensure_ascii=False).encode()
-        return body
-    except (ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON ({error})") from error
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
 
 
 def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:

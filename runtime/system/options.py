@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -262,7 +263,8 @@ def plain_number(value: Any, kind: type) -> Any:
 def shown(value: Any) -> str:
     """A value as errors show it, on one line and not at any length."""
     try:
-        text = " ".join(repr(value).split())
+        nested = isinstance(value, list | tuple | dict | set)  # YAML's names make a little text stand for a lot
+        text = " ".join((reprlib.repr(value) if nested else repr(value)).split())
     except Exception:  # a number of too many digits, or a type that cannot be shown
         return f"of the type {type(value).__name__}"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -9,6 +9,7 @@ from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_file
+from rrt_edge.runtime.system.json_text import parse_json
 
 FORMAT = "rrt-edge chat"
 VERSION = 1
@@ -39,10 +40,10 @@ def load_chat(path: Path) -> list[dict[str, str]]:
         BadInputError: the file cannot be read or is no saved chat; names the field.
     """
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror}); give a file that /save wrote") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+    except ValueError as error:  # not UTF-8, or not JSON
         raise BadInputError(f"{path}: not valid JSON; give a file that /save wrote") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise BadInputError(f'{path}: its "format" is not "{FORMAT}"; give a file that /save wrote')

@@ -24,6 +24,7 @@ from rrt_edge.runtime.running.devices.finding import Device, find_devices, other
 from rrt_edge.runtime.running.devices.providers import PROVIDERS, VARIABLE
 from rrt_edge.runtime.system.files import new_file
 from rrt_edge.runtime.system.home import home
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.machine import this_machine
 from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
@@ -144,7 +145,7 @@ def _place() -> Path:
 def _read() -> dict[str, dict[str, Any]]:
     """Return the results of earlier trials by bundle and machine: seconds, or a problem and when it occurred."""
     try:
-        kept = json.loads(_place().read_text("utf-8"))
+        kept = parse_json(_place().read_text("utf-8"))
         return {key: sound for key, results in kept.items() if (sound := _sound(results))}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -1,0 +1,55 @@
+"""JSON from outside: files and requests that somebody else wrote.
+
+Python's reader takes more than JSON is, and raises more than it says: both end here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+LONGEST_NAME = 255  # letters of a field's name; most systems have the same bound for a file's
+HALF = r"\\u[dD][89a-fA-F]"  # a surrogate's escape: two of them are a character, one alone is none
+_HALF_TEXT, _HALF_BYTES = re.compile(HALF), re.compile(HALF.encode())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8; it is nested too deep; a field stands twice, or its name has more than 255
+            letters; a number is infinite or has thousands of digits; a text holds half a character.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_fields, parse_float=_number, parse_constant=_number)
+        if _HALF_TEXT.search(text) if isinstance(text, str) else _HALF_BYTES.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half a character, a surrogate alone") from None
+    return value
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {_short(next(name for name in names if names.count(name) > 1))!r} stands twice")
+    for name in fields:
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"the name of the field {_short(name)!r} has more than {LONGEST_NAME} letters")
+    return fields
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{_short(text)} is no finite number")
+    return number
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}.."

@@ -1,0 +1,104 @@
+"""Checkpoints whose config or index says what no model has: one sentence that names the file and the field."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rrt_edge
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.folder import INDEX, SINGLE
+
+ODD: dict[str, Any] = {
+    "num_hidden_layers": [0, -1, 10**9, "12", 1.5, True, [12], 10**400],
+    "num_attention_heads": [0, -8, "8", 10**9, {}],
+    "num_key_value_heads": [0, 5, "2", 10**9],
+    "hidden_size": [0, -72, "72", 10**12, [72]],
+    "intermediate_size": [0, "100", 10**12],
+    "head_dim": [0, -16, "16", 10**9],
+    "vocab_size": [0, -300, "300", 10**12],
+    "max_position_embeddings": [0, "512", -1],
+    "model_type": [None, 7, [], {}],
+    "architectures": ["LlamaForCausalLM", [1], {"a": 1}],
+    "auto_map": [7, "x", []],
+    "hidden_act": ["no-such-function", 7],
+    "rope_parameters": [{"rope_type": "no-such-type"}, {"rope_type": "linear"}],
+    "rms_norm_eps": ["much"],
+}
+CASES = [(field, value) for field, values in ODD.items() for value in values]
+
+
+@pytest.fixture
+def copied(source: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(source, tmp_path / "source")
+
+
+def refused(folder: Path, out: Path) -> str:
+    with pytest.raises(rrt_edge.BadInputError) as caught:
+        rrt_edge.convert(folder, out, loops=3, rank=2)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600 and not out.exists()
+    return message
+
+
+@pytest.mark.parametrize(("field", "value"), CASES, ids=[f"{field}-{index}" for index, (field, _) in enumerate(CASES)])
+def test_an_odd_field_is_named(copied: Path, tmp_path: Path, field: str, value: Any) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    text = json.dumps({**config, field: "VALUE"}).replace(
+        '"VALUE"', str(value) if value == 10**400 else json.dumps(value)
+    )
+    (copied / "config.json").write_text(text)
+    message = refused(copied, tmp_path / "out")
+    assert message.startswith(str(copied / "config.json"))
+    assert field in message or field in ("hidden_act", "rope_parameters", "rms_norm_eps")  # transformers' own words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"model_type": "llama", "model_type": "gemma"}',
+        '{"vocab_size": ' + "1" * 5000 + "}",
+        "[]",
+        "7",
+        "",
+    ],
+    ids=["nested", "twice", "digits", "list", "number", "empty"],
+)
+def test_a_config_that_is_no_object_is_refused(copied: Path, tmp_path: Path, text: str) -> None:
+    (copied / "config.json").write_text(text)
+    assert refused(copied, tmp_path / "out").startswith(str(copied / "config.json"))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": 7}, {"weight_map": {"a": {"b": "c"}}},
+        {"weight_map": {"a": "../model.safetensors"}}, {"weight_map": {"a": "/etc/passwd"}},
+        {"weight_map": {"a": "x" * 300}}, {"weight_map": {"a": ""}}, {"weight_map": {"a": "."}},
+        {"weight_map": {"a": "b\\c"}}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "gone.safetensors"}}, [],
+    ],
+)  # fmt: skip
+def test_an_index_names_files_beside_it(copied: Path, tmp_path: Path, index: Any) -> None:
+    (copied / SINGLE).rename(copied / "model-00001.safetensors")
+    (copied / INDEX).write_text(json.dumps(index))
+    message = refused(copied, tmp_path / "out")
+    assert message.startswith(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("loops", 0), ("loops", "3"), ("loops", 5), ("text_config", 7), ("text_config", {}), ("component_ranks", [1]),
+     ("rank", "much"), ("kv_rule", "never"), ("kv_rule", 3)],
+)  # fmt: skip
+def test_an_odd_recursive_config_is_named(recursive: Path, tmp_path: Path, field: str, value: Any) -> None:
+    folder = shutil.copytree(recursive, tmp_path / "recursive")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(rrt_edge.BadInputError) as caught:
+        Checkpoint(folder)
+    assert str(caught.value).startswith(str(folder / "config.json")) and "\n" not in str(caught.value)

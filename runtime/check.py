@@ -1,16 +1,21 @@
-"""Check a bundle on its own: sizes, hashes, and that its graph is the one its manifest describes."""
+"""Check a bundle on its own: sizes, hashes, that its graph is the one its manifest describes, and runs a token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rrt_edge.runtime.bundle.declared import check_tokenizer
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
-from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+from rrt_edge.runtime.running.cpu import Binding
 from rrt_edge.runtime.running.opening import open_on
-from rrt_edge.runtime.running.runner import AnyRunner
+from rrt_edge.runtime.running.runner import AnyRunner, Call
+
+TRIAL_SECONDS = 60.0  # that one token may take
 
 
 @dataclass(frozen=True)
@@ -89,4 +94,22 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
         runner, device = open_on(device, folder, manifest, 1)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None
+    try:
+        try_token(runner)
+    except RRTEdgeError as error:
+        runner.close()
+        return VerifyReport(False, True, (), tolerance, 0, str(error)), None
     return VerifyReport(True, True, (), strict_tolerance(manifest, runner), 0, None, device), runner
+
+
+def try_token(runner: AnyRunner, seconds: float = TRIAL_SECONDS) -> None:
+    """Run one token through all depths.
+
+    Raises:
+        RRTEdgeError: the graph fails, or takes longer than a token may.
+    """
+    binding = runner.bind()
+    if isinstance(binding, Binding):  # a device's driver has bounds of its own
+        binding.step_seconds = seconds
+    call = Call(np.zeros(1, np.int64), position=0, first=1, last=runner.architecture.loops, logit_rows=(0,))
+    runner.run(binding, runner.new_cache(), call)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, inputs_of, outputs_of, past_length, past_name
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, OUTPUTS, inputs_of, outputs_of, past_length, past_name
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
@@ -20,12 +20,15 @@ from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
 from rrt_edge.runtime.system.closing import Closing, still_open
+from rrt_edge.runtime.system.deadlines import DEADLINES
 from rrt_edge.runtime.system.memory import return_unused
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+GATE = [tensor.name for tensor in OUTPUTS].index("gate")
 MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
+STEP_SECONDS = 600.0  # that a call may take: no step of a model that can be used does
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
 
@@ -59,6 +62,7 @@ class Graph:
             budget: what keys and values of all conversations may take.
         """
         self.architecture, self.budget = architecture, budget or KVBudget()
+        self.path = bundle / "model.onnx"
         short = architecture.short_context
         self._constant: dict[str, NDArray[Any]] = (
             {} if short is None else {LONG_CONTEXT.name: np.array(context > short)}
@@ -66,13 +70,12 @@ class Graph:
         self.propagates = rule.projects
         options = session_options(threads)
         try:
-            path = str(bundle / "model.onnx")
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                path, options, providers=[CPU]
+                str(self.path), options, providers=[CPU]
             )
         except Exception as error:  # onnxruntime raises several unrelated types
-            raise BundleError(f"{bundle / 'model.onnx'}: onnxruntime cannot load it ({first_line(error)})") from error
-        self._check_contract(bundle / "model.onnx")
+            raise BundleError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
+        self._check_contract()
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
         self._closing = Closing()
@@ -114,7 +117,7 @@ class Graph:
 
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
-        binding = Binding(self.session.io_binding(), self.architecture)
+        binding = Binding(self.session.io_binding(), self.architecture, self.path)
         self._closing.add(binding)
         return binding
 
@@ -147,7 +150,8 @@ class Graph:
         }
         pasts = [self._buffers(cache, depth) for depth in depths]
         # logits [R, V], hidden [1, S, H], gate [depths, 1, S], planes [depths, 1, layers, KV, N, width]
-        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
+        asked = len(feeds["logit_rows"])
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts, asked, call.last - call.first + 1)
         ran = len(gate)  # depths that the graph's loop went through
         for index in range(ran):
             depth, new = call.first + index, [plane[index, 0] for plane in planes]
@@ -194,7 +198,7 @@ class Graph:
         pasts = [self._buffers(part.cache, part.depth) for part in slots]
         # logits [R, V] of the rows whose gate reached their threshold, hidden [1, S, H], gate [1, 1, S],
         # planes [1, 1, layers, KV, N, width]
-        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts)
+        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts, None, 1)
         done: dict[int, PartDone] = {}
         row = exited_row = logit_row = 0  # where the slot's begin among S, F and R
         for slot, (index, part, count, exited) in enumerate(zip(order, slots, counts, exited_counts, strict=True)):
@@ -226,7 +230,7 @@ class Graph:
     def _buffers(self, cache: KVCache, depth: int) -> list[Planes]:
         return [cache.buffers(depth, group) for group in range(len(self.architecture.kv_groups))]
 
-    def _check_contract(self, path: Path) -> None:
+    def _check_contract(self) -> None:
         expected = {tensor.name: tensor for tensor in inputs_of(self.architecture, self.propagates)}
         inputs = {value.name: (value.type, tuple(value.shape)) for value in self.session.get_inputs()}
         wrong = [name for name in inputs if name not in expected]
@@ -236,28 +240,43 @@ class Graph:
             tensor.name for tensor in outputs_of(self.architecture) if outputs.get(tensor.name) != tensor.onnx_type
         ]
         if wrong:
-            raise BundleError(f"{path}: is not the graph its manifest describes ({', '.join(wrong[:3])})")
+            raise BundleError(f"{self.path}: is not the graph its manifest describes ({', '.join(wrong[:3])})")
 
 
 class Binding:
     """Inputs and outputs bound for one caller: a past is bound again only where it has moved."""
 
-    def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture) -> None:
+    def __init__(self, binding: onnxruntime.IOBinding, architecture: Architecture, path: Path) -> None:
         self._io: onnxruntime.IOBinding | None = binding
+        self._path, self._tensors = path, outputs_of(architecture)
         self._groups = architecture.kv_groups
         self._nothing = [no_rows(architecture, group) for group in range(len(self._groups))]
         self._planes = tuple(architecture.kv_planes)
-        self._outputs = [tensor.name for tensor in outputs_of(architecture)]
         self._bound: list[list[NDArray[Any] | None]] = [[None] * len(self._groups) for _ in range(architecture.pasts)]
         self._fed: dict[str, NDArray[Any]] = {}
         self._many_before = False
-        self._giving_back = onnxruntime.RunOptions()
+        self.step_seconds = STEP_SECONDS
+        self._plain, self._giving_back = onnxruntime.RunOptions(), onnxruntime.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(
-        self, session: onnxruntime.InferenceSession, feeds: dict[str, NDArray[Any]], pasts: list[list[Planes]]
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: dict[str, NDArray[Any]],
+        pasts: list[list[Planes]],
+        asked: int | None,
+        depths: int,
     ) -> list[Any]:
-        """Run with `pasts`, planes [layers, 1, KV, P, width] by KV group, as the first and nothing as the others."""
+        """Run with `pasts`, planes [layers, 1, KV, P, width] by KV group, as the first and nothing as the others.
+
+        Args:
+            asked: rows of logits that come back; None where the gates decide.
+            depths: that the loop may run at most.
+
+        Raises:
+            RRTEdgeError: onnxruntime failed, or took longer than a step may.
+            BundleError: an output has another shape than the graph of a bundle gives.
+        """
         empty: list[list[Planes]] = [[*self._nothing]] * (len(self._bound) - len(pasts))
         for index, groups in enumerate([*pasts, *empty]):
             for group, planes in enumerate(groups):
@@ -266,15 +285,40 @@ class Binding:
             if self._fed.get(name) is not array:
                 self.binding.bind_cpu_input(name, array)
                 self._fed[name] = array
-        for name in self._outputs:
-            self.binding.bind_output(name)
+        for tensor in self._tensors:
+            self.binding.bind_output(tensor.name)
         try:
             many = feeds["row_depth"].size >= MANY_ROWS
             done_with_many, self._many_before = self._many_before and not many, many
-            session.run_with_iobinding(self.binding, self._giving_back if done_with_many else None)
+            options = self._giving_back if done_with_many else self._plain
+            call = partial(session.run_with_iobinding, self.binding)
+            ended_well = DEADLINES.run(call, options, self.step_seconds)
         except Exception as error:  # onnxruntime raises several unrelated types
             raise RRTEdgeError(f"onnxruntime failed while running the model: {first_line(error)}") from error
-        return list(self.binding.copy_outputs_to_cpu())
+        if not ended_well:
+            raise RRTEdgeError(f"{self._path}: a step took longer than {self.step_seconds:g} s and was ended")
+        outputs: list[NDArray[Any]] = self.binding.copy_outputs_to_cpu()
+        self._check_shapes(outputs, feeds, asked, depths)
+        return outputs
+
+    def _check_shapes(
+        self, outputs: Sequence[NDArray[Any]], feeds: dict[str, NDArray[Any]], asked: int | None, depths: int
+    ) -> None:
+        """A graph may declare one shape and give another; what comes next relies on them."""
+        rows = feeds["input_ids"].shape[1] + feeds["hidden"].shape[1]
+        ran = min(max(outputs[GATE].shape[0], 1), depths) if outputs[GATE].ndim else 1
+        sizes = {"batch": 1, "rows": rows, "key_rows": feeds["row_depth"].shape[1], "depths": ran}
+        if asked is None:
+            gate = outputs[GATE].ravel()
+            asked = int((gate >= feeds["row_threshold"]).sum()) if len(gate) == rows else -1
+        sizes["asked"] = asked
+        for tensor, output in zip(self._tensors, outputs, strict=True):
+            shape = tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
+            if output.shape != shape:
+                raise BundleError(
+                    f"{self._path}: gives {tensor.name} the shape {list(output.shape)} where a bundle's graph gives "
+                    f"{list(shape)}; export the bundle again"
+                )
 
     def close(self) -> None:
         """Let go of all that is bound, and of the session with it."""

@@ -1,0 +1,134 @@
+"""Graphs that somebody hostile made: other shapes than they declare, and loops without an end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rrt_edge.runtime import BundleError, Model, RRTEdgeError
+from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.check import check, try_token
+from rrt_edge.runtime.running.opening import open_on
+from rrt_edge.runtime.system.deadlines import DEADLINES
+from rrt_edge.runtime.system.files import sha256
+from tests.conftest import PREBUILT
+from tests.manifests import edit_manifest
+
+onnx = pytest.importorskip("onnx")
+OUTPUTS = ("logits", "hidden_out", "gate", "exit_depth", "new_key", "new_value")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PREBUILT, tmp_path / "bundle"))
+
+
+def with_graph(bundle: Path, change: Callable[[Any], None]) -> None:
+    """Let `change` work on the graph, and the manifest say the hash of what it makes."""
+    path = bundle / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    change(model.graph)
+    onnx.save(model, path)
+    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    edit_manifest(bundle, lambda fields: fields["files"]["model.onnx"].update(entry))
+
+
+def renamed(graph: Any, name: str) -> None:
+    """Call what makes an output otherwise; its declared shape goes, for onnxruntime compares that."""
+    for node in graph.node:
+        for index, output in enumerate(node.output):
+            if output == name:
+                node.output[index] = f"{name}.inner"
+        for index, entering in enumerate(node.input):
+            if entering == name:
+                node.input[index] = f"{name}.inner"
+
+
+def doubled(name: str, axis: int) -> Callable[[Any], None]:
+    def change(graph: Any) -> None:
+        renamed(graph, name)
+        graph.node.append(onnx.helper.make_node("Concat", [f"{name}.inner"] * 2, [name], axis=axis))
+        for output in graph.output:
+            if output.name == name:
+                output.type.tensor_type.ClearField("shape")
+
+    return change
+
+
+def endless(graph: Any) -> None:
+    """Before anything else comes a loop of 2^60 turns, whose result is no part of the rest."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["going_on"]),
+            helper.make_node("Mul", ["value", "value"], ["value_out"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", kinds.INT64, []),
+            helper.make_tensor_value_info("going", kinds.BOOL, []),
+            helper.make_tensor_value_info("value", kinds.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("going_on", kinds.BOOL, []),
+            helper.make_tensor_value_info("value_out", kinds.INT64, []),
+        ],
+    )
+    graph.initializer.append(helper.make_tensor("turns", kinds.INT64, [], [1 << 60]))
+    for node in graph.node:
+        for index, entering in enumerate(node.input):
+            if entering == "last":
+                node.input[index] = "last.late"
+    graph.node.insert(0, helper.make_node("Loop", ["turns", "", "first"], ["looped"], body=body))
+    graph.node.insert(1, helper.make_node("Sub", ["looped", "first"], ["nothing"]))
+    graph.node.insert(2, helper.make_node("Add", ["last", "nothing"], ["last.late"]))
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_of_another_shape_is_refused(copied: Path, name: str, axis: int) -> None:
+    with_graph(copied, doubled(name, axis))
+    report = check(copied)
+    assert not report.ok and report.problem is not None and f"gives {name} the shape" in report.problem
+    with Model.load(copied, device="cpu") as model, pytest.raises(BundleError, match=f"gives {name} the shape"):
+        model.generate([3, 4, 5])
+
+
+def test_a_graph_that_never_ends_is_ended(copied: Path) -> None:
+    with_graph(copied, endless)
+    runner, _ = open_on("cpu", copied, Manifest.read(copied), 1)
+    with pytest.raises(RRTEdgeError, match=r"model\.onnx: a step took longer than 0\.5 s and was ended"):
+        try_token(runner, seconds=0.5)
+    runner.close()
+
+
+def test_runs_that_end_in_time_are_not_touched(copied: Path) -> None:
+    runner, _ = open_on("cpu", copied, Manifest.read(copied), 1)
+    for _ in range(3):
+        try_token(runner, seconds=30)
+    runner.close()
+
+
+def test_what_a_call_raises_goes_on_and_its_deadline_is_forgotten() -> None:
+    class Options:
+        terminate = False
+
+    def fail(_: Any) -> None:
+        raise ValueError("own")
+
+    options: Any = Options()
+    with pytest.raises(ValueError, match="own"):
+        DEADLINES.run(fail, options, 1)
+    assert DEADLINES.run(lambda _: None, options, -1) and not options.terminate
+
+    def wait(options: Any) -> None:
+        while not options.terminate:
+            np.zeros(1)
+        raise RuntimeError("terminated")
+
+    assert not DEADLINES.run(wait, options, 0) and not options.terminate

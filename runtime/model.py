@@ -44,6 +44,7 @@ class Model(Loaded):
         weight_cache: Path | str | None = None,
         device: str | None = None,
         kv_budget_bytes: int | None = None,
+        mmap: bool = True,
     ) -> Model:
         """Load a bundle folder, checking sizes and hashes of its files.
 
@@ -59,6 +60,9 @@ class Model(Loaded):
                 a short trial, which is made once for each machine and bundle and logged. By default what the
                 environment variable RRT_EDGE_DEVICE says, else `auto`.
             kv_budget_bytes: what the keys and values of all conversations may take; by default what there is.
+            mmap: map the weights from their file, which is fast and shares memory with other processes. A mapped file
+                that is cut ends the process (SIGBUS), and one that is overwritten in place changes the model. False
+                reads them into memory; for the CPU.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
@@ -67,7 +71,7 @@ class Model(Loaded):
                 be written.
         """
         cache = None if weight_cache is None else Path(weight_cache)
-        options = LoadOptions(context, threads, cache, device, kv_budget_bytes)
+        options = LoadOptions(context, threads, cache, device, kv_budget_bytes, mmap)
         folder, started = find_bundle(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length

@@ -28,6 +28,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 GATE = [tensor.name for tensor in OUTPUTS].index("gate")
 MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
+WEIGHTS = "model.onnx.data"  # as the graph names their file
 STEP_SECONDS = 600.0  # that a call may take: no step of a model that can be used does
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
@@ -54,12 +55,14 @@ class Graph:
         threads: int | None,
         context: int = 1,
         budget: KVBudget | None = None,
+        mmap: bool = True,
     ) -> None:
         """
         Args:
             rule: the one the checkpoint was trained for.
             context: tokens a conversation may hold: it decides which frequencies rotate (LongRoPE).
             budget: what keys and values of all conversations may take.
+            mmap: map the weights; else they are read.
         """
         self.architecture, self.budget = architecture, budget or KVBudget()
         self.path = bundle / "model.onnx"
@@ -70,6 +73,10 @@ class Graph:
         self.propagates = rule.projects
         options = session_options(threads)
         try:
+            if not mmap:
+                weights = bundle / WEIGHTS
+                content = weights.read_bytes()
+                options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
                 str(self.path), options, providers=[CPU]
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE
 from rrt_edge.runtime.system.options import check_options, option
 
@@ -55,5 +56,17 @@ class LoadOptions:
         metavar="MIB", unset="what there is",
     )  # fmt: skip
 
+    mmap: bool = option(
+        True,
+        "Map the weights from their file; --no-mmap reads them, for files that others may cut or overwrite meanwhile. "
+        "For the CPU.",
+    )
+
     def __post_init__(self) -> None:
+        """
+        Raises:
+            BadInputError: a value is not allowed, or does not go with another; names the option.
+        """
         check_options(self)
+        if self.weight_cache is not None and not self.mmap:
+            raise BadInputError("no-mmap: does not go with weight-cache, which is there to be mapped")

@@ -33,7 +33,7 @@ def open_runner(
     """
     Args:
         context: tokens a conversation may hold.
-        options: the threads and the KV budget are taken from them.
+        options: threads, KV budget and how weights are read are taken from them.
         graph_folder: where the CPU's graph is, if not in the bundle (`packed_graph`).
 
     Raises:
@@ -44,7 +44,7 @@ def open_runner(
     budget, threads = KVBudget(options.kv_budget_bytes), options.threads
     if device == "cpu":
         folder = graph_folder or bundle
-        return Graph(folder, manifest.architecture, manifest.rule, threads, context, budget)
+        return Graph(folder, manifest.architecture, manifest.rule, threads, context, budget, options.mmap)
     opened = OpenDevice(device)
     reason = why_cpu_only(bundle, manifest.architecture, manifest.rule)
     if reason is not None:

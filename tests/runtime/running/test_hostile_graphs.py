@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rrt_edge.runtime import BundleError, Model, RRTEdgeError
+from rrt_edge.runtime import BadInputError, BundleError, Model, RRTEdgeError
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.check import check, try_token
 from rrt_edge.runtime.running.opening import open_on
@@ -132,3 +133,18 @@ def test_what_a_call_raises_goes_on_and_its_deadline_is_forgotten() -> None:
         raise RuntimeError("terminated")
 
     assert not DEADLINES.run(wait, options, 0) and not options.terminate
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_mapped_or_read_and_the_tokens_are_the_same(copied: Path) -> None:
+    def is_mapped() -> bool:
+        return str(copied / "model.onnx.data") in Path("/proc/self/maps").read_text()
+
+    with Model.load(copied, device="cpu", mmap=False) as model:
+        assert not is_mapped()
+        tokens = model.generate([3, 4, 5]).tokens
+    with Model.load(copied, device="cpu") as model:
+        assert is_mapped()
+        assert model.generate([3, 4, 5]).tokens == tokens
+    with pytest.raises(BadInputError, match="no-mmap: does not go with weight-cache"):
+        Model.load(copied, device="cpu", mmap=False, weight_cache=copied / "cache")

@@ -21,7 +21,7 @@ from rrt_edge.runtime.decoding.prefixes import Held, take_over
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.sequence import SequenceState
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, from_outside, in_words
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, from_outside, in_words, let_go
 from rrt_edge.runtime.loaded import Loaded, Prompt
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
@@ -64,6 +64,7 @@ class Request:
     def fail(self, error: BaseException) -> None:
         """End it with an error of its own."""
         self.error, self.finish_reason = as_ours(error), "error"
+        let_go(error)
 
     @property
     def text(self) -> str:
@@ -300,7 +301,16 @@ class Engine:
             raise interruption
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures and len(failures) == len(outcomes):
-            raise as_ours(failures[0])
+            error = as_ours(failures[0])
+            del (
+                served,
+                parts,
+                request,
+                outcome,
+                outcomes,
+                failures,
+            )  # the error lives on, and this call's locals with it
+            raise error
         return tokens
 
     def _parts(self, chosen: Sequence[Request]) -> tuple[list[Request], list[Part[Any]]]:

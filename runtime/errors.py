@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 
 MOST_WORDS = 300  # characters of another library's error that ours repeat
 
@@ -45,6 +46,15 @@ def as_ours(error: BaseException) -> RRTEdgeError:
     ours = RRTEdgeError(f"the request failed ({in_words(error)})")
     ours.__cause__ = error
     return ours
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear the locals of the calls that an error ended, which would live as long as it: keys and values among them."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def from_outside(error: BaseException) -> bool:

@@ -301,16 +301,9 @@ class Engine:
             raise interruption
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures and len(failures) == len(outcomes):
-            error = as_ours(failures[0])
-            del (
-                served,
-                parts,
-                request,
-                outcome,
-                outcomes,
-                failures,
-            )  # the error lives on, and this call's locals with it
-            raise error
+            failure = as_ours(failures[0])
+            del served, parts, request, outcome, outcomes, failures  # with the error this call's locals live on
+            raise failure
         return tokens
 
     def _parts(self, chosen: Sequence[Request]) -> tuple[list[Request], list[Part[Any]]]:

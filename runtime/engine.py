@@ -337,9 +337,9 @@ class Engine:
         outcomes: list[PartDone | BaseException] = []
         for part, length in zip(parts, lengths, strict=True):
             del part.cache.positions[part.depth - 1][length:]  # rows that came before the failure come again
-            held, room = part.cache.room(part.depth)
+            rows, room = part.cache.room(part.depth)
             try:
-                outcomes += [failure] if held > room else self.model.runner.step(self._binding, [part])
+                outcomes += [failure] if rows > room else self.model.runner.step(self._binding, [part])
             except BaseException as error:
                 if from_outside(error):
                     raise

@@ -36,8 +36,8 @@ def table_bytes(archive: Path) -> int:
     if at < 0 or len(tail) < at + 22:
         return 0  # `zipfile` finds no end either
     if at >= 20 and tail[at - 20 : at - 16] == _LOCATOR:  # of an archive of more than 4 GB
-        found = at >= 76 and tail[at - 76 : at - 72] == _END_64
-        return int(struct.unpack_from("<Q", tail, at - 36)[0]) if found else 1 << 62
+        is_there = at >= 76 and tail[at - 76 : at - 72] == _END_64
+        return int(struct.unpack_from("<Q", tail, at - 36)[0]) if is_there else 1 << 62
     return int(struct.unpack_from("<L", tail, at + 12)[0])
 
 

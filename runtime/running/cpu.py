@@ -157,8 +157,10 @@ class Graph:
         }
         pasts = [self._buffers(cache, depth) for depth in depths]
         # logits [R, V], hidden [1, S, H], gate [depths, 1, S], planes [depths, 1, layers, KV, N, width]
-        asked = len(feeds["logit_rows"])
-        logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts, asked, call.last - call.first + 1)
+        logit_count = len(feeds["logit_rows"])
+        logits, hidden, gate, _, *planes = binding.run(
+            self.session, feeds, pasts, logit_count, call.last - call.first + 1
+        )
         ran = len(gate)  # depths that the graph's loop went through
         for index in range(ran):
             depth, new = call.first + index, [plane[index, 0] for plane in planes]
@@ -271,13 +273,13 @@ class Binding:
         session: onnxruntime.InferenceSession,
         feeds: dict[str, NDArray[Any]],
         pasts: list[list[Planes]],
-        asked: int | None,
+        logit_count: int | None,
         depths: int,
     ) -> list[Any]:
         """Run with `pasts`, planes [layers, 1, KV, P, width] by KV group, as the first and nothing as the others.
 
         Args:
-            asked: rows of logits that come back; None where the gates decide.
+            logit_count: rows of logits that come back; None where the gates decide.
             depths: that the loop may run at most.
 
         Raises:
@@ -305,20 +307,20 @@ class Binding:
         if not ended_well:
             raise RRTEdgeError(f"{self._path}: a step took longer than {self.step_seconds:g} s and was ended")
         outputs: list[NDArray[Any]] = self.binding.copy_outputs_to_cpu()
-        self._check_shapes(outputs, feeds, asked, depths)
+        self._check_shapes(outputs, feeds, logit_count, depths)
         return outputs
 
     def _check_shapes(
-        self, outputs: Sequence[NDArray[Any]], feeds: dict[str, NDArray[Any]], asked: int | None, depths: int
+        self, outputs: Sequence[NDArray[Any]], feeds: dict[str, NDArray[Any]], logit_count: int | None, depths: int
     ) -> None:
         """A graph may declare one shape and give another; what comes next relies on them."""
         rows = feeds["input_ids"].shape[1] + feeds["hidden"].shape[1]
         ran = min(max(outputs[GATE].shape[0], 1), depths) if outputs[GATE].ndim else 1
         sizes = {"batch": 1, "rows": rows, "key_rows": feeds["row_depth"].shape[1], "depths": ran}
-        if asked is None:
+        if logit_count is None:
             gate = outputs[GATE].ravel()
-            asked = int((gate >= feeds["row_threshold"]).sum()) if len(gate) == rows else -1
-        sizes["asked"] = asked
+            logit_count = int((gate >= feeds["row_threshold"]).sum()) if len(gate) == rows else -1
+        sizes["asked"] = logit_count
         for tensor, output in zip(self._tensors, outputs, strict=True):
             shape = tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
             if output.shape != shape:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rrt_edge.runtime import BadInputError, Model, Sampling
+from rrt_edge.runtime import BadInputError, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.session_file import _digest
 from tests.runtime.replies import PROMPT
 
@@ -26,8 +26,10 @@ def saved(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conversation in which rows wait."""
     path = tmp_path_factory.mktemp("session") / "talk.safetensors"
     session = model.session()
-    session.generate(PROMPT, Sampling(max_tokens=20), "threshold=0.5")
+    session.generate(PROMPT, Sampling(max_tokens=20), ExitPolicy(trace=(3,) * 12 + (2,) * 4 + (1,) * 4))
     session.save(path)
+    arrays = load_file(path)
+    assert len(arrays["waiting.1"]) and len(arrays["waiting.2"])
     return path
 
 
@@ -69,7 +71,7 @@ FORGED: dict[str, Callable[[Arrays, dict[str, Any]], object]] = {
     "keys that are no numbers": put("key.1.0", lambda plane: np.full_like(plane, np.nan)),
     "values without bound": put("value.2.0", lambda plane: np.full_like(plane, np.inf)),
     "fewer waiting rows": put("waiting.1", lambda states: states[1:]),
-    "more waiting rows": put("waiting.2", lambda states: np.concatenate([states, states[:1], np.ones((1, 72), "f4")])),
+    "more waiting rows": put("waiting.2", lambda states: np.concatenate([states, states[:1]])),
     "waiting rows that are no numbers": put("waiting.1", lambda states: np.full_like(states, np.nan)),
     "an array too many": put("more", np.zeros(1)),
     "a prompt that ends behind the text": say(prompt_end=10**6),

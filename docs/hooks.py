@@ -21,6 +21,7 @@ PAGES = {  # file of the repository: page of the site
     "samples/pydoc/README.md": "project/demo.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
 }
 PACKAGES = ("rrt_edge", "rrt_edge.runtime", "rrt_edge.exporters")
 EXAMPLE = re.compile(r"Example: (.+?)((?:, then .+)?)")  # of a command, and what to do behind it

@@ -77,7 +77,6 @@ def fitted(source: Path, texts: list[Tensor]) -> LlamaForCausalLM:
     return ours
 
 
-@pytest.mark.slow
 def test_adapters_are_those_that_lose_least_of_the_output(source: Path, data: Path, tmp_path: Path) -> None:
     report = rrt_edge.convert(source, tmp_path / "out", loops=LOOPS, rank=RANK, data=data)
     texts = token_ids(source, data)
@@ -99,7 +98,6 @@ def test_adapters_are_those_that_lose_least_of_the_output(source: Path, data: Pa
     assert row.worst >= row.error > 0 and row.worst >= 0.8 * share
 
 
-@pytest.mark.slow
 def test_it_starts_nearer_to_the_source_than_the_svd_of_the_weights(source: Path, data: Path, tmp_path: Path) -> None:
     texts = token_ids(source, data)
     theirs = LlamaForCausalLM.from_pretrained(source)
@@ -117,7 +115,6 @@ def test_it_starts_nearer_to_the_source_than_the_svd_of_the_weights(source: Path
     assert distance(tmp_path / "data") < 0.8 * distance(tmp_path / "svd")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_full_rank_is_the_source_in_every_family(case: str, data: Path, tmp_path: Path) -> None:
     theirs = random_model(case)

@@ -42,6 +42,7 @@ class Block:
         """
         self.config, self.family = model.config, family_of(model.config.text_config)
         self._checkpoint, self._model, self._dtype = checkpoint, model, dtype
+        self._shapes = source_shapes(self.family, self.config.text_config)
 
     def around(self) -> Iterator[Piece]:
         """Yield what is not of the block: embedding, final norm, LM head and an untrained exit gate."""
@@ -173,13 +174,12 @@ class Block:
 
     def _source_layer(self, slot: int) -> dict[str, Tensor]:
         """The tensors of a layer of the source by their names in it."""
-        shapes = source_shapes(self.family, self.config.text_config)
-        return {name: self._source(slot, name, shape) for name, shape in shapes.items()}
+        return {name: self._source(slot, name, shape) for name, shape in self._shapes.items()}
 
     def _unadapted_layer(self, k: int, loop: int) -> dict[str, Tensor]:
         """The tensors of block layer `k` at one depth, without its adapters, by their names in the source's layer."""
         tensors = {}
-        for name, shape in source_shapes(self.family, self.config.text_config).items():
+        for name, shape in self._shapes.items():
             path, _, leaf = name.rpartition(".")
             module = self._model.model.block[k].get_submodule(path)
             if isinstance(module, DepthLoRALinear) and leaf == "weight":

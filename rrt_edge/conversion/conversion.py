@@ -195,11 +195,12 @@ def _texts(checkpoint: Checkpoint, options: ConvertOptions) -> list[list[int]]:
     except (OSError, ValueError) as error:
         raise BadInputError(f"{checkpoint.folder}: --data needs the model's tokenizer, which is not there") from error
     texts: list[list[int]] = []
+    room = options.data_tokens
     for example in tokenized(read_records(options.data), tokenizer, TEXT_TOKENS):
-        ids = example["input_ids"][: options.data_tokens - sum(map(len, texts))]
-        if ids:
+        if ids := example["input_ids"][:room]:
             texts.append(ids)
-        elif texts:
+            room -= len(ids)
+        if not room:
             break
     if not texts:
         raise BadInputError(f"{options.data}: the data file is empty")

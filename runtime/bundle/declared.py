@@ -49,7 +49,7 @@ def check_declared(bundle: Path, manifest: Manifest) -> None:
         return
     try:
         expected = parse_json(stated)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BundleError(f"{path}: what it says of itself is not valid JSON; export the bundle again") from error
     wrong = _difference(expected, json.loads(declaration(manifest)), "")
     if wrong is not None:

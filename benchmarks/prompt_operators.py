@@ -19,7 +19,7 @@ from typing import Any
 import onnxruntime
 
 from rrt_edge.runtime import ExitPolicy, Model
-from rrt_edge.runtime.decoding import decoder
+from rrt_edge.runtime.decoding import prompt_chunks
 from rrt_edge.runtime.decoding.decoder import Decoder
 
 CHUNKS = (64, 128, 256)
@@ -38,7 +38,7 @@ def main() -> None:
     for repeat in range(arguments.repeats + 1):
         for bundle, model in models.items():
             for chunk in CHUNKS:
-                decoder.CHUNK = chunk
+                prompt_chunks.CHUNK = chunk
                 started = time.perf_counter()
                 Decoder(model.runner).prefill(ids, ExitPolicy())
                 if repeat:  # the first is to warm up
@@ -46,7 +46,7 @@ def main() -> None:
     for (bundle, chunk), times in seconds.items():
         print(f"{bundle}, {chunk:3} rows a call: {len(ids) / statistics.median(times):6.1f} tok/s")
     models.clear()
-    decoder.CHUNK = 128
+    prompt_chunks.CHUNK = 128
     for bundle in arguments.bundles:
         print_shares(bundle, profile(bundle, ids, arguments.threads))
 

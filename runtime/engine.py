@@ -32,7 +32,7 @@ Float = NDArray[np.float32]
 KV_BUDGET = 1 << 30  # bytes
 PROMPT_ROWS = 32  # prompt tokens a step takes along: bounds how long running replies wait for a new prompt
 MOST_ENDED = 8  # requests whose keys and values are kept after their end
-PART_ROWS = 64  # rows that wait are caught up in parts of so many
+PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
 
 
 class Request:
@@ -40,13 +40,21 @@ class Request:
     its part of a step failed (`error` says why).
     """
 
-    def __init__(self, number: int, reply: Reply, state: SequenceState[Any], policy: ExitPolicy, kv_bytes: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        reply: Reply,
+        state: SequenceState[Any],
+        policy: ExitPolicy,
+        kv_bytes: int,
+        reproducible: bool = False,
+    ) -> None:
         self.number = number
         self.tokens: list[Token] = []
         self.finish_reason = ""
         self.error: RRTEdgeError | None = None
         self.kv_bytes = kv_bytes
-        self._reply, self._state, self._policy = reply, state, policy
+        self._reply, self._state, self._policy, self._reproducible = reply, state, policy, reproducible
         self._prompt = list(reply.history)
         self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
         self._block_rows = 0
@@ -57,6 +65,7 @@ class Request:
         self._held: tuple[Hidden, Hidden] | None = None
         self._catching_up = False
         self._thresholds = np.zeros(0, np.float32)
+        self._chunk_start, self._chunk_full = 0, False  # of the prompt tokens under way
         self._replying = False
         self._now = policy  # for the token under way
         self._last = 0
@@ -86,7 +95,8 @@ class Request:
     def held(self) -> Held:
         """The tokens that the request has run so far, for other prompts that begin alike."""
         read = len(self._prompt) - 1 - len(self._unread)
-        return Held(self._reply.history, self._state, read, self._policy.depth, moving=self._depth > 0)
+        moving = self._depth > 0
+        return Held(self._reply.history, self._state, read, self._policy.depth, moving, self._reproducible)
 
     def begin(self, others: Iterable[Held]) -> None:
         """Take over what others have run of its prompt."""
@@ -119,7 +129,7 @@ class Request:
             self._catching_up = False
             self._depth -= 1
             if self._held is None:
-                self._bound_waiting(self._depth + 1)
+                self._bound_waiting(self._depth, 0)
             else:
                 self._deeper(*self._held)
             return None
@@ -131,6 +141,7 @@ class Request:
         self._state.leave(depth, joined(self._exited, done.hidden))
         self._exited = self._state.nothing
         if not self._replying:
+            self._state.chunks.add(self._chunk_start, self._state.length, self._chunk_full, depth)
             return None
         return self._answer(done.logits[-1], depth, float(done.gate[-1]))
 
@@ -143,8 +154,11 @@ class Request:
             self._moving = np.array(self._reply.history[-1:], np.int64)
         else:
             self._now = self._policy
-            self._moving = np.array(self._unread[:prompt_room], np.int64)
-            del self._unread[:prompt_room]
+            chunk = self._state.chunk
+            rows = chunk if self._reproducible else prompt_room
+            self._moving = np.array(self._unread[:rows], np.int64)
+            del self._unread[:rows]
+            self._chunk_start, self._chunk_full = self._state.length, len(self._moving) == chunk
         self._last = self._now.depth or self._state.loops
 
     def _answer(self, logits: Float, depth: int, gate: float) -> Token:
@@ -156,25 +170,32 @@ class Request:
             self._bound_waiting(depth)
         return token
 
-    def _bound_waiting(self, depth: int) -> None:
-        """Catch up the rows that wait after a depth where they are many."""
+    def _bound_waiting(self, depth: int, most: int = MOST_WAITING) -> None:
+        """Catch up all rows that wait after a depth where they are more than `most`, then those after the next."""
         self._depth = 0
-        if depth < self._state.loops and len(self._state.waiting[depth - 1]) > MOST_WAITING:
+        if most == 0 and depth < self._state.loops and not len(self._state.waiting[depth - 1]):
+            depth, most = depth + 1, MOST_WAITING
+        if depth < self._state.loops and len(self._state.waiting[depth - 1]) > most:
             self._catch_up(depth, None)
 
     def _deeper(self, exited: Hidden, hidden: Hidden) -> None:
         """The rows [n, H] go to the next depth, with those that wait after this one."""
         waiting = self._state.waiting[self._depth - 1]
-        if len(waiting) + len(exited) + len(hidden) > PART_ROWS and len(waiting):
+        if len(waiting) + len(exited) + len(hidden) > self._part_rows and len(waiting):
             self._catch_up(self._depth, (exited, hidden))
         else:
             self._exited, self._moving = self._state.deeper(self._depth, exited, hidden)
             self._held = None
             self._depth += 1
 
+    @property
+    def _part_rows(self) -> int:
+        """Rows of a part at most; `Decoder` runs as many in a call."""
+        return self._state.chunk if self._reproducible else PART_ROWS
+
     def _catch_up(self, depth: int, going_on: tuple[Hidden, Hidden] | None) -> None:
         """Rows that wait after a depth go first."""
-        self._exited, self._moving = self._state.overdue(depth, PART_ROWS)
+        self._exited, self._moving = self._state.overdue(depth, self._part_rows)
         self._held = going_on
         self._catching_up = True
         self._depth = depth + 1
@@ -184,7 +205,7 @@ class Engine:
     """Runs requests together. Not for use by two threads at once.
 
     `lossless` requests run at full depth here, whose tokens are the same: drafts spend rows to save latency, and a
-    batch has rows enough.
+    batch has rows enough. A reproducible model's requests take turns within a step.
     """
 
     def __init__(
@@ -245,7 +266,8 @@ class Engine:
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
         reply = model.reply(ids, sampling, policy)
-        return Request(next(self._numbers), reply, SequenceState(runner, self.kv_rule), policy, kv_bytes)
+        state = SequenceState(runner, self.kv_rule)
+        return Request(next(self._numbers), reply, state, policy, kv_bytes, model.reproducible)
 
     def cancel(self, request: Request) -> None:
         """End a request; it gets no further token."""
@@ -273,8 +295,9 @@ class Engine:
         if not served:
             return []
         served, parts = self._parts(served)
+        groups = [[part] for part in parts] if self.model.reproducible else [parts]
         try:
-            outcomes = self._run_parts(parts)
+            outcomes = [outcome for group in groups for outcome in self._run_parts(group)]
         except BaseException:
             for request in served:
                 self.cancel(request)

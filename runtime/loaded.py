@@ -38,12 +38,14 @@ class Loaded:
         template: ChatTemplate | None,
         context: int,
         device: str = "cpu",
+        reproducible: bool = False,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.template = template
         self.context = context  # tokens a conversation may hold
         self.device = device  # what it runs on
+        self.reproducible = reproducible  # a reply depends on its prompt and options alone, to the last bit
         self.draft_length = DraftLength(manifest.architecture.loops)
         self._runner: AnyRunner | None = runner
 

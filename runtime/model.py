@@ -45,6 +45,7 @@ class Model(Loaded):
         device: str | None = None,
         kv_budget_bytes: int | None = None,
         mmap: bool = True,
+        reproducible: bool = False,
     ) -> Model:
         """Load a bundle folder, checking sizes and hashes of its files.
 
@@ -63,6 +64,13 @@ class Model(Loaded):
             mmap: map the weights from their file, which is fast and shares memory with other processes. A mapped file
                 that is cut ends the process (SIGBUS), and one that is overwritten in place changes the model. False
                 reads them into memory; for the CPU.
+            reproducible: a reply depends on its prompt, sampling, exit policy and KV rule alone, to the last bit: not
+                on other requests, on what a conversation or the engine ran before, or on drafts. By default rows are
+                computed together where that is faster, which changes the logits of quantised weights slightly
+                (docs/engine.md). Requests of an engine do not share the work then, `lossless` runs at full depth,
+                prompts are not lazy, and a conversation runs the replies it held again as part of the next prompt.
+                For the CPU, the same number of threads and the same onnxruntime; not for exit policies that follow
+                the clock.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
@@ -71,7 +79,7 @@ class Model(Loaded):
                 be written.
         """
         cache = None if weight_cache is None else Path(weight_cache)
-        options = LoadOptions(context, threads, cache, device, kv_budget_bytes, mmap)
+        options = LoadOptions(context, threads, cache, device, kv_budget_bytes, mmap, reproducible)
         folder, started = find_bundle(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length
@@ -80,18 +88,21 @@ class Model(Loaded):
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         device = device or os.environ.get(VARIABLE) or "auto"
         graph_folder = None
+        for name, is_for_cpu in (("weight-cache", cache is not None), ("reproducible", reproducible)):
+            if is_for_cpu:
+                if device not in ("auto", "cpu"):
+                    raise BadInputError(f"{name}: is for the CPU, not for {device}")
+                device = "cpu"
         if cache is None:
             manifest.check_hashes(folder)
         else:
-            if device not in ("auto", "cpu"):
-                raise BadInputError(f"weight-cache: is for the CPU, not for {device}")
-            device = "cpu"
             manifest.check_hashes(folder, but=GRAPH_FILES)  # the cache's are read in their place
             graph_folder = packed_graph(folder, manifest, cache)
         tokenizer = read_tokenizer(folder)
         check_tokenizer(folder, manifest, tokenizer)
         runner, device = open_on(device, folder, manifest, context, options, graph_folder)
-        model = cls(manifest, runner, tokenizer, ChatTemplate.from_folder(folder), context, device)
+        template = ChatTemplate.from_folder(folder)
+        model = cls(manifest, runner, tokenizer, template, context, device, reproducible)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 
@@ -105,7 +116,7 @@ class Model(Loaded):
                 the bundle has a calibrated threshold.
         """
         lazy = self.manifest.gate.threshold is not None if lazy_prompt is None else lazy_prompt
-        return Session(self, self.kv_rule(kv_rule), lazy)
+        return Session(self, self.kv_rule(kv_rule), lazy and not self.reproducible)
 
     def load_session(self, path: Path | str) -> Session:
         """The conversation that `Session.save` kept: it goes on without running its tokens again.

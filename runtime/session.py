@@ -190,7 +190,7 @@ class Session:
         self._end_other()
         self.decoder.cancelled = False
         decoder, first = self.decoder, len(text) - count
-        self._reuse(text[: first + 1])
+        self._reuse(text[: first + 1], policy)
         self._ids = []  # until all is fed
         decoder.prefill(text[decoder.length : first], policy)
         yield from decoder.forced(text[first:], policy)
@@ -233,7 +233,7 @@ class Session:
         rows_before = decoder.block_rows
         self.finish_reason, self._stats = "", lambda: reply.stats(decoder.block_rows - rows_before)
         try:
-            self._reuse(ids)
+            self._reuse(ids, policy)
             self._reply = reply
             log.debug("prompt of %d tokens, %d of them held", len(ids), decoder.length)
             decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
@@ -258,7 +258,7 @@ class Session:
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
         sampler = reply.sampler
-        if policy.lossless and self.model.loops > 1:
+        if policy.lossless and self.model.loops > 1 and not self.model.reproducible:
             manifest = self.model.manifest
             lossless = Lossless(self.decoder, self.model.draft_length, manifest.eos_token_ids, manifest.gate.trained)
             while True:
@@ -281,6 +281,10 @@ class Session:
         self.decoder.rewind(0)
         self.decoder.prefill(reply.history[reply.dropped : -1], policy)
 
-    def _reuse(self, ids: list[int]) -> None:
-        """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew."""
-        self.decoder.rewind(common_prefix(self._ids, ids[:-1]))
+    def _reuse(self, ids: list[int], policy: ExitPolicy) -> None:
+        """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew.
+
+        A reproducible model keeps those only that it would run again in the same calls.
+        """
+        shared = common_prefix(self._ids, ids[:-1])
+        self.decoder.rewind(self.decoder.state.repeatable(shared, policy.depth) if self.model.reproducible else shared)

@@ -18,8 +18,6 @@ from rrt_edge.runtime.running.runner import NEVER, BindingT, CacheT, Call, Pass,
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
-CHUNK = 128  # rows a call at most: what it computes with takes as much memory as several layers
-SCORES_BYTES = 32 << 20  # attention scores of a layer: over a long past a call takes fewer rows
 MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the gap before the token that catches them up
 
 
@@ -65,8 +63,7 @@ class Decoder(Generic[CacheT, BindingT]):
     @property
     def chunk(self) -> int:
         """Rows that the next call may take: what bounds the memory of attention scores over so long a past."""
-        row_bytes = self.runner.architecture.attention_heads * (self.length + CHUNK) * 4
-        return max(1, min(CHUNK, SCORES_BYTES // row_bytes))
+        return self.state.chunk
 
     def rewind(self, length: int) -> None:
         """Forget the tokens at `length` and behind (`SequenceState.rewind`)."""
@@ -80,11 +77,13 @@ class Decoder(Generic[CacheT, BindingT]):
         last = 1 if lazy and self.state.rule.exact else policy.depth or self.loops
         start = 0
         while start < len(ids):
-            stop = start + self.chunk
+            chunk, length = self.chunk, self.length
+            rows = np.asarray(ids[start : start + chunk], np.int64)
             self._check_cancelled()
             with self._whole_or_nothing():
-                self._run_down(np.asarray(ids[start:stop], np.int64), 1, last, NEVER, 0)
-            start = stop
+                self._run_down(rows, 1, last, NEVER, 0)
+            self.state.chunks.add(length, self.length, len(rows) == chunk, last)
+            start += chunk
         self.prompt_end = self.length
 
     def step(self, token: int, policy: ExitPolicy) -> Step:
@@ -138,14 +137,14 @@ class Decoder(Generic[CacheT, BindingT]):
 
     def _run_down(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        new, exited = len(rows), self.state.nothing
+        exited = self.state.nothing
         while True:
             stop = self._next_waiting(first, last)
             done = self._run(rows, first, stop, threshold, logit_count, exited)
             if done.last == last or float(done.gate[-1]) >= threshold:
                 self.state.leave(done.last, joined(exited, done.hidden))
                 return done
-            self._catch_up(done.last, self.chunk - new)
+            self._catch_up(done.last, self.chunk - len(exited) - len(done.hidden))
             exited, rows = self.state.deeper(done.last, exited, done.hidden)
             first = done.last + 1
 

@@ -21,6 +21,7 @@ class Held:
     prompt: int
     depth: int | None
     moving: bool  # some rows are on their way between depths
+    reproducible: bool = False  # only rows that were run in the calls that the new prompt would be run in
 
     def usable(self, prompt: Sequence[int], depth: int | None) -> int:
         """Return how many tokens of a new prompt need not be run again; its last token always is."""
@@ -29,6 +30,8 @@ class Held:
             shared = min(shared, self.state.cache.lengths[-1])
         if not self.state.rule.exact:  # what a reply's tokens left behind depends on where they left
             shared = min(shared, self.prompt) if self.depth == depth else 0
+        if self.reproducible:
+            shared = self.state.repeatable(shared, depth)
         return shared if shared >= LEAST and self.state.cache.reaches(shared) else 0
 
 

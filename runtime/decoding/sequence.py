@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic
 
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
+from rrt_edge.runtime.decoding.prompt_chunks import PromptChunks, chunk_rows
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import CacheT, Runner
 
@@ -62,6 +63,21 @@ class SequenceState(Generic[CacheT]):
         self.nothing = runner.no_rows
         self.cache: CacheT = runner.new_cache()
         self.waiting = [WaitingRows(self.nothing) for _ in range(1, self.loops)]
+        self.chunks = PromptChunks()
+        self._heads = runner.architecture.attention_heads
+
+    @property
+    def chunk(self) -> int:
+        """Rows that the next call may take."""
+        return chunk_rows(self._heads, self.length)
+
+    def repeatable(self, length: int, depth: int | None) -> int:
+        """How many of the first `length` tokens are held to the bit as a prompt that begins with them would run them.
+
+        Args:
+            depth: the deepest that the prompt runs; None: the last.
+        """
+        return self.chunks.within(length, depth or self.loops) if self.cache.keeps_all else 0
 
     @property
     def length(self) -> int:
@@ -104,6 +120,7 @@ class SequenceState(Generic[CacheT]):
         other.rule, other.loops, other.nothing = self.rule, self.loops, self.nothing
         other.cache = self.cache.fork()
         other.waiting = [rows.fork() for rows in self.waiting]
+        other.chunks, other._heads = self.chunks.fork(), self._heads
         return other
 
     def rewind(self, length: int) -> None:
@@ -114,3 +131,4 @@ class SequenceState(Generic[CacheT]):
             first = len(self.cache.positions[depth])  # position of the first row waiting after this depth
             self.waiting[depth - 1].keep(max(0, length - first))
         self.cache.truncate(length)
+        self.chunks.truncate(length)

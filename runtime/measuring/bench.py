@@ -211,7 +211,7 @@ def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
 
 
 def _prefill(depth: int, stats: Stats) -> tuple[float, int]:
-    from rrt_edge.runtime.decoding.decoder import CHUNK
+    from rrt_edge.runtime.decoding.prompt_chunks import CHUNK
 
     return depth * -(-stats.prompt_tokens // CHUNK) / stats.prompt_tokens, stats.peak_memory_bytes
 

@@ -20,7 +20,8 @@ from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.system.closing import Closing, closed
 
 Planes = Sequence[NDArray[Any]]  # in the order of Architecture.kv_planes
-STEP = 64  # rows a buffer grows by at least: attention costs what is bound, copying what is held
+STEP = 64  # rows a buffer grows by at least: attention costs what is bound, copying what is held. Buffers have a
+# multiple of it: sums over more rows of nothing then have the same bits.
 SHARE = 16  # or this part of what is held, so that long texts are not copied often
 SPARE = 64  # rows kept in front of a window, so that going back over as many loses nothing
 
@@ -158,9 +159,13 @@ class KVCache:
         """Take what `rows` returned, and the positions of all rows of the depth, into an empty cache."""
         window, whole = self._buffers[depth - 1][group].window, []
         for plane in planes:
-            self.budget.take(plane.nbytes)
-            whole.append(plane[:, None].copy())  # of its own, so that its bytes are given back with it
-            self.budget.give_with(whole[-1], plane.nbytes)
+            layers, heads, count, width = plane.shape
+            shape = (layers, 1, heads, -(-count // STEP) * STEP, width)
+            size = math.prod(shape) * plane.dtype.itemsize
+            self.budget.take(size)
+            whole.append(_zeros(shape, plane.dtype))  # of its own, so that its bytes are given back with it
+            whole[-1][:, 0, :, :count] = plane
+            self.budget.give_with(whole[-1], size)
         self._buffers[depth - 1][group] = _Buffer(whole, window, first, len(positions))
         self.positions[depth - 1] = list(positions)
 
@@ -184,6 +189,10 @@ class KVCache:
                 plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
         positions.extend(range(position, position + count))
+
+    @property
+    def keeps_all(self) -> bool:
+        return all(not buffer.first for buffers in self._buffers for buffer in buffers)
 
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""

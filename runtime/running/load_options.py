@@ -61,6 +61,11 @@ class LoadOptions:
         "Map the weights from their file; --no-mmap reads them, for files that others may cut or overwrite meanwhile. "
         "For the CPU.",
     )
+    reproducible: bool = option(
+        False,
+        "A reply depends on its prompt and options alone, to the last bit: requests share no step, and lossless drafts "
+        "nothing. For the CPU.",
+    )
 
     def __post_init__(self) -> None:
         """

@@ -37,6 +37,10 @@ class Cache(Protocol):
     def room(self, depth: int) -> tuple[int, int]:
         """Rows that a depth holds, and rows its buffers are for; where layers hold different rows, the most."""
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no row was dropped so far, as a sliding window does."""
+
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.decoding.decoder import CHUNK
+from rrt_edge.runtime.decoding.prompt_chunks import CHUNK
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.running.hidden import Hidden

@@ -77,6 +77,10 @@ class DeviceCache:
         positions.extend(range(position, position + count))
         self._buffers[depth - 1].used = len(positions)
 
+    @property
+    def keeps_all(self) -> bool:
+        return True
+
     def reaches(self, length: int) -> bool:
         """Return True: a device's cache keeps all rows."""
         return True

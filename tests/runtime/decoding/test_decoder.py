@@ -11,6 +11,7 @@ import pytest
 
 from rrt_edge.runtime import ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding import decoder as decoder_module
+from rrt_edge.runtime.decoding import prompt_chunks
 from rrt_edge.runtime.decoding.decoder import Decoder
 
 
@@ -71,7 +72,7 @@ def test_leaving_early_saves_the_rows_it_says(bundle: Path) -> None:
 
 
 def test_long_waits_are_caught_up_in_chunks(bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "CHUNK", 8)
+    monkeypatch.setattr(prompt_chunks, "CHUNK", 8)
     ids = np.random.default_rng(0).integers(2, 300, 61).tolist()
     with Model.load(bundle) as model:
         decoder = Decoder(model.runner)
@@ -169,8 +170,8 @@ def test_a_lazy_session_gives_the_eager_ones_tokens(bundle: Path) -> None:
 
 def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rows a call where the past is long; the logits stay those of one forward."""
-    monkeypatch.setattr(decoder_module, "SCORES_BYTES", 100 * 6 * 4 * 64)
-    monkeypatch.setattr(decoder_module, "CHUNK", 64)
+    monkeypatch.setattr(prompt_chunks, "SCORES_BYTES", 100 * 6 * 4 * 64)
+    monkeypatch.setattr(prompt_chunks, "CHUNK", 64)
     ids = np.random.default_rng(4).integers(2, 300, 400).tolist()
     with Model.load(bundle) as model:
         decoder, rows = Decoder(model.runner), []

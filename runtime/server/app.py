@@ -13,9 +13,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,6 +27,7 @@ from rrt_edge.runtime.server.answers import Answers
 from rrt_edge.runtime.server.aside import Aside, Trials, in_a_task, to_json
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.connections import Limits
+from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.protocol import (
     ApiError,
@@ -132,10 +130,7 @@ class _Application:
         ]
         if options.page is not None:
             routes.append(Route("/", self._guarded(self.page)))
-        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts))] if options.hosts else []
-        if options.origins:
-            allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-            middleware.append(Middleware(CORSMiddleware, allow_origins=list(options.origins), **allowed))
+        middleware = guards(options.hosts, options.origins)
         handlers: dict[Any, Any] = {HTTPException: _no_such_page, Exception: _failed}
         self.app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=self._lifespan)
 

@@ -67,6 +67,20 @@ def test_unknown_pages_and_methods_are_the_apis_errors(model: Model, path: str) 
         assert wrong.headers["allow"] == "POST"
 
 
+def test_names_and_origins_that_are_kept_out_get_the_apis_error(model: Model) -> None:
+    with serving_here(model, origins=("https://friend.example",)) as served:
+        stranger = served.client.get("/v1/models", headers={"Host": "stranger.example"})
+        nobody = served.client.get("/v1/models", headers={"Host": ""})
+        asked = {"Origin": "https://stranger.example", "Access-Control-Request-Method": "DELETE"}
+        preflight = served.client.options("/v1/completions", headers=asked)
+        for response in (stranger, nobody, preflight):
+            assert response.status_code == 400 and is_api_error(response.json(), "invalid_request_error")
+        assert preflight.headers["vary"].startswith("Origin") and "access-control-allow-origin" not in preflight.headers
+        friend = served.client.options("/v1/completions", headers={**asked, "Origin": "https://friend.example"})
+        assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+        assert served.client.get("/metrics").headers["content-type"].startswith("text/plain")
+
+
 def test_health_tells_of_an_engine_that_stands_still_or_has_ended(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

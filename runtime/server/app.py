@@ -39,7 +39,7 @@ from rrt_edge.runtime.server.protocol import (
     read_json,
 )
 from rrt_edge.runtime.server.worker import Busy, Worker
-from rrt_edge.runtime.system.children import Asking
+from rrt_edge.runtime.system.children import Asking, can_start
 from rrt_edge.runtime.system.options import shown
 
 MOST_GRACE = 86_400  # seconds
@@ -103,8 +103,14 @@ def create_app(model: Model, options: ServerOptions, defaults: Sampling | None =
         defaults: sampling of requests that do not say otherwise.
 
     Raises:
-        BadInputError: an option does not go with the bundle.
+        BadInputError: an option does not go with the bundle, or this program cannot start the processes in which
+            templates and grammars of strangers are bounded.
     """
+    if not can_start():
+        raise BadInputError(
+            "the server works on templates and grammars in processes of its own, which a frozen program, or one that "
+            "embeds Python, cannot start; run it with a Python of its own"
+        )
     model.policy(options.exit_policy)
     return _Application(model, options, defaults or Sampling()).app
 

@@ -10,6 +10,7 @@ import numpy as np
 from rrt_edge.runtime.bundle.declared import check_tokenizer
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
+from rrt_edge.runtime.bundle.tokenizer_trial import try_tokenizer
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu import Binding
 from rrt_edge.runtime.running.opening import open_on
@@ -90,6 +91,7 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:
+        try_tokenizer(folder, manifest.architecture.vocabulary)
         check_tokenizer(folder, manifest, read_tokenizer(folder))
         runner, device = open_on(device, folder, manifest, 1)
     except BundleError as error:

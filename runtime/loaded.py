@@ -18,7 +18,7 @@ from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
-from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError
+from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, from_outside
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.system.closing import still_open
 from rrt_edge.runtime.system.onnxruntime import first_line
@@ -83,7 +83,9 @@ class Loaded:
         """`encode_batch_fast` lets other threads run meanwhile, which `encode` does not."""
         try:
             ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except Exception as error:  # tokenizers raises plain Exception, and half a surrogate pair is no UTF-8
+        except BaseException as error:  # plain Exception, and a panic in Rust is none; half a surrogate is no UTF-8
+            if from_outside(error):
+                raise
             raise BadInputError(f"the text cannot be encoded ({first_line(error)})") from error
         return ids
 

@@ -87,6 +87,7 @@ class Model(Loaded):
             raise BadInputError(f"context {context}: must be from 1 to the model's {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         device = device or os.environ.get(VARIABLE) or "auto"
+        ChatTemplate.start(folder)
         graph_folder = None
         for name, is_for_cpu in (("weight-cache", cache is not None), ("reproducible", reproducible)):
             if is_for_cpu:

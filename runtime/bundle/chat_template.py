@@ -12,6 +12,7 @@ from rrt_edge.runtime.system.children import Children, Limits
 from rrt_edge.runtime.system.json_text import parse_json
 
 Message = Mapping[str, str]  # its role and its content
+FILE = "chat_template.jinja"
 LONGEST_SOURCE = 1 << 18  # characters of a template
 LIMITS = Limits(seconds=2, memory_bytes=512 << 20)  # for a conversation to be rendered
 RENDERERS = Children("rrt_edge.runtime.bundle.rendering", None, LIMITS, most=2)  # of all templates
@@ -39,6 +40,12 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = dict(special_tokens)
 
+    @staticmethod
+    def start(folder: Path) -> None:
+        """Start what renders the template of a bundle that is about to be loaded: it takes a moment to begin."""
+        if (folder / FILE).is_file():
+            RENDERERS.start()
+
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate | None:
         """The template of a bundle: chat_template.jinja, or `chat_template` in tokenizer_config.json.
@@ -49,7 +56,7 @@ class ChatTemplate:
         Raises:
             BundleError: a file cannot be read, or its template is not valid; names the file.
         """
-        path, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+        path, config_path = folder / FILE, folder / "tokenizer_config.json"
         config = _read_config(config_path)
         if path.is_file():
             source: str | None = _read(path)

@@ -15,7 +15,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.children import answer_questions
 
 MOST_OUTPUT = 8 << 20  # characters
 MOST_TEMPLATES = 16  # kept compiled
@@ -125,5 +124,5 @@ class Renderer:
         return template
 
 
-if __name__ == "__main__":
-    answer_questions(lambda _: Renderer())
+def begin(_: None) -> Renderer:
+    return Renderer()

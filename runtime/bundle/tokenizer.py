@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.errors import BundleError, from_outside, in_words
 
 LARGEST = 256 << 20  # bytes of tokenizer.json
 LONGEST = 1000  # characters of a text in it, but for the vocabulary and compiled tables
@@ -31,8 +31,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except BundleError:
         raise
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BundleError(f"{path}: cannot be read ({error})") from error
+    except BaseException as error:  # tokenizers raises plain Exception, and a panic in Rust is none
+        if from_outside(error):
+            raise
+        raise BundleError(f"{path}: cannot be read ({in_words(error)})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check_growth(path, tokenizer)

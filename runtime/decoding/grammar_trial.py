@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.decoding.constraint import Grammars
 from rrt_edge.runtime.decoding.grammar import Grammar
-from rrt_edge.runtime.system.children import Asking, Children, Limits, answer_questions
+from rrt_edge.runtime.system.children import Asking, Children, Limits
 
 LIMITS = Limits(seconds=2, memory_bytes=256 << 20)  # for a grammar to be compiled, and its first tokens to be known
 MOST_TRIALS = 2  # at a time
@@ -39,14 +39,10 @@ class GrammarTrials:
         self._children.close()
 
 
-def _begin(setup: Mapping[str, Any]) -> Callable[[Any], None]:
+def begin(setup: Mapping[str, Any]) -> Callable[[Any], None]:
     grammars = Grammars(Tokenizer.from_str(setup["tokenizer"]), setup["vocabulary"], setup["ends"])
 
     def answer(question: Any) -> None:
         grammars.constraint(Grammar(question["kind"], question["text"]))
 
     return answer
-
-
-if __name__ == "__main__":
-    answer_questions(_begin)

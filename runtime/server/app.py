@@ -13,9 +13,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,6 +27,7 @@ from rrt_edge.runtime.server.answers import Answers
 from rrt_edge.runtime.server.aside import Aside, Trials, in_a_task, to_json
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.connections import Limits
+from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.protocol import (
     ApiError,
@@ -41,7 +39,7 @@ from rrt_edge.runtime.server.protocol import (
     read_json,
 )
 from rrt_edge.runtime.server.worker import Busy, Worker
-from rrt_edge.runtime.system.children import Asking
+from rrt_edge.runtime.system.children import Asking, can_start
 from rrt_edge.runtime.system.options import shown
 
 MOST_GRACE = 86_400  # seconds
@@ -105,8 +103,14 @@ def create_app(model: Model, options: ServerOptions, defaults: Sampling | None =
         defaults: sampling of requests that do not say otherwise.
 
     Raises:
-        BadInputError: an option does not go with the bundle.
+        BadInputError: an option does not go with the bundle, or this program cannot start the processes in which
+            templates and grammars of strangers are bounded.
     """
+    if not can_start():
+        raise BadInputError(
+            "the server works on templates and grammars in processes of its own, which a frozen program, or one that "
+            "embeds Python, cannot start; run it with a Python of its own"
+        )
     model.policy(options.exit_policy)
     return _Application(model, options, defaults or Sampling()).app
 
@@ -132,10 +136,7 @@ class _Application:
         ]
         if options.page is not None:
             routes.append(Route("/", self._guarded(self.page)))
-        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts))] if options.hosts else []
-        if options.origins:
-            allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-            middleware.append(Middleware(CORSMiddleware, allow_origins=list(options.origins), **allowed))
+        middleware = guards(options.hosts, options.origins)
         handlers: dict[Any, Any] = {HTTPException: _no_such_page, Exception: _failed}
         self.app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=self._lifespan)
 

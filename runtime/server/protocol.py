@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from rrt_edge.runtime.system.options import options_in, plain_number, shown
 log = logging.getLogger(__name__)
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
 NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
 OTHERWISE_READ = {"max_tokens", "stop", "stop_ids", "logit_bias", "logprobs"}  # fields of another name or form
 PLAIN = [name for name in options_in(Sampling) if name not in OTHERWISE_READ]  # as Sampling has them
@@ -130,21 +132,18 @@ def _ask(
         raise ApiError(400, f"n {shown(values['n'])}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ApiError(400, f"max_tokens {shown(most)}: must be a whole number, 1 or more", "max_tokens")
-    try:
-        sampling = replace(
-            defaults,
-            **values,
-            max_tokens=min(most_tokens, most_tokens if most is None else most),
-            stop=_stops(fields.get("stop")),
-            stop_ids=tuple(fields.get("stop_token_ids") or ()),
-            logit_bias=_bias(fields.get("logit_bias")),
-            logprobs=logprobs,
-            grammar=_grammar(fields),
-        )
-        policy = model.policy(_text(fields, "exit_policy") or exit_policy)
-    except TypeError as error:
-        raise ApiError(400, f"stop_token_ids: must be a list of token ids ({error})", "stop_token_ids") from error
-    options = fields.get("stream_options") or {}
+    sampling = replace(
+        defaults,
+        **values,
+        max_tokens=min(most_tokens, most_tokens if most is None else most),
+        stop=_stops(fields.get("stop")),
+        stop_ids=_stop_ids(fields.get("stop_token_ids")),
+        logit_bias=_bias(fields.get("logit_bias")),
+        logprobs=logprobs,
+        grammar=_grammar(fields),
+    )
+    policy = model.policy(_text(fields, "exit_policy") or exit_policy)
+    options = {} if fields.get("stream_options") is None else fields["stream_options"]
     if not isinstance(options, dict):
         raise ApiError(400, "stream_options: must be an object", "stream_options")
     return Ask(
@@ -226,20 +225,25 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
+def _stop_ids(ids: Any) -> tuple[Any, ...]:
+    if ids is not None and not isinstance(ids, list):
+        raise ApiError(400, f"stop_token_ids {shown(ids)}: must be a list of token ids", "stop_token_ids")
+    return tuple(ids or ())
+
+
 def _bias(bias: Any) -> dict[int, float]:
     if bias is None:
         return {}
-    try:
-        return {int(token): value for token, value in bias.items()}
-    except (AttributeError, ValueError) as error:
-        raise ApiError(400, "logit_bias: must be an object of numbers by token id", "logit_bias") from error
+    if not isinstance(bias, dict) or not all(TOKEN_ID.fullmatch(token) for token in bias):
+        raise ApiError(400, "logit_bias: must be an object of numbers by token id", "logit_bias")
+    return {int(token): value for token, value in bias.items()}
 
 
 def _grammar(fields: dict[str, Any]) -> Grammar | None:
     """Read what the reply must be: response_format, or `regex` and `grammar`, which are our own."""
     response_format = fields.get("response_format")
-    grammars = [Grammar.regex(fields["regex"])] if _text(fields, "regex") else []
-    grammars += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") else []
+    grammars = [Grammar.regex(fields["regex"])] if _text(fields, "regex") is not None else []
+    grammars += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") is not None else []
     if response_format is not None:
         kind = response_format.get("type") if isinstance(response_format, dict) else None
         if kind == "json_object":

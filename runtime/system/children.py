@@ -1,26 +1,46 @@
 """Work whose time and memory nobody can foresee, done by a child process that can be ended.
 
 The parent's side is `Children`: `ask` sends a question to a child, which a limit or `Asking.leave` ends. The child's
-side is `answer_questions`, called by the module that `Children` starts. Both speak in lines of JSON over pipes.
+side is `answer_questions`, for a module whose `begin` makes of the setup what answers questions; refusals are its
+`BadInputError`s. Both speak in lines of JSON over pipes.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, in_words
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, from_outside, in_words
 
 PATIENCE = 10.0  # times the limit of processor time that a question may take by the clock, on a busy machine
 SETUP_SECONDS = 120.0  # for a child to begin, by the clock
 NICENESS = 5  # of a child, so that it does not slow down what answers others
+START = """
+import sys
+module, path = sys.argv[1], sys.argv[4:]
+sys.path += [entry for entry in path if entry not in sys.path]
+from rrt_edge.runtime.system.children import answer_questions
+answer_questions(module)
+"""
+LEFT = "was left"
+Answer = Callable[[Any], Any]
+
+
+def can_start() -> bool:
+    """Whether children can be started: a frozen program, or one that embeds Python, has no Python of its own."""
+    executable = Path(sys.executable or "")
+    is_python = re.match("python|pypy|graalpy", executable.name.lower()) is not None
+    return is_python and executable.is_file() and not getattr(sys, "frozen", False)
 
 
 @dataclass(frozen=True)
@@ -58,12 +78,15 @@ class Asking:
 
 
 class Children:
-    """Child processes that answer questions, started when they are needed."""
+    """Child processes that answer questions, started when they are needed.
+
+    A program that cannot start any answers its questions itself, without limits.
+    """
 
     def __init__(self, module: str, setup: Any, limits: Limits, most: int) -> None:
         """
         Args:
-            module: what a child runs, `python -m`; it calls `answer_questions`.
+            module: whose `begin` a child calls.
             setup: what each child is told first, as JSON has it.
             most: children at a time; further questions wait.
         """
@@ -74,6 +97,19 @@ class Children:
         self._busy: set[_Child] = set()
         self._closed = False
         self._process_id = os.getpid()
+        self._turn_here = threading.Lock()
+        self._answer_here: Answer | None = None
+
+    def start(self) -> None:
+        """Start a child that will be needed soon, where none is idle; nothing waits for it.
+
+        Raises:
+            RRTEdgeError: it cannot be started.
+        """
+        with self._room:
+            self._forget_parents()
+            if can_start() and not (self._idle or self._closed or len(self._busy) == self._most):
+                self._idle.append(_Child(self._module, self._setup, self._limits))
 
     def ask(self, question: Any, what: str, asking: Asking | None = None) -> Any:
         """The answer to a question; waits while all children are busy.
@@ -82,6 +118,8 @@ class Children:
             BadInputError: the child refused it, or it took too much time or memory; `what` names it.
             RRTEdgeError: no child can be started.
         """
+        if not can_start():
+            return self._answered_here(question, what)
         asking = asking or Asking()
         child = self._take(asking, what)
         try:
@@ -107,14 +145,29 @@ class Children:
                 self._idle.pop().finish()
             self._room.notify_all()
 
+    def _answered_here(self, question: Any, what: str) -> Any:
+        with self._turn_here:
+            try:
+                if self._answer_here is None:
+                    self._answer_here = _begin(self._module, self._setup)
+                return self._answer_here(json.loads(json.dumps(question)))  # as a child gets it
+            except BaseException as error:
+                if isinstance(error, BadInputError) or from_outside(error):
+                    raise
+                raise BadInputError(f"{what}: {in_words(error)}") from error
+
+    def _forget_parents(self) -> None:
+        """After a fork: the pipes are its parent's."""
+        if self._process_id != os.getpid():
+            self._idle, self._busy, self._process_id = [], set(), os.getpid()
+
     def _take(self, asking: Asking, what: str) -> _Child:
         with self._room:
-            if self._process_id != os.getpid():  # a fork: the pipes are its parent's
-                self._idle, self._busy, self._process_id = [], set(), os.getpid()
+            self._forget_parents()
             while not (self._idle or len(self._busy) < self._most or asking.left or self._closed):
                 self._room.wait(0.05)
             if asking.left or self._closed:
-                raise BadInputError(f"{what}: was left")
+                raise BadInputError(f"{what}: {LEFT}")
             self._idle = [child for child in self._idle if child.alive]
             child = self._idle.pop() if self._idle else _Child(self._module, self._setup, self._limits)
             self._busy.add(child)
@@ -127,11 +180,13 @@ class _Child:
     def __init__(self, module: str, setup: Any, limits: Limits) -> None:
         self._limits, self._overdue, self._ready = limits, False, False
         self._setup = setup
-        command = [sys.executable, "-P", "-m", module, str(limits.seconds), str(limits.memory_bytes)]
+        numbers = str(limits.seconds), str(limits.memory_bytes)
+        command = [sys.executable, "-P", "-c", START, module, *numbers, *(entry or os.curdir for entry in sys.path)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 start_new_session=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # on Windows
             )  # fmt: skip
         except OSError as error:
             raise RRTEdgeError(f"cannot start a process for bounded work ({in_words(error)})") from error
@@ -177,10 +232,15 @@ class _Child:
             timer.cancel()
             timer.join()
         if not line.endswith(b"\n"):
-            raise BadInputError(f"{what}: {self._last_words()}")
+            last_words = self._last_words()
+            if self._ready or last_words == LEFT:
+                raise BadInputError(f"{what}: {last_words}")
+            raise RRTEdgeError(f"{what}: a process for bounded work does not begin ({sys.executable})")
         answer = json.loads(line)
         if "memory" in answer:
             raise BadInputError(f"{what}: {self._too_large()}")
+        if "failure" in answer:
+            raise BadInputError(f"{what}: {answer['failure']}")
         if "error" in answer:
             raise BadInputError(answer["error"])
         return answer["value"]
@@ -195,7 +255,7 @@ class _Child:
         if self._overdue or -code in _TIME_SIGNALS:
             return f"takes longer than the {limits.seconds} s that are allowed"
         if code == -9:
-            return "was ended"
+            return LEFT
         return f"{self._too_large()}, or cannot be worked on"
 
     def _too_large(self) -> str:
@@ -211,14 +271,19 @@ def _time_signals() -> set[int]:
 _TIME_SIGNALS = _time_signals()
 
 
-def answer_questions(begin: Callable[[Any], Callable[[Any], Any]]) -> None:
-    """Be a child: `begin` makes of the setup what answers questions; refusals are its `BadInputError`s."""
-    seconds, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+def _begin(module: str, setup: Any) -> Answer:
+    answer: Answer = importlib.import_module(module).begin(setup)
+    return answer
+
+
+def answer_questions(module: str) -> None:
+    """Be a child."""
+    seconds, memory_bytes = int(sys.argv[2]), int(sys.argv[3])
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     with suppress(OSError, AttributeError):
         os.nice(NICENESS)
     try:
-        answer = begin(json.loads(questions.readline()))
+        answer = _begin(module, json.loads(questions.readline()))
     except BadInputError as error:
         _reply(answers, {"error": str(error)})
         return
@@ -233,7 +298,7 @@ def answer_questions(begin: Callable[[Any], Callable[[Any], Any]]) -> None:
         except BadInputError as error:
             message = {"error": str(error)}
         except BaseException as error:  # a panic of a library in Rust is no `Exception`
-            message = {"error": in_words(error)}
+            message = {"failure": in_words(error)}
         _reply(answers, message)
 
 

@@ -11,8 +11,7 @@ import re
 from typing import Any
 
 LONGEST_NAME = 255  # letters of a field's name; most systems have the same bound for a file's
-HALF = r"\\u[dD][89a-fA-F]"  # a surrogate's escape: two of them are a character, one alone is none
-_HALF_TEXT, _HALF_BYTES = re.compile(HALF), re.compile(HALF.encode())
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate's escape: two of them are a character, one alone is none
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -23,8 +22,10 @@ def parse_json(text: str | bytes) -> Any:
             letters; a number is infinite or has thousands of digits; a text holds half a character.
     """
     try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")  # `json.loads` would take UTF-16 and UTF-32 as well
         value = json.loads(text, object_pairs_hook=_fields, parse_float=_number, parse_constant=_number)
-        if _HALF_TEXT.search(text) if isinstance(text, str) else _HALF_BYTES.search(text):
+        if HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deep") from None

@@ -31,7 +31,7 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     return options
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what an exception of onnxruntime says, which raises several unrelated types, on one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

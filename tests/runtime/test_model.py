@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
@@ -207,3 +209,14 @@ def test_the_host_keeps_its_small_numbers(bundle: Path) -> None:
     with Model.load(bundle) as model:
         model.generate([5, 6, 7], Sampling(max_tokens=3))
         assert np.float64(5e-324) * 1 > 0
+
+
+def test_a_frozen_program_renders_templates_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    with Model.load(bundle) as model:
+        expected = model.encode_chat(messages)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    before = psutil.Process().children()
+    with Model.load(bundle, device="cpu") as model:
+        assert model.encode_chat(messages) == expected
+    assert psutil.Process().children() == before

@@ -22,6 +22,7 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.running.devices.finding import Device, find_devices, other_devices
 from rrt_edge.runtime.running.devices.providers import PROVIDERS, VARIABLE
+from rrt_edge.runtime.system.children import can_start
 from rrt_edge.runtime.system.files import new_file
 from rrt_edge.runtime.system.home import home
 from rrt_edge.runtime.system.json_text import parse_json
@@ -43,7 +44,7 @@ def choose_device(bundle: Path, manifest: Manifest) -> str:
     if not others:
         log.info("device cpu: there is no other")
         return "cpu"
-    if getattr(sys, "frozen", False) or not sys.executable:  # it would start the application itself
+    if not can_start():  # it would start the application itself
         log.warning("device cpu: this program cannot try %s; name one", ", ".join(device.name for device in others))
         return "cpu"
     key = _key(manifest, others)

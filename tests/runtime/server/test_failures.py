@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from typing import Any
 
 import pytest
 
-from rrt_edge.runtime import Engine, Model
+from rrt_edge.runtime import BadInputError, Engine, Model
 from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.sampler import Sampler
 from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.server import worker as worker_module
 from rrt_edge.runtime.server.answers import Answers
+from rrt_edge.runtime.server.app import ServerOptions, create_app
 from tests.serving import serving_here
 
 BODY = {"prompt": [20, 30, 40], "max_tokens": 4}
@@ -65,6 +67,26 @@ def test_unknown_pages_and_methods_are_the_apis_errors(model: Model, path: str) 
         assert missing.status_code == 404 and is_api_error(missing.json(), "not_found_error")
         assert wrong.status_code == 405 and is_api_error(wrong.json(), "invalid_request_error")
         assert wrong.headers["allow"] == "POST"
+
+
+def test_names_and_origins_that_are_kept_out_get_the_apis_error(model: Model) -> None:
+    with serving_here(model, origins=("https://friend.example",)) as served:
+        stranger = served.client.get("/v1/models", headers={"Host": "stranger.example"})
+        nobody = served.client.get("/v1/models", headers={"Host": ""})
+        asked = {"Origin": "https://stranger.example", "Access-Control-Request-Method": "DELETE"}
+        preflight = served.client.options("/v1/completions", headers=asked)
+        for response in (stranger, nobody, preflight):
+            assert response.status_code == 400 and is_api_error(response.json(), "invalid_request_error")
+        assert preflight.headers["vary"].startswith("Origin") and "access-control-allow-origin" not in preflight.headers
+        friend = served.client.options("/v1/completions", headers={**asked, "Origin": "https://friend.example"})
+        assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+        assert served.client.get("/metrics").headers["content-type"].startswith("text/plain")
+
+
+def test_a_program_that_cannot_start_processes_cannot_serve(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(BadInputError, match="which a frozen program, or one that embeds Python, cannot start"):
+        create_app(model, ServerOptions(name="frozen"))
 
 
 def test_health_tells_of_an_engine_that_stands_still_or_has_ended(

@@ -124,6 +124,8 @@ def test_a_server_ends_beside_grammars_that_take_long(serve, bundle: Path) -> No
         {"n": 10**400}, {"max_tokens": 1.0}, {"logprobs": 10**30}, {"stop": ["x" * 10**5]}, {"stop": "\ud800"},
         {"logit_bias": {"1": 10**400}}, {"logit_bias": {"1" * 5000: 1}}, {"stop_token_ids": [10**400]},
         {"prompt": "\udfff"}, {"prompt": [10**400]}, {"regex": "\ud800"}, {"exit_policy": "depth=" + "1" * 5000},
+        {"logit_bias": {" 5": 1}}, {"logit_bias": {"\u0663": 1}}, {"logit_bias": {"05": 1}}, {"logit_bias": {"1_0": 1}},
+        {"stop_token_ids": 0}, {"stop_token_ids": {}}, {"stream_options": []}, {"regex": "", "grammar": ""},
         {"model": "x" * 10**5}, {"frequency_penalty": [1]}, {"min_tokens": 10**400}, {"top_k": -(10**400)},
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.children import Asking, Children, Limits
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.system.children import Asking, Children, Limits, can_start
 
 CHILD = """
 import os, sys
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.system.children import answer_questions
 class Panic(BaseException): pass
 def begin(setup):
     if setup == "refuse":
@@ -29,7 +29,6 @@ def begin(setup):
         if question == "refuse": raise BadInputError("refused")
         return [setup, question]
     return answer
-answer_questions(begin)
 """
 
 
@@ -52,7 +51,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Child
 def test_questions_are_answered_and_what_fails_is_the_questions_fault(make) -> None:
     children = make()
     for question, message in (
-        ("refuse", "^refused$"), ("panic", "^Panic: gone$"), ("memory", "^work: takes more than the 128 MiB"),
+        ("refuse", "^refused$"), ("panic", "^work: Panic: gone$"), ("memory", "^work: takes more than the 128 MiB"),
         ("abort", "^work: takes more than the 128 MiB of memory that are allowed, or cannot be worked on"),
         ("loop", "^work: takes longer than the 1 s that are allowed"),
     ):  # fmt: skip
@@ -64,6 +63,51 @@ def test_questions_are_answered_and_what_fails_is_the_questions_fault(make) -> N
     assert children.ask(1, "work") == ["begun", 1]
     with pytest.raises(BadInputError, match=r"^refused from the beginning$"):
         make("refuse").ask(1, "work")
+
+
+@pytest.mark.slow
+def test_a_child_that_is_started_early_answers_the_first_question(make) -> None:
+    children, before = make(), psutil.Process().children()
+    children.start()
+    started = [child for child in psutil.Process().children() if child not in before]
+    children.start()
+    assert children.ask(1, "work") == ["begun", 1]
+    assert [child for child in psutil.Process().children() if child not in before] == started
+    children.close()
+    children.start()
+    assert psutil.Process().children() == before
+
+
+def test_a_program_that_has_no_python_of_its_own_answers_itself(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("program", "python"):  # a frozen program's name may be anything, and its Python need not be there
+        monkeypatch.setattr(sys, "executable", str(tmp_path / name))
+        children, before = make(name), psutil.Process().children()
+        children.start()
+        assert children.ask({"a": (1, "é")}, "work") == [name, {"a": [1, "é"]}]
+        for question, message in (("refuse", "^refused$"), ("panic", "^work: Panic: gone$")):
+            with pytest.raises(BadInputError, match=message):
+                children.ask(question, "work")
+        with pytest.raises(BadInputError, match=r"^work: TypeError"):
+            children.ask(object(), "work")
+        assert psutil.Process().children() == before
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not can_start()
+
+
+@pytest.mark.slow
+def test_a_child_finds_what_its_parent_finds_and_one_that_does_not_begin_is_no_fault_of_the_question(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    with pytest.raises(RRTEdgeError, match=r"^work: a process for bounded work does not begin") as caught:
+        make().ask(1, "work")
+    assert not isinstance(caught.value, BadInputError)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert make().ask(1, "work") == ["begun", 1]
 
 
 @pytest.mark.slow

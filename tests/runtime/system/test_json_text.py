@@ -36,8 +36,12 @@ def test_what_is_no_json_is_a_value_error(case: str, form: type) -> None:
 
 
 def test_bytes_that_are_no_utf_8_are_refused() -> None:
-    with pytest.raises(ValueError, match="utf-8"):
-        parse_json(b'"\xff"')
+    for content in (b'"\xff"', '{"a": "\\ud800"}'.encode("utf-16"), '"a"'.encode("utf-32")):
+        with pytest.raises(ValueError, match="utf-8"):
+            parse_json(content)
+    with pytest.raises(ValueError, match="Expecting"):
+        parse_json('{"a": "\\ud800"}'.encode("utf-16-le"))
+    assert parse_json(b'\xef\xbb\xbf"a"') == "a"  # as some editors write it
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     python benchmarks/soak.py BUNDLE [--requests 3000] [--clients 64] [--minutes 30] [--seed 0]
 
 Each client draws what it is for each request: honest ones (half) want a reply, whole or streamed, and compare it with
-the one that the same request got when nothing else ran; leaving ones close the connection somewhere; slow ones send a
+the one that the same request got when nothing else ran (the server is `--reproducible`); leaving ones close the connection somewhere; slow ones send a
 byte now and then, or do not read; hostile ones send what must be refused. The soak ends after so many requests or
 minutes. Lost: honest requests without an answer; foreign: with an error or another text; stuck: no byte for 120 s.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import statistics
 import subprocess
@@ -205,7 +206,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with serving(arguments.bundle) as (process, url):
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # writing to a server that refuses to read on is part of it
+    # To the last bit: else a reply's text may be another where rounding decides between two tokens.
+    with serving(arguments.bundle, "--reproducible") as (process, url):
         host, _, port = url.removeprefix("http://").partition(":")
         watched = psutil.Process(process.pid)
         soak = Soak(host, int(port), watched)

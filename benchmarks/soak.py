@@ -3,9 +3,10 @@
     python benchmarks/soak.py BUNDLE [--requests 3000] [--clients 64] [--minutes 30] [--seed 0]
 
 Each client draws what it is for each request: honest ones (half) want a reply, whole or streamed, and compare it with
-the one that the same request got when nothing else ran (the server is `--reproducible`); leaving ones close the connection somewhere; slow ones send a
-byte now and then, or do not read; hostile ones send what must be refused. The soak ends after so many requests or
-minutes. Lost: honest requests without an answer; foreign: with an error or another text; stuck: no byte for 120 s.
+the one that the same request got when nothing else ran, for which the server is `--reproducible`; leaving ones close
+the connection somewhere; slow ones send a byte now and then, or do not read; hostile ones send what must be refused.
+The soak ends after so many requests or minutes. Lost: honest requests without an answer; foreign: with an error or
+another text; stuck: no byte for 120 s.
 """
 
 from __future__ import annotations

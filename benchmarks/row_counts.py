@@ -34,7 +34,8 @@ def product(inputs: int, outputs: int, bits: int, level: int, threads: int) -> o
     weights = [numpy_helper.from_array(quantized.packed, "w"), numpy_helper.from_array(quantized.scales, "s")]
     typed = [value("x", FLOAT, "rows", inputs)], [value("y", FLOAT, "rows", outputs)]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
-    model = helper.make_model(helper.make_graph([node], "product", *typed, weights), opset_imports=opsets, ir_version=11)
+    graph = helper.make_graph([node], "product", *typed, weights)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -5,11 +5,18 @@ from __future__ import annotations
 import threading
 import traceback
 
+LONGEST = 4000  # characters of an error, in which a path may be long
 MOST_WORDS = 300  # characters of another library's error that ours repeat
 
 
 class RRTEdgeError(Exception):
-    """Something failed while working on good input; the command line exits with status 1."""
+    """Something failed while working on good input; the command line exits with status 1.
+
+    Whatever an error repeats of a file or a request, its text is one line that any terminal can show.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), LONGEST)
 
 
 class OutOfMemoryError(RRTEdgeError):
@@ -63,10 +70,19 @@ def from_outside(error: BaseException) -> bool:
     return main and isinstance(error, KeyboardInterrupt | SystemExit)
 
 
+def one_line(text: object, most: int = MOST_WORDS) -> str:
+    """A text from outside on one line of so many characters, each of which can be shown."""
+    line = str(text)[: 4 * most]
+    if not line.isprintable():
+        line = " ".join(line.split())
+        line = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def in_words(error: BaseException) -> str:
     """An error of another library on one line."""
     try:
-        text = " ".join(str(error).split())[:MOST_WORDS]
+        text = one_line(error)
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -14,9 +14,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, in_words, one_line
 
 MOST_OUTPUT = 8 << 20  # characters
+MOST_REASON = 1000  # characters of what a template says of a conversation that it refuses
 MOST_TEMPLATES = 16  # kept compiled
 
 
@@ -80,9 +81,8 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error)[:MOST_OUTPUT].split())[:1000]
-    return text if isinstance(error, TemplateError) else f"{type(error).__name__}: {text}"
+def _in_words(error: Exception) -> str:
+    return one_line(error, MOST_REASON) if isinstance(error, TemplateError) else in_words(error)
 
 
 class Renderer:
@@ -106,7 +106,7 @@ class Renderer:
         except (BadInputError, MemoryError):
             raise
         except Exception as error:  # whatever the template's own expressions raise
-            raise BadInputError(f"the chat template refuses this conversation: {_one_line(error)}") from error
+            raise BadInputError(f"the chat template refuses this conversation: {_in_words(error)}") from error
         return "".join(pieces)
 
     def _compiled(self, source: str) -> Template:
@@ -117,7 +117,7 @@ class Renderer:
             except MemoryError:
                 raise
             except Exception as error:  # a stray `break` or deep nesting fails in Python's compiler, not in Jinja
-                raise BadInputError(f"the chat template is not valid: {_one_line(error)}") from error
+                raise BadInputError(f"the chat template is not valid: {_in_words(error)}") from error
             if len(self._templates) == MOST_TEMPLATES:
                 self._templates.clear()
             self._templates[source] = template

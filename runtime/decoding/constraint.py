@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.grammar import Grammar, Kind
-from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outside
+from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outside, one_line
 
 # JSON as json.dumps writes it: small models would fill replies with the white space that JSON allows everywhere.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -45,7 +45,7 @@ class Constraint:
             return allowed
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise BadInputError(f"the grammar cannot be followed further ({_one_line(self._matcher.get_error())})")
+            raise BadInputError(f"the grammar cannot be followed further ({one_line(self._matcher.get_error())})")
         bits = np.unpackbits(mask, bitorder="little")[: self._vocabulary]
         allowed[: len(bits)] = bits
         return allowed
@@ -73,7 +73,7 @@ class Grammars:
         try:
             self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=list(ends))
         except Exception as error:  # llguidance raises several types
-            raise BadInputError(f"structured output does not go with this tokenizer ({_one_line(error)})") from error
+            raise BadInputError(f"structured output does not go with this tokenizer ({one_line(error)})") from error
         self._vocabulary, self._ends = vocabulary, list(ends)
         self._lock = threading.Lock()
         self._latest: tuple[Grammar | None, Any] = (None, None)  # compiled once for several replies to a prompt
@@ -101,13 +101,8 @@ class Grammars:
                 except BaseException as error:  # a panic in Rust is no `Exception`
                     if from_outside(error):
                         raise
-                    raise BadInputError(f"{grammar.kind}: {_one_line(error)}") from error
+                    raise BadInputError(f"{grammar.kind}: {one_line(error)}") from error
                 if matcher.is_error():
-                    raise BadInputError(f"{grammar.kind}: {_one_line(matcher.get_error())}")
+                    raise BadInputError(f"{grammar.kind}: {one_line(matcher.get_error())}")
                 self._latest = (grammar, matcher)
             return Constraint(matcher.deep_copy(), self._vocabulary, self._ends)
-
-
-def _one_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300]

@@ -12,7 +12,7 @@ from typing import Any
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
-from rrt_edge.runtime.errors import BadInputError, ContextFullError, RRTEdgeError, as_ours
+from rrt_edge.runtime.errors import LONGEST, BadInputError, ContextFullError, RRTEdgeError, as_ours, one_line
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import options_in, plain_number, shown
@@ -44,7 +44,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": one_line(self, LONGEST), "type": kind, "param": self.param, "code": self.code}}
 
 
 def api_error(error: BaseException) -> ApiError:

@@ -34,6 +34,7 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.memory import peak_memory_bytes
+from rrt_edge.runtime.system.options import shown
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
@@ -184,15 +185,21 @@ def _declare(folder: Path, manifest: Manifest) -> None:
 
 def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
     """The ids that end a reply: those of generation_config.json where it names any, as `generate()` has it."""
-    path = checkpoint.folder / "generation_config.json"
+    path, ids = checkpoint.folder / "generation_config.json", spec.eos_token_ids
+    named = None
     if path.is_file():
         try:
             named = parse_json(path.read_text("utf-8")).get("eos_token_id")
         except (OSError, ValueError, AttributeError) as error:
             raise BadInputError(f"{path}: cannot be read as a JSON object ({error})") from error
-        if named is not None:
-            return tuple(named) if isinstance(named, list) else (named,)
-    return spec.eos_token_ids
+    if named is None:
+        path = checkpoint.folder / "config.json"
+    else:
+        ids = tuple(named) if isinstance(named, list) else (named,)
+    for token in ids:
+        if type(token) is not int or not 0 <= token < spec.vocabulary:
+            raise BadInputError(f"{path}: eos_token_id {shown(token)}: is none of the model's {spec.vocabulary} tokens")
+    return ids
 
 
 def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:

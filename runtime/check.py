@@ -108,10 +108,12 @@ def try_token(runner: AnyRunner, seconds: float = TRIAL_SECONDS) -> None:
     """Run one token through all depths.
 
     Raises:
-        RRTEdgeError: the graph fails, or takes longer than a token may.
+        RRTEdgeError: the graph fails, takes longer than a token may, or computes what is no number.
     """
     binding = runner.bind()
     if isinstance(binding, Binding):  # a device's driver has bounds of its own
         binding.step_seconds = seconds
     call = Call(np.zeros(1, np.int64), position=0, first=1, last=runner.architecture.loops, logit_rows=(0,))
-    runner.run(binding, runner.new_cache(), call)
+    tried = runner.run(binding, runner.new_cache(), call)
+    if not (np.isfinite(tried.logits).all() and np.isfinite(tried.gate).all()):
+        raise RRTEdgeError("the graph computes logits or gates that are no finite numbers; its weights may be damaged")

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.terminal import size, two_columns
+from rrt_edge.runtime.errors import BundleError, in_words
 
 if TYPE_CHECKING:
     import onnx
@@ -106,15 +107,22 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
         *((name, f"{size(file.bytes)}, sha256 {file.sha256[:12]}...") for name, file in manifest.files.items()),
     ]
     if manifest.verification is not None:
-        rows.append(("verified under loosened tolerance", str(manifest.verification["loosened"])))
+        rows.append(("verified under loosened tolerance", str(manifest.verification.get("loosened"))))
     return two_columns(bundle, rows)
 
 
 def read_graph(path: Path) -> GraphContents:
-    """The structure of a graph; its weights, in a file of their own, are not read."""
+    """The structure of a graph; its weights, in a file of their own, are not read.
+
+    Raises:
+        BundleError: it is not a graph.
+    """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # of protobuf, which reads the file
+        raise BundleError(f"{path}: cannot be read as a graph ({in_words(error)})") from error
     counts: dict[tuple[str, ...], int] = {}
     operators: dict[tuple[str, ...], Counter[str]] = {}
     for place, graph in _graphs(model.graph, ()):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rrt_edge.conversion.folder import SINGLE, local_folder, read_fields, read_index
+from rrt_edge.conversion.tensor_file import NAMES
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import FAMILIES, layer_types
 from rrt_edge.runtime.errors import BadInputError, one_line
@@ -22,6 +23,8 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+T = TypeVar("T")
+TYPES = (*NAMES, torch.float64)  # of numbers that are weights as they are
 
 
 class Checkpoint:
@@ -44,10 +47,15 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type the weights are stored in, judged by the first tensor."""
+        """The floating type the weights are stored in, judged by the first tensor; float32 for float64.
+
+        Raises:
+            BadInputError: it is another, or the file is damaged.
+        """
         name = next(iter(self._files))
-        stored: torch.dtype = self._handle(name).get_slice(name)[:1].dtype
-        return stored
+        stored: torch.dtype = self._read(name, lambda file: file.get_slice(name)[:1].dtype)
+        self._check_type(name, stored)
+        return torch.float32 if stored == torch.float64 else stored
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -60,23 +68,30 @@ class Checkpoint:
         """Read one tensor, as float32 by default.
 
         Raises:
-            BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, or its
-                file is damaged.
+            BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, its
+                numbers are of another type, or its file is damaged.
         """
         if name not in self._files:
             raise BadInputError(
                 f"{self.folder}: the weights hold no tensor {name!r}; is this the model config.json says?"
             )
-        try:
-            tensor: Tensor = self._handle(name).get_tensor(name)
-        except SafetensorError as error:
-            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({one_line(error)})") from error
+        tensor: Tensor = self._read(name, lambda file: file.get_tensor(name))
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(
                 f"{self.folder / self._files[name]}: {name} is {shape_here}, but config.json makes it {expected}"
             )
+        self._check_type(name, tensor.dtype)
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
+
+    def _check_type(self, name: str, stored: torch.dtype) -> None:
+        """Other numbers are quantised weights, whose scales are elsewhere, or none at all."""
+        if stored not in TYPES:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in TYPES)
+            raise BadInputError(
+                f"{self.folder / self._files[name]}: {name} has numbers of the type "
+                f"{str(stored).removeprefix('torch.')}; weights must be of {kinds}"
+            )
 
     def close(self) -> None:
         """Let go of the files' memory; they are opened again when needed."""
@@ -119,6 +134,14 @@ class Checkpoint:
             raise BadInputError(
                 f"{self.folder / SINGLE}: damaged or cut short ({one_line(error)}); copy it again"
             ) from error
+
+    def _read(self, name: str, read: Callable[[Any], T]) -> T:
+        """What `read` gets of the file that holds a tensor."""
+        handle = self._handle(name)
+        try:
+            return read(handle)
+        except SafetensorError as error:
+            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({one_line(error)})") from error
 
     def _handle(self, name: str) -> Any:
         file = self._files[name]

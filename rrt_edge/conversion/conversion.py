@@ -22,9 +22,10 @@ from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.model.text import tokenized
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, in_words
 from rrt_edge.runtime.scoring.corpus import read_records
 from rrt_edge.runtime.system.files import new_folder
+from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
 
@@ -134,7 +135,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
     stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
-    energies = Energies()
+    energies, generation = Energies(), _generation_config(checkpoint)
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if config.tie_word_embeddings:
@@ -144,7 +145,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
             for piece in recursive_state(Block(checkpoint, model, stored), texts, energies, progress):
                 file.write(piece.name, piece.tensor, piece.loop)
         checkpoint.copy_companions(folder)
-        _generation_config(checkpoint).save_pretrained(folder)
+        generation.save_pretrained(folder)
         config.architectures, config.dtype = [type(model).__name__], stored
         write_card(folder, config)
         config.save_pretrained(folder)  # last: without it nothing loads the folder
@@ -227,6 +228,15 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
 
 
 def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    if (checkpoint.folder / "generation_config.json").is_file():
+    """
+    Raises:
+        BadInputError: generation_config.json cannot be read, or says what no such file may.
+    """
+    path = checkpoint.folder / "generation_config.json"
+    if not path.is_file():
+        return GenerationConfig.from_model_config(checkpoint.config)
+    try:
+        parse_json(path.read_bytes())
         return GenerationConfig.from_pretrained(checkpoint.folder)
-    return GenerationConfig.from_model_config(checkpoint.config)
+    except Exception as error:  # transformers raises many kinds
+        raise BadInputError(f"{path}: cannot be read ({in_words(error)})") from error

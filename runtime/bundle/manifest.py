@@ -42,6 +42,7 @@ FIRST_FIELDS = {
     "files",
     "verification",
 }  # fmt: skip  of version 1
+MOST_FILES = 100
 LARGEST_MANIFEST = 4 << 20  # bytes
 LONGEST_NAME = 255  # bytes of a file's
 WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
@@ -378,6 +379,8 @@ def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
 
 def _files(fields: Fields) -> dict[str, File]:
     files = {}
+    if len(fields.values) > MOST_FILES:
+        raise fields.fail("files", f"lists {len(fields.values):,} files; {MOST_FILES} are the most of a bundle")
     for name in fields:
         parts = PurePosixPath(name).parts
         if len(parts) != 1 or parts[0] in ("..", ".") or "\\" in name or ":" in name:

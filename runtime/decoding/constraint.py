@@ -15,6 +15,7 @@ from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.grammar import Grammar, Kind
 from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outside, one_line
 
+MOST_LATEST = 4  # grammars kept compiled: one for each that is compiled at a time
 # JSON as json.dumps writes it: small models would fill replies with the white space that JSON allows everywhere.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -76,7 +77,7 @@ class Grammars:
             raise BadInputError(f"structured output does not go with this tokenizer ({one_line(error)})") from error
         self._vocabulary, self._ends = vocabulary, list(ends)
         self._lock = threading.Lock()
-        self._latest: tuple[Grammar | None, Any] = (None, None)  # compiled once for several replies to a prompt
+        self._latest: dict[Grammar, Any] = {}  # compiled once for several replies to a prompt
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """The constraint of a reply.
@@ -84,6 +85,17 @@ class Grammars:
         Raises:
             BadInputError: the grammar is not valid, or too large.
         """
+        with self._lock:
+            matcher = self._latest.pop(grammar, None)
+        if matcher is None:
+            matcher = self._compiled(grammar)
+        with self._lock:
+            self._latest[grammar] = matcher
+            if len(self._latest) > MOST_LATEST:
+                del self._latest[next(iter(self._latest))]
+            return Constraint(matcher.deep_copy(), self._vocabulary, self._ends)
+
+    def _compiled(self, grammar: Grammar) -> Any:
         from llguidance import LLMatcher
 
         make: dict[Kind, Callable[[str], str]] = {
@@ -91,18 +103,14 @@ class Grammars:
             "regex": LLMatcher.grammar_from_regex,
             "lark": LLMatcher.grammar_from_lark,
         }
-        with self._lock:
-            latest, matcher = self._latest
-            if latest != grammar:
-                try:
-                    matcher = LLMatcher(self._tokenizer, make[grammar.kind](grammar.text), log_level=0)
-                    if not matcher.is_error():
-                        matcher.compute_bitmask()  # some grammars fail only when the first tokens are looked for
-                except BaseException as error:  # a panic in Rust is no `Exception`
-                    if from_outside(error):
-                        raise
-                    raise BadInputError(f"{grammar.kind}: {one_line(error)}") from error
-                if matcher.is_error():
-                    raise BadInputError(f"{grammar.kind}: {one_line(matcher.get_error())}")
-                self._latest = (grammar, matcher)
-            return Constraint(matcher.deep_copy(), self._vocabulary, self._ends)
+        try:
+            matcher = LLMatcher(self._tokenizer, make[grammar.kind](grammar.text), log_level=0)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # some grammars fail only when the first tokens are looked for
+        except BaseException as error:  # a panic in Rust is no `Exception`
+            if from_outside(error):
+                raise
+            raise BadInputError(f"{grammar.kind}: {one_line(error)}") from error
+        if matcher.is_error():
+            raise BadInputError(f"{grammar.kind}: {one_line(matcher.get_error())}")
+        return matcher

@@ -99,8 +99,6 @@ class ExitPolicy:
                 alone where the bundle has no calibrated one.
         """
         exits = Exits(loops, calibrated, points or {})
-        if text in exits.points:
-            return cls(threshold=exits.points[text])
         name, equals, number = text.partition("=")
         for form in FORMS:
             if form.name == name and bool(form.value) == bool(equals):
@@ -110,6 +108,8 @@ class ExitPolicy:
                     break
                 except BadInputError as error:
                     raise BadInputError(f"exit policy {shown(text)}: {error}") from None
+        if text in exits.points:
+            return cls(threshold=exits.points[text])
         names = f" ({', '.join(exits.points)})" if exits.points else ""
         raise BadInputError(f"exit policy {shown(text)}: must be {in_words()}{names}")
 

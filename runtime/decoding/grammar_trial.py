@@ -15,22 +15,23 @@ from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.system.children import Asking, Children, Limits
 
 LIMITS = Limits(seconds=2, memory_bytes=256 << 20)  # for a grammar to be compiled, and its first tokens to be known
-MOST_TRIALS = 2  # at a time
 
 
 class GrammarTrials:
     """Tries grammars for one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int]) -> None:
-        """As `Grammars`."""
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Sequence[int], seconds: float, most: int) -> None:
+        """As `Grammars`; `seconds` of processor time for each, and so many at a time."""
+        limits = Limits(seconds, LIMITS.memory_bytes)
         setup = {"tokenizer": tokenizer.to_str(), "vocabulary": vocabulary, "ends": list(ends)}
-        self._children = Children("rrt_edge.runtime.decoding.grammar_trial", setup, LIMITS, MOST_TRIALS)
+        self._children = Children("rrt_edge.runtime.decoding.grammar_trial", setup, limits, most)
 
     def check(self, grammar: Grammar, asking: Asking | None = None) -> None:
         """Compile a grammar in a child; `asking` lets another thread leave it.
 
         Raises:
-            BadInputError: the grammar is not valid, or takes too much time or memory.
+            TooSlowError: the grammar takes too much time.
+            BadInputError: it is not valid, or takes too much memory.
         """
         self._children.ask({"kind": grammar.kind, "text": grammar.text}, grammar.kind, asking)
 

@@ -123,7 +123,7 @@ class _Application:
         self.engine = engine
         self.worker: Worker | None = None
         self.aside = Aside()
-        self.grammars = Trials(model)
+        self.grammars = Trials(model, options.most_waiting)
         self.metrics = Metrics(lambda: len(engine.waiting), lambda: len(engine.running))
         self.created = int(time.time())
         routes = [
@@ -263,11 +263,10 @@ class _Application:
         """Read a request and queue its choices; what takes long is done beside the event loop."""
         with in_a_task():
             ask = await self.aside.run(self._read, content, read)
-            if ask.sampling.grammar is not None:
-                await self.grammars.check(ask.sampling.grammar, asking)
             logprobs = ask.sampling.logprobs is not None
             answers = Answers(self.model, self.options.name, read is read_chat, ask.return_depths, logprobs)
-            return await Completing.begin(ask, answers, worker, self.metrics, self.aside, started)
+            async with self.grammars.tried(ask.sampling.grammar, asking):
+                return await Completing.begin(ask, answers, worker, self.metrics, self.aside, started)
 
     def _read(self, content: bytes, read: Callable[..., Ask]) -> Ask:
         body = read_json(content)

@@ -20,6 +20,7 @@ from rrt_edge.runtime.errors import RRTEdgeError, as_ours
 
 STALLED = 10.0  # seconds without a step, while requests run, after which the engine is not well
 PREPARING = 2  # threads
+COMPILING = 4  # threads for requests with a grammar
 MOST_FAILURES = 2  # steps that fail as a whole, one after another, before all requests end
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Worker:
         self._failures = 0  # steps that failed as a whole, one after another
         self._stepped = time.monotonic()
         self._threads = ThreadPoolExecutor(PREPARING, "rrt-edge prepare")
-        self._grammar_thread = ThreadPoolExecutor(1, "rrt-edge grammar")
+        self._grammar_threads = ThreadPoolExecutor(COMPILING, "rrt-edge grammar")
         self._thread = threading.Thread(target=self._run, name="rrt-edge engine", daemon=True)
         self._thread.start()
 
@@ -90,8 +91,8 @@ class Worker:
             BadInputError: as `Engine.submit`.
         """
         self.check_room()
-        # A grammar may take a while to compile: in a thread that no other request waits for.
-        threads = self._threads if sampling.grammar is None else self._grammar_thread
+        # A grammar may take a while to compile: in threads that no other request waits for.
+        threads = self._threads if sampling.grammar is None else self._grammar_threads
         prepare = partial(self.engine.prepare, prompt, sampling, policy)
         prepared = await asyncio.get_running_loop().run_in_executor(threads, prepare)
         ticket = Ticket(prepared, asyncio.get_running_loop())
@@ -130,7 +131,7 @@ class Worker:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        for threads in (self._threads, self._grammar_thread):
+        for threads in (self._threads, self._grammar_threads):
             threads.shutdown(wait=False, cancel_futures=True)
         self._thread.join()
 

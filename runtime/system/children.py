@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -43,11 +44,19 @@ def can_start() -> bool:
     return is_python and executable.is_file() and not getattr(sys, "frozen", False)
 
 
+class TooSlowError(BadInputError):
+    """A question took more time than it may; `by_clock`: the machine may have been busy with something else."""
+
+    def __init__(self, message: str, by_clock: bool) -> None:
+        super().__init__(message)
+        self.by_clock = by_clock
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a question may take: seconds of processor time, and bytes of memory beyond what the child had before."""
 
-    seconds: int
+    seconds: float
     memory_bytes: int
 
 
@@ -115,7 +124,8 @@ class Children:
         """The answer to a question; waits while all children are busy.
 
         Raises:
-            BadInputError: the child refused it, or it took too much time or memory; `what` names it.
+            TooSlowError: it took too much time.
+            BadInputError: the child refused it, or it took too much memory; `what` names it.
             RRTEdgeError: no child can be started.
         """
         if not can_start():
@@ -232,10 +242,7 @@ class _Child:
             timer.cancel()
             timer.join()
         if not line.endswith(b"\n"):
-            last_words = self._last_words()
-            if self._ready or last_words == LEFT:
-                raise BadInputError(f"{what}: {last_words}")
-            raise RRTEdgeError(f"{what}: a process for bounded work does not begin ({sys.executable})")
+            raise self._failure(what)
         answer = json.loads(line)
         if "memory" in answer:
             raise BadInputError(f"{what}: {self._too_large()}")
@@ -249,26 +256,22 @@ class _Child:
         self._overdue = True
         self.kill()
 
-    def _last_words(self) -> str:
+    def _failure(self, what: str) -> RRTEdgeError:
         """Why there is no answer."""
         code, limits = self.finish(), self._limits
         if self._overdue or -code in _TIME_SIGNALS:
-            return f"takes longer than the {limits.seconds} s that are allowed"
+            return TooSlowError(f"{what}: takes longer than the {limits.seconds:g} s that are allowed", self._overdue)
         if code == -9:
-            return LEFT
-        return f"{self._too_large()}, or cannot be worked on"
+            return BadInputError(f"{what}: {LEFT}")
+        if not self._ready:
+            return RRTEdgeError(f"{what}: a process for bounded work does not begin ({sys.executable})")
+        return BadInputError(f"{what}: {self._too_large()}, or cannot be worked on")
 
     def _too_large(self) -> str:
         return f"takes more than the {self._limits.memory_bytes >> 20} MiB of memory that are allowed"
 
 
-def _time_signals() -> set[int]:
-    import signal
-
-    return {int(signal.SIGXCPU)} if hasattr(signal, "SIGXCPU") else set()
-
-
-_TIME_SIGNALS = _time_signals()
+_TIME_SIGNALS = {int(signal.SIGPROF)} if hasattr(signal, "SIGPROF") else set[int]()
 
 
 def _begin(module: str, setup: Any) -> Answer:
@@ -278,7 +281,7 @@ def _begin(module: str, setup: Any) -> Answer:
 
 def answer_questions(module: str) -> None:
     """Be a child."""
-    seconds, memory_bytes = int(sys.argv[2]), int(sys.argv[3])
+    seconds, memory_bytes = float(sys.argv[2]), int(sys.argv[3])
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     with suppress(OSError, AttributeError):
         os.nice(NICENESS)
@@ -321,14 +324,7 @@ def _limit_memory(memory_bytes: int) -> None:
         return
 
 
-def _limit_time(seconds: int) -> None:
+def _limit_time(seconds: float) -> None:
     """Let the processor time from now on be bounded, where the system can; the parent looks at the clock as well."""
-    try:
-        import resource
-
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        spent = int(usage.ru_utime + usage.ru_stime) + 1
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, hard))
-    except (ImportError, ValueError, OSError):
-        return
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 
 from rrt_edge.cli import main
 from rrt_edge.cli.inspect import Subgraph, Value, read_graph
+from rrt_edge.runtime.system.files import sha256
 from tests.conftest import ROOT
+from tests.manifests import edit_manifest
 
 
 def test_inputs_and_outputs_are_those_of_onnxruntime(bundle: Path) -> None:
@@ -92,3 +94,13 @@ def test_a_damaged_graph_is_one_line(bundle: Path, tmp_path: Path) -> None:
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     done = CliRunner().invoke(main, ["inspect", str(damaged), "--graph"])
     assert done.exit_code == 2 and done.stderr.startswith(f"error: {graph}: its SHA-256 is not the manifest's")
+    entry = {"bytes": graph.stat().st_size, "sha256": sha256(graph)}
+    edit_manifest(damaged, lambda fields: fields["files"].update({"model.onnx": entry}))
+    done = CliRunner().invoke(main, ["inspect", str(damaged), "--graph"])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {graph}: cannot be read as a graph")
+
+
+def test_a_verification_of_which_nothing_is_known_is_shown(bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(bundle, tmp_path / "copied"))
+    edit_manifest(copied, lambda fields: fields.update(verification={}))
+    assert CliRunner().invoke(main, ["inspect", str(copied)]).exit_code == 0

@@ -112,3 +112,30 @@ def test_an_odd_recursive_config_is_named(recursive: Path, tmp_path: Path, field
     with pytest.raises(rrt_edge.BadInputError) as caught:
         Checkpoint(folder)
     assert str(caught.value).startswith(str(folder / "config.json")) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "uint16", "float8_e4m3fn"])
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_weights_of_another_type_are_not_taken_for_numbers_that_count(
+    copied: Path, tmp_path: Path, kind: str, which: str
+) -> None:
+    torch, files = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    tensors = files.load_file(copied / SINGLE)
+    name = sorted(tensors)[0 if which == "first" else -1]
+    tensors[name] = torch.zeros(tensors[name].shape).to(getattr(torch, kind))
+    files.save_file(tensors, copied / SINGLE)
+    message = refused(copied, tmp_path / "out")
+    assert f"{name} has numbers of the type {kind}; weights must be of float32, bfloat16, float16, float64" in message
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "7", "\0"])
+def test_an_odd_generation_config_is_named(copied: Path, tmp_path: Path, text: str) -> None:
+    path = copied / "generation_config.json"
+    path.write_text(text)
+    assert refused(copied, tmp_path / "out").startswith(f"{path}: cannot be read")
+
+
+def test_an_index_that_names_what_a_file_does_not_hold_is_refused(copied: Path, tmp_path: Path) -> None:
+    (copied / SINGLE).rename(copied / "model-00001.safetensors")
+    (copied / INDEX).write_text(json.dumps({"weight_map": {"no.such.tensor": "model-00001.safetensors"}}))
+    assert "model-00001.safetensors: damaged weights" in refused(copied, tmp_path / "out")

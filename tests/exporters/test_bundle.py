@@ -208,3 +208,17 @@ def test_eight_bit_parts(recursive: Path, tmp_path: Path) -> None:
     with pytest.raises(rrt_edge.BadInputError, match="eight-bit 'nose': choose from block, lora"):
         export(recursive, tmp_path / "c", eight_bit=["nose"])
     assert np.isclose(plain["block"] / mixed["block"], 8 / 4.6, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", ["x", -1, 300, [1, "x"], [[1]], 1.5, True])
+def test_an_end_that_is_no_token_is_named(recursive: Path, tmp_path: Path, name: str, value: object) -> None:
+    folder = shutil.copytree(recursive, tmp_path / "recursive")
+    (folder / "generation_config.json").unlink()
+    fields = json.loads((folder / name).read_text()) if name == "config.json" else {}
+    owner = fields.get("text_config", fields)
+    owner["eos_token_id"] = value
+    (folder / name).write_text(json.dumps(fields))
+    with pytest.raises(rrt_edge.BadInputError, match=rf"{name}: .*eos_token_id") as caught:
+        export(folder, tmp_path / "bundle")
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()

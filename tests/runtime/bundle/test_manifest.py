@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rrt_edge.runtime import BadInputError, BundleError, Model
+from rrt_edge.runtime import BadInputError, BundleError, ExitPolicy, Model
 from rrt_edge.runtime.bundle.manifest import Manifest, digest
 from rrt_edge.runtime.check import check
 from tests.conftest import PREBUILT
@@ -169,3 +169,19 @@ def test_a_bundle_replaced_meanwhile_is_not_changed(copied: Path) -> None:
     with pytest.raises(BundleError, match="was replaced meanwhile"):
         manifest.update(copied, lambda now: now)
     assert (copied / "manifest.json").read_bytes() == before
+
+
+def test_a_manifest_lists_no_more_files_than_bundles_have(copied: Path) -> None:
+    entry = {"bytes": 0, "sha256": ""}
+    edit_manifest(copied, lambda fields: fields["files"].update({f"file{at}": entry for at in range(100)}))
+    with pytest.raises(BundleError, match="files lists 107 files; 100 are the most of a bundle"):
+        Manifest.read(copied)
+
+
+def test_an_operating_point_takes_no_policys_place(copied: Path) -> None:
+    points = {"full": 0.1, "depth=1": 0.2, "lossless": 0.3, "own=1": 0.4}
+    edit_manifest(copied, lambda fields: fields["gate"].update(points=points))
+    with Model.load(copied, device="cpu") as model:
+        assert model.policy("full") == ExitPolicy() and model.policy("depth=1") == ExitPolicy(depth=1)
+        assert model.policy("lossless") == ExitPolicy(lossless=True)
+        assert model.policy("own=1") == ExitPolicy(threshold=0.4)

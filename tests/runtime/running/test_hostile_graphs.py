@@ -100,6 +100,19 @@ def test_an_output_of_another_shape_is_refused(copied: Path, name: str, axis: in
         model.generate([3, 4, 5])
 
 
+@pytest.mark.parametrize("name", ["logits", "gate"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_none_are_noticed(copied: Path, name: str, value: float) -> None:
+    def change(graph: Any) -> None:
+        renamed(graph, name)
+        graph.initializer.append(onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [value]))
+        graph.node.append(onnx.helper.make_node("Add", [f"{name}.inner", "none"], [name]))
+
+    with_graph(copied, change)
+    report = check(copied)
+    assert not report.ok and report.problem is not None and "are no finite numbers" in report.problem
+
+
 def test_a_graph_that_never_ends_is_ended(copied: Path) -> None:
     with_graph(copied, endless)
     runner, _ = open_on("cpu", copied, Manifest.read(copied), 1)

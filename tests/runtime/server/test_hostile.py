@@ -86,6 +86,28 @@ def test_honest_requests_are_answered_beside_grammars_that_take_long(served: Ser
         connection.close()
 
 
+def test_a_grammar_that_is_compiled_at_once_does_not_wait_for_those_that_take_long(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No limit ends the one that takes long; further ones wait, up to a bound, and new ones that are quick pass by."""
+    monkeypatch.setattr(grammar_trial, "LIMITS", Limits(seconds=10_000, memory_bytes=8 << 30))
+    with serving_here(model, most_waiting=2) as here:
+        connections, refused = [], 0
+        for at in range(5):  # one is tried, two wait, and the others are refused
+            content = json.dumps({**PROMPT, **by_schema({**SLOW, "title": str(at)})})
+            connections.append(here.connect())
+            connections[-1].sendall(f"{HEAD}{len(content)}\r\n\r\n{content}".encode())
+            while not (any(child.cpu_times().user > 1 for child in alive(psutil.Process())) or at):
+                pass
+        for connection in connections[3:]:
+            refused += b"429 Too Many Requests" in connection.recv(1 << 16)
+        assert refused == 2
+        for at in range(4):
+            assert here.post({**PROMPT, "regex": f"a[b{at}]"}).status_code == 200
+        for connection in connections:
+            connection.close()
+
+
 def test_a_client_that_leaves_takes_its_compilation_along(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """No limit ends it: the next grammar is compiled because those before were left."""
     monkeypatch.setattr(grammar_trial, "LIMITS", Limits(seconds=10_000, memory_bytes=8 << 30))

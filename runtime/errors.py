@@ -71,12 +71,14 @@ def from_outside(error: BaseException) -> bool:
 
 
 def one_line(text: object, most: int = MOST_WORDS) -> str:
-    """A text from outside on one line of so many characters, each of which can be shown."""
-    line = str(text)[: 4 * most]
+    """A text from outside on one line of about so many characters, each of which can be shown; the middle may go."""
+    line = str(text)
+    if len(line) > 4 * most:
+        line = line[: 2 * most] + line[-2 * most :]
     if not line.isprintable():
         line = " ".join(line.split())
         line = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
-    return line if len(line) <= most else f"{line[:most]}..."
+    return line if len(line) <= most else f"{line[: most // 2]}...{line[-most // 2 :]}"
 
 
 def in_words(error: BaseException) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import plain_number, shown
 
 PRECISIONS = ("float16", "float32")
 FORMS = ("block", "step", "head", "join", "grow")
@@ -18,6 +21,10 @@ ROWS = "rows"  # the one graph that runs on the CPU
 VERSION = 1
 LARGEST = 64 << 20  # bytes of one graph
 MOST = 256 << 20  # bytes of all together
+MOST_SLOTS, MOST_ATTENTIONS, MOST_WINDOW = 64, 64, 1 << 24
+UNREADABLE = (  # what zipfile raises of an archive, and what its fields may be
+    OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, TypeError, ValueError,
+)  # fmt: skip
 PIECE = 1 << 20  # bytes read at a time: what an archive says of its sizes need not be so
 
 
@@ -61,9 +68,12 @@ def read_archive(bundle: Path) -> DeviceArchive:
             about = parse_json(_member(archive, "about.json", LARGEST))
             if about["version"] != VERSION:
                 raise BundleError(f"{path}: version {about['version']} is not {VERSION}; export the bundle again")
-            scale, softcap = float(about["attention_scale"]), about["attention_softcap"]
+            scale = _number(about, "attention_scale")
+            softcap = None if about["attention_softcap"] is None else _number(about, "attention_softcap")
+            if len(about["windows"]) > MOST_ATTENTIONS:
+                raise ValueError(f"windows: there are {len(about['windows'])}")
             attentions = tuple(
-                Attention(scale, None if softcap is None else float(softcap), None if window is None else int(window))
+                Attention(scale, softcap, None if window is None else _count(window, "windows", 1, MOST_WINDOW))
                 for window in about["windows"]
             )
             forms = [*FORMS, *(f"attend.{number}" for number in range(len(attentions)))]
@@ -74,13 +84,26 @@ def read_archive(bundle: Path) -> DeviceArchive:
                 graphs[name] = _member(archive, f"{name}.onnx", room)
             return DeviceArchive(
                 graphs,
-                slots=int(about["slots"]),
-                turns=int(about["turns"]),
+                slots=_count(about["slots"], "slots", 1, MOST_SLOTS),
+                turns=_count(about["turns"], "turns", 0, MOST_ATTENTIONS),
                 attentions=attentions,
                 overflows_float16=bool(about["overflows_float16"]),
             )
-    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, OverflowError) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
+
+
+def _number(about: dict[str, Any], name: str) -> float:
+    number = plain_number(about[name], float)
+    if number is None or number <= 0:
+        raise ValueError(f"{name} {shown(about[name])}: must be a number above 0")
+    return float(number)
+
+
+def _count(value: Any, name: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} {shown(value)}: must be a whole number from {least} to {most}")
+    return value
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

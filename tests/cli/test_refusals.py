@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,49 @@ def test_places_that_take_nothing_are_one_line(
 ) -> None:
     arguments = [place if one == "out" else one for one in commands(recursive, source, data_file())[command]]
     said_in_one_line(shell(*arguments))
+
+
+def bound_by_permissions() -> list[str]:
+    """What stands before a command so that permissions bind it: root gives up what lets it write everywhere."""
+    if os.geteuid():
+        return []
+    program = shutil.which("setpriv")
+    if program is None:
+        pytest.skip("root writes everywhere; needs setpriv")
+    bound = [program, "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
+    if subprocess.run([*bound, "true"], capture_output=True).returncode:
+        pytest.skip("root writes everywhere, and may give up nothing here")
+    return bound
+
+
+@pytest.mark.parametrize(
+    "command", ["convert", "export", "train", "pull", "generate", "calibrate", "rm", "pull --force", "chat"]
+)
+def test_folders_that_may_not_be_written_are_one_line(
+    shell: Shell, command: str, recursive: Path, source: Path, data_file: Callable[[], Path]
+) -> None:
+    """A user whom permissions bind, and folders of which none may be written."""
+    bound, data = bound_by_permissions(), data_file()
+    assert shell("pull", "bundle", "--name", "installed").returncode == 0
+    more = {
+        "calibrate": ("calibrate", "bundle", "--data", data), "rm": ("rm", "installed", "--yes"),
+        "pull --force": ("pull", "bundle", "--name", "installed", "--force"), "chat": ("chat", "bundle"),
+    }  # fmt: skip
+    arguments = {**commands(recursive, source, data), **more}[command]
+    folders = [shell.folder, *(path for path in shell.folder.rglob("*") if path.is_dir())]
+    before = everything(shell.folder)
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        done = subprocess.run(
+            [*bound, sys.executable, "-P", "-c", PROGRAM, *map(str, arguments)], env=shell.environment,
+            cwd=shell.folder, capture_output=True, encoding="utf-8", input="hello\n/save kept.json\n",
+        )  # fmt: skip
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert "ermission denied" in said_in_one_line(done)
+    assert everything(shell.folder) == before
 
 
 @pytest.fixture

@@ -37,8 +37,11 @@ def parse_json(text: str | bytes) -> Any:
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {_short(next(name for name in names if names.count(name) > 1))!r} stands twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the field {_short(name)!r} stands twice")
+            seen.add(name)
     for name in fields:
         if len(name) > LONGEST_NAME:
             raise ValueError(f"the name of the field {_short(name)!r} has more than {LONGEST_NAME} letters")

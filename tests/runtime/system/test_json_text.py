@@ -44,6 +44,13 @@ def test_bytes_that_are_no_utf_8_are_refused() -> None:
     assert parse_json(b'\xef\xbb\xbf"a"') == "a"  # as some editors write it
 
 
+def test_a_name_that_stands_twice_among_very_many_is_told_at_once() -> None:
+    """Looked for among all others from each name on, it took minutes."""
+    names = [f'"{number}": 0' for number in range(300_000)]
+    with pytest.raises(ValueError, match="'299999' stands twice"):
+        parse_json("{" + ", ".join([*names, names[-1]]) + "}")
+
+
 @pytest.mark.parametrize(
     "text", [r'"😀"', '{"a": [1, -2.5e3, true, null, "\\\\ud83d"], "b": {}}', "1e-400", '"\u00e9"', " [ ] "]
 )

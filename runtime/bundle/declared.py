@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import named, shown
 
 KEY = "rrt_edge"  # of the model's metadata
 LARGEST = 1 << 20  # bytes of the entry
@@ -75,7 +76,7 @@ def _difference(expected: Any, declared: Any, name: str) -> str | None:
                 return wrong
         return None
     same = expected == declared and type(expected) is type(declared)
-    return None if same else f"{name}: it has {expected!r}, the manifest says {declared!r}"
+    return None if same else f"{named(name)}: it has {shown(expected)}, the manifest says {shown(declared)}"
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -90,7 +91,7 @@ def _metadata(path: Path) -> dict[str, str]:
                     entries[parts.get(1, "")] = parts.get(2, "")
                 else:
                     file.seek(length, io.SEEK_CUR)
-    except (ValueError, OverflowError):  # onnxruntime says what is wrong with it
+    except (OSError, ValueError, OverflowError):  # a length leads anywhere; onnxruntime says what is wrong with it
         pass
     return entries
 

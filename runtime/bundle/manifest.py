@@ -18,6 +18,7 @@ from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import PATIENCE, new_file, recover, sha256, writing
+from rrt_edge.runtime.system.options import shown
 
 FILE = "manifest.json"
 DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
@@ -42,6 +43,7 @@ FIRST_FIELDS = {
     "verification",
 }  # fmt: skip  of version 1
 LARGEST_MANIFEST = 4 << 20  # bytes
+LONGEST_NAME = 255  # bytes of a file's
 WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
 Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
 
@@ -129,7 +131,7 @@ class Architecture:
             pasts=fields.count("pasts", 1, 1 << 10),
             kv_bits=fields.count("kv_bits", 8, 32),
             windows=_windows(fields),
-            short_context=fields.count("short_context", 1, 1 << 24) if fields.get("short_context") else None,
+            short_context=None if fields.get("short_context") is None else fields.count("short_context", 1, 1 << 24),
         )
         sizes = [len(row) for row in read.windows or ()]
         if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
@@ -163,11 +165,11 @@ class Gate:
         """
         kind, trained, threshold = fields.text("kind"), fields.get("trained"), fields.get("threshold")
         if kind not in ("mlp", "linear", "none"):
-            raise fields.fail("gate.kind", f"{kind!r} is not known; known: mlp, linear, none")
+            raise fields.fail("gate.kind", f"{shown(kind)} is not known; known: mlp, linear, none")
         if not isinstance(trained, bool):
             raise fields.fail("gate.trained", "must be true or false")
         if threshold is not None and not _is_share(threshold):
-            raise fields.fail("gate.threshold", f"{threshold!r} must be between 0 and 1, or null")
+            raise fields.fail("gate.threshold", f"{shown(threshold)} must be between 0 and 1, or null")
         points = fields.get("points", {})
         if not isinstance(points, dict) or not all(map(_is_share, points.values())):
             raise fields.fail("gate.points", "must be names and thresholds between 0 and 1")
@@ -242,14 +244,18 @@ class Manifest:
         version = fields.get("format_version")
         if type(version) is not int or version not in VERSIONS:
             known = " and ".join(map(str, VERSIONS))
-            raise fields.fail("format_version", f"{version!r} is none of the versions this rrt-edge reads, {known}")
+            raise fields.fail(
+                "format_version", f"{shown(version)} is none of the versions this rrt-edge reads, {known}"
+            )
         newer = sorted(fields.values.keys() - FIRST_FIELDS) if version == 1 else []
         if newer:
-            raise fields.fail("format_version", f"1 does not go with the field {newer[0]!r}; export the bundle again")
+            raise fields.fail(
+                "format_version", f"1 does not go with the field {shown(newer[0])}; export the bundle again"
+            )
         kv_rule = fields.text("kv_rule")
         if kv_rule not in KV_RULE_NAMES:
             known = ", ".join(KV_RULE_NAMES)
-            raise fields.fail("kv_rule", f"{kv_rule!r} is not known to this version; known: {known}")
+            raise fields.fail("kv_rule", f"{shown(kv_rule)} is not known to this version; known: {known}")
         verification = fields.get("verification")
         if verification is not None and not isinstance(verification, dict):
             raise fields.fail("verification", "must be an object or null")
@@ -375,9 +381,11 @@ def _files(fields: Fields) -> dict[str, File]:
     for name in fields:
         parts = PurePosixPath(name).parts
         if len(parts) != 1 or parts[0] in ("..", ".") or "\\" in name or ":" in name:
-            raise fields.fail(f"files[{name!r}]", "leaves the bundle's folder")
+            raise fields.fail(f"files[{shown(name)}]", "leaves the bundle's folder")
+        if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+            raise fields.fail(f"files[{shown(name)}]", "is no name of a file")
         if not isinstance(fields.get(name), dict):
-            raise fields.fail(f"files[{name!r}]", "must be an object of bytes and sha256")
+            raise fields.fail(f"files[{shown(name)}]", "must be an object of bytes and sha256")
     for needed in ("model.onnx", "model.onnx.data", "tokenizer.json"):
         if needed not in fields.values:
             raise fields.fail("files", f"does not list {needed}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import named, shown
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Fields:
 
     def fail(self, field: str, problem: str) -> BundleError:
         """The error that says what is wrong with a field."""
-        return BundleError(f"{self.path}: {field} {problem}")
+        return BundleError(f"{self.path}: {named(field)} {problem}")
 
     def table(self, name: str) -> Fields:
         """A field that is an object.
@@ -51,7 +52,21 @@ class Fields:
         """A field that is a whole number between bounds."""
         value = self.values.get(name)
         if type(value) is not int or not least <= value <= most:
-            raise self.fail(name, f"is {value!r}; it must be a whole number from {least} to {most}")
+            raise self.fail(name, f"is {shown(value)}; it must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, name: str, most: float) -> float:
+        """A field that is a number above 0."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            raise self.fail(name, f"is {shown(value)}; it must be a number above 0 and at most {most:g}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A field that is true or false."""
+        value = self.values.get(name)
+        if not isinstance(value, bool):
+            raise self.fail(name, f"is {shown(value)}; it must be true or false")
         return value
 
     def counts(self, name: str, most: int) -> dict[str, int]:

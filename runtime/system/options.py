@@ -270,6 +270,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
+def named(name: str) -> str:
+    """A name from outside as errors show it: as it is, where it can be printed and is short."""
+    return name if name.isprintable() and 0 < len(name) <= LONGEST_SHOWN else shown(name)
+
+
 def read_options(options: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass of options from a mapping of YAML's or the command line's types.
 

@@ -110,6 +110,10 @@ def test_a_declared_number_that_is_not_the_graphs_is_refused(copied: Path, place
         (lambda fields: fields["gate"].update(kind="linear"), r"gate\.kind"),
         (lambda fields: fields["gate"].update(threshold=True), r"gate\.threshold True"),
         (lambda fields: fields["gate"].update(points={"a": False}), r"gate\.points"),
+        (lambda fields: fields["architecture"].update(short_context=0), "short_context is 0"),
+        (lambda fields: fields["architecture"].update(short_context=False), "short_context is False"),
+        (lambda fields: fields["files"].update({"a\nb": {"bytes": 1, "sha256": ""}}), "is no name of a file"),
+        (lambda fields: fields["files"].update({"é" * 200: {"bytes": 1, "sha256": ""}}), "is no name of a file"),
     ],
 )
 def test_what_else_is_declared_is_compared(
@@ -136,6 +140,19 @@ def test_odd_json_is_one_sentence(copied: Path, text: str) -> None:
     (copied / "manifest.json").write_text(text, "utf-8")
     with pytest.raises(BundleError, match=re.escape(str(copied / "manifest.json"))):
         Manifest.read(copied)
+
+
+@pytest.mark.parametrize("field", ["format_version", "kv_rule", "architecture", "gate", "weight_bytes"])
+@pytest.mark.parametrize(
+    "value", [[0] * 3000, json.loads("[" * 800 + "]" * 800), "\x1b[2J\n" * 2000], ids=["long", "deep", "text"]
+)
+def test_an_odd_value_is_told_on_one_short_line(copied: Path, field: str, value: Any) -> None:
+    tables = {"architecture": {"loops": value}, "gate": {"kind": str(value)[:2000]}, "weight_bytes": {"a\nb": value}}
+    edit_manifest(copied, lambda fields: fields.update({field: tables.get(field, value)}))
+    with pytest.raises(BundleError) as caught:
+        Manifest.read(copied)
+    message = str(caught.value)
+    assert message.isprintable() and len(message.removeprefix(str(copied))) < 600
 
 
 def test_the_hash_is_of_the_meaning_not_of_the_spelling(copied: Path) -> None:

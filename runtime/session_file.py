@@ -17,11 +17,13 @@ from safetensors.numpy import save_file
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
-from rrt_edge.runtime.errors import BadInputError, BundleError
+from rrt_edge.runtime.errors import BadInputError, BundleError, one_line
 from rrt_edge.runtime.system.files import new_file
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import shown
 
 FORMAT, VERSION = "rrt-edge session", "2"
+ABOUT = {"bundle", "kv_rule", "long_context", "prompt_end"}  # what a file says beside its arrays
 HEADER = 1 << 20  # bytes that names and shapes may take
 
 
@@ -97,22 +99,24 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
             if metadata.get("format") != FORMAT:
                 raise BadInputError(f"{path}: is no conversation that Session.save wrote")
             if metadata.get("version") != VERSION:
-                raise BadInputError(f"{path}: version {metadata.get('version')} is not {VERSION}, which this one reads")
+                raise BadInputError(
+                    f"{path}: version {shown(metadata.get('version'))} is not {VERSION}, which this one reads"
+                )
             about = parse_json(metadata["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             if about["bundle"] != manifest.fingerprint:
-                raise BundleError(f"{path}: is a conversation with another bundle ({about['bundle'][:12]}...)")
+                raise BundleError(f"{path}: is a conversation with another bundle ({shown(about['bundle'][:12])}...)")
             if about["long_context"] != _long_context(manifest.architecture, context):
                 raise BadInputError(f"{path}: was made with another context; load the model with that one")
             if about["kv_rule"] not in KV_RULE_NAMES:
-                raise ValueError(f"kv_rule {about['kv_rule']!r}")
+                raise ValueError(f"kv_rule {shown(about['kv_rule'])}")
             conversation = _conversation(about, arrays, manifest.architecture)
             if metadata.get("sha256") != _digest(metadata["about"], arrays):
                 raise ValueError("its SHA-256 is not the one it was saved with")
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"{path}: damaged, or not a conversation ({error})") from error
+        raise BadInputError(f"{path}: damaged, or not a conversation ({one_line(error)})") from error
     if len(conversation.ids) > context:
         tokens = len(conversation.ids)
         raise BadInputError(f"{path}: the conversation has {tokens} tokens, the context holds {context}")
@@ -121,6 +125,8 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
 
 def _conversation(about: dict[str, Any], arrays: dict[str, NDArray[Any]], architecture: Architecture) -> Conversation:
     """The conversation of a file's arrays; KeyError and ValueError where they do not fit each other and the bundle."""
+    if about.keys() != ABOUT:
+        raise ValueError(f"{shown(sorted(about.keys() ^ ABOUT))} is missing or belongs to no conversation")
     rule, depths, arrays = KV_RULES[about["kv_rule"]], range(1, architecture.loops + 1), dict(arrays)
     ids = _numbers(arrays, "ids", architecture.vocabulary)
     positions = [_numbers(arrays, f"positions.{depth}", len(ids)) for depth in depths]
@@ -136,7 +142,7 @@ def _conversation(about: dict[str, Any], arrays: dict[str, NDArray[Any]], archit
         waiting.append(_plane(arrays, f"waiting.{depth}", (count, architecture.hidden_size), np.float32))
     prompt_end = about["prompt_end"]
     if type(prompt_end) is not int or not 0 <= prompt_end <= len(ids):
-        raise ValueError(f"prompt_end {prompt_end!r}")
+        raise ValueError(f"prompt_end {shown(prompt_end)}")
     if arrays:
         raise ValueError(f"{min(arrays)}: belongs to no conversation")
     return Conversation(ids, about["kv_rule"], prompt_end, positions, rows, waiting)

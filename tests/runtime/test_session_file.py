@@ -81,6 +81,8 @@ FORGED: dict[str, Callable[[Arrays, dict[str, Any]], object]] = {
     "another rule": say(kv_rule="latest"),
     "a rule that is none": say(kv_rule=["exact"]),
     "no rule": lambda arrays, about: about.pop("kv_rule"),
+    "more than a conversation says": say(more=1),
+    "a rule of very many parts": say(kv_rule=[0] * 3000),
     "another context": say(long_context=True),
 }
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
-from rrt_edge.runtime.errors import BundleError
+from rrt_edge.runtime.bundle.manifest_reader import Fields
+from rrt_edge.runtime.errors import BundleError, one_line
+from rrt_edge.runtime.system.archive_errors import DAMAGED
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import shown
 
 PRECISIONS = ("float16", "float32")
 FORMS = ("block", "step", "head", "join", "grow")
@@ -18,6 +20,10 @@ ROWS = "rows"  # the one graph that runs on the CPU
 VERSION = 1
 LARGEST = 64 << 20  # bytes of one graph
 MOST = 256 << 20  # bytes of all together
+LARGEST_ABOUT = 1 << 20  # bytes of what is to be known of them
+MOST_PARTS = 1 << 10  # slots, rotary patterns or kinds of attention
+LARGEST_SCALE = 1e6  # of attention, and where its scores are capped
+LONGEST_WINDOW = 1 << 24  # tokens
 PIECE = 1 << 20  # bytes read at a time: what an archive says of its sizes need not be so
 
 
@@ -58,14 +64,13 @@ def read_archive(bundle: Path) -> DeviceArchive:
     path = bundle / DEVICE_GRAPHS
     try:
         with zipfile.ZipFile(path) as archive:
-            about = parse_json(_member(archive, "about.json", LARGEST))
-            if about["version"] != VERSION:
-                raise BundleError(f"{path}: version {about['version']} is not {VERSION}; export the bundle again")
-            scale, softcap = float(about["attention_scale"]), about["attention_softcap"]
-            attentions = tuple(
-                Attention(scale, None if softcap is None else float(softcap), None if window is None else int(window))
-                for window in about["windows"]
-            )
+            values = parse_json(_member(archive, "about.json", LARGEST_ABOUT))
+            about = Fields(path, values if isinstance(values, dict) else {})
+            if about.get("version") != VERSION:
+                raise BundleError(
+                    f"{path}: version {shown(about.get('version'))} is not {VERSION}; export the bundle again"
+                )
+            attentions = _attentions(about)
             forms = [*FORMS, *(f"attend.{number}" for number in range(len(attentions)))]
             names = [ROWS, *(f"{precision}/{form}" for precision in PRECISIONS for form in forms)]
             graphs: dict[str, bytes] = {}
@@ -74,13 +79,29 @@ def read_archive(bundle: Path) -> DeviceArchive:
                 graphs[name] = _member(archive, f"{name}.onnx", room)
             return DeviceArchive(
                 graphs,
-                slots=int(about["slots"]),
-                turns=int(about["turns"]),
+                slots=about.count("slots", 1, MOST_PARTS),
+                turns=about.count("turns", 0, MOST_PARTS),
                 attentions=attentions,
-                overflows_float16=bool(about["overflows_float16"]),
+                overflows_float16=about.flag("overflows_float16"),
             )
-    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from error
+    except BundleError:
+        raise
+    except (OSError, KeyError, *DAMAGED) as error:
+        raise BundleError(f"{path}: cannot be read ({one_line(error)}); export the bundle again") from error
+
+
+def _attentions(about: Fields) -> tuple[Attention, ...]:
+    """
+    Raises:
+        BundleError: a field is missing or out of bounds.
+    """
+    scale, windows = about.number("attention_scale", LARGEST_SCALE), about.get("windows")
+    softcap = None if about.get("attention_softcap") is None else about.number("attention_softcap", LARGEST_SCALE)
+    if not isinstance(windows, list) or not 0 < len(windows) <= MOST_PARTS:
+        raise about.fail("windows", "must be a list of windows and nulls")
+    if not all(window is None or (type(window) is int and 0 < window <= LONGEST_WINDOW) for window in windows):
+        raise about.fail("windows", "must be a list of windows and nulls")
+    return tuple(Attention(scale, softcap, window) for window in windows)
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -5,29 +5,28 @@ Every entry counts, and every part is bounded before it is read: an archive's ow
 
 from __future__ import annotations
 
-import lzma
+import os
 import stat
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, TypeVar
 
-from rrt_edge.runtime.bundle.manifest import FILE
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.bundle.manifest import FILE, LONGEST_NAME
+from rrt_edge.runtime.errors import BadInputError, in_words, one_line
 from rrt_edge.runtime.library.bounded_archives import TooLarge, is_tar, open_tar, table_bytes
+from rrt_edge.runtime.system.archive_errors import DAMAGED
 from rrt_edge.runtime.system.files import CHUNK
+from rrt_edge.runtime.system.options import shown as quoted
 from rrt_edge.runtime.system.progress import Progress
 
+T = TypeVar("T")
 MOST_FILES = 1000  # folders counted
 MOST_TABLE = 1 << 20  # bytes of a .zip's table of contents, and of a header in a .tar
+LONGEST_PATH = 1000  # characters
 LARGEST = 64 << 30  # bytes unpacked
 EXPANSION = 20  # weights hardly compress, so an archive that grows more than so many times ...
 SPARE = 64 << 20  # ... and by these bytes is no bundle's
-_DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
-)  # fmt: skip
 
 
 def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = None) -> Path:
@@ -48,8 +47,11 @@ def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = 
     limit = min(LARGEST, EXPANSION * size + SPARE)
     written = 0
     try:
-        for count, (path, file) in enumerate(_files(archive, shown, limit)):
-            if count == MOST_FILES:
+        entries, count = _files(archive, shown, limit), 0
+        while (entry := _read(next, entries, None)) is not None:
+            path, file = entry
+            count += 1
+            if count > MOST_FILES:
                 raise BadInputError(f"{shown}: has more than {MOST_FILES} files; this is no bundle's archive")
             target = folder / path
             if file is None:
@@ -57,7 +59,7 @@ def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = 
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with file, target.open("xb") as out:
-                while piece := file.read(CHUNK):
+                while piece := _read(file.read, CHUNK):
                     written += len(piece)
                     if written > limit:
                         raise TooLarge
@@ -67,11 +69,19 @@ def unpack(archive: Path, folder: Path, shown: str, progress: Progress | None = 
     except TooLarge as error:
         message = f"{shown}: unpacks to more than {limit} bytes; this is no bundle's archive"
         raise BadInputError(message) from error
-    except _DAMAGED as error:
-        raise BadInputError(f"{shown}: damaged, or not an archive that can be read ({error})") from error
+    except DAMAGED as error:
+        raise BadInputError(f"{shown}: damaged, or not an archive that can be read ({one_line(error)})") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadInputError(f"{shown}: has two files of one name; this is no bundle's archive") from error
     return _holder(folder, shown)
+
+
+def _read(function: Callable[..., T], *arguments: Any) -> T:
+    """A part of an archive. What the system says then is of the archive, too, whose numbers lead anywhere."""
+    try:
+        return function(*arguments)
+    except OSError as error:
+        raise ValueError(in_words(error)) from error
 
 
 def _files(archive: Path, shown: str, limit: int) -> Iterator[tuple[PurePosixPath, IO[bytes] | None]]:
@@ -107,12 +117,14 @@ def _inside(name: str, shown: str) -> PurePosixPath:
     """The member's path, where it stays in the folder on every system."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0"):
-        raise BadInputError(f"{shown}: {name!r} would leave the bundle's folder; do not trust this archive")
+        raise BadInputError(f"{shown}: {quoted(name)} would leave the bundle's folder; do not trust this archive")
+    if not name or len(name) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise BadInputError(f"{shown}: {quoted(name)} is no name of a file; this is no bundle's archive")
     return path
 
 
 def _not_plain(shown: str, name: str) -> BadInputError:
-    return BadInputError(f"{shown}: {name!r} is a link or a device, not a file; do not trust this archive")
+    return BadInputError(f"{shown}: {quoted(name)} is a link or a device, not a file; do not trust this archive")
 
 
 def _holder(folder: Path, shown: str) -> Path:

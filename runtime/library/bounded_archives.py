@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from rrt_edge.runtime.system.archive_errors import DAMAGED
+
 PIECE = 1 << 16  # bytes read of the archive at a time
 MOST_HEADER = 1 << 20  # bytes of a header that holds a long name or further fields
 MOST_DICTIONARY = 256 << 20  # bytes that .xz may take to unpack
@@ -46,7 +48,7 @@ def is_tar(archive: Path) -> bool:
     try:
         with open_tar(archive, 1 << 20) as tar:
             return tar.next() is not None
-    except (tarfile.TarError, TooLarge, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+    except (TooLarge, OSError, *DAMAGED):
         return False
 
 

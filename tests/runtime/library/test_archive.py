@@ -97,6 +97,24 @@ def long_header(kind: bytes, compression: str) -> bytes:
     return archive.getvalue()
 
 
+def started_elsewhere() -> bytes:
+    """An archive whose end says that its table of contents starts where no file is."""
+    content = bytearray(evil_zip("manifest.json"))
+    content[-6:-2] = b"\xff\xff\xff\x7f"
+    return bytes(content)
+
+
+def damaged_bz2() -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:bz2") as tar:
+        info = tarfile.TarInfo("manifest.json")
+        info.size = 3_000_000
+        tar.addfile(info, io.BytesIO(np.random.default_rng(0).bytes(info.size)))
+    content = bytearray(archive.getvalue())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
 def sparse() -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
@@ -161,6 +179,12 @@ def test_every_compression_is_read_to_its_end(compression: str, tmp_path: Path) 
         (long_table, "has more than 1000 files"),
         (lambda: hidden_end(long_table()), "has more than 1000 files"),
         (sparse, "is a link or a device, not a file|neither"),
+        (lambda: evil_zip("\0x"), "is no name of a file"),
+        (lambda: evil_zip("n" * 300), "is no name of a file"),
+        (lambda: evil_zip("é" * 200), "is no name of a file"),
+        (lambda: evil_tar("d/" * 600 + "x"), "is no name of a file"),
+        (started_elsewhere, "damaged, or not an archive that can be read"),
+        (damaged_bz2, "damaged, or not an archive that can be read"),
         (lambda: evil_zip("readme.txt"), "holds no manifest.json"),
         (lambda: evil_zip("manifest.json")[:-5], "neither a .zip nor a .tar.gz"),
         (lambda: evil_tar("manifest.json", body=b"x" * 5000)[:40], "damaged|neither"),

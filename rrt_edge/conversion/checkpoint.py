@@ -15,7 +15,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from rrt_edge.conversion.folder import SINGLE, local_folder, read_fields, read_index
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import FAMILIES, layer_types
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, one_line
+from rrt_edge.runtime.system.options import shown
 
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -69,7 +70,7 @@ class Checkpoint:
         try:
             tensor: Tensor = self._handle(name).get_tensor(name)
         except SafetensorError as error:
-            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({error})") from error
+            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({one_line(error)})") from error
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(
@@ -89,11 +90,11 @@ class Checkpoint:
 
     def _read_config(self, trust_remote_code: bool) -> PreTrainedConfig:
         path, fields = self.folder / "config.json", read_fields(self.folder)
-        remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in fields.get("auto_map", {})
+        remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in (fields.get("auto_map") or {})
         if remote and not trust_remote_code:
             raise BadInputError(
-                f"{path}: auto_map: its model_type {fields['model_type']!r} comes with code of its own, which is not "
-                "run unless you trust it (--trust-remote-code)"
+                f"{path}: auto_map: its model_type {shown(fields['model_type'])} comes with code of its own, which is "
+                "not run unless you trust it (--trust-remote-code)"
             )
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=remote)
@@ -102,8 +103,10 @@ class Checkpoint:
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error
         except Exception as error:  # transformers and torch raise many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BadInputError(f"{path}: cannot be read as a {fields['model_type']!r} config: {reason}") from error
+            reason = one_line(error) or type(error).__name__
+            raise BadInputError(
+                f"{path}: cannot be read as a {shown(fields['model_type'])} config: {reason}"
+            ) from error
 
     def _tensor_files(self) -> dict[str, str]:
         indexed = read_index(self.folder)
@@ -113,7 +116,9 @@ class Checkpoint:
             with safe_open(self.folder / SINGLE, framework="pt") as file:
                 return dict.fromkeys(file.keys(), SINGLE)
         except SafetensorError as error:
-            raise BadInputError(f"{self.folder / SINGLE}: damaged or cut short ({error}); copy it again") from error
+            raise BadInputError(
+                f"{self.folder / SINGLE}: damaged or cut short ({one_line(error)}); copy it again"
+            ) from error
 
     def _handle(self, name: str) -> Any:
         file = self._files[name]
@@ -121,7 +126,7 @@ class Checkpoint:
             try:
                 self._open[file] = safe_open(self.folder / file, framework="pt")
             except SafetensorError as error:
-                message = f"{self.folder / file}: damaged or cut short ({error}); copy it again"
+                message = f"{self.folder / file}: damaged or cut short ({one_line(error)}); copy it again"
                 raise BadInputError(message) from error
         return self._open[file]
 

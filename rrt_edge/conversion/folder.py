@@ -8,13 +8,13 @@ from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.json_text import parse_json
-from rrt_edge.runtime.system.options import shown
+from rrt_edge.runtime.system.options import named, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
-LONGEST_NAME = 255  # letters of a file's name
+LONGEST_NAME = 255  # bytes of a file's name
 UNFIT = set("/\\:\0")  # letters that lead out of a folder on some system
 SIZES = {  # the most that a field may be; each is a whole number from 1 on
     "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000,
@@ -72,7 +72,9 @@ def check_fields(path: Path, fields: dict[str, Any], inside: str = "") -> None:
             f"{path}: {inside}num_key_value_heads {kv_heads} does not divide the {heads} of num_attention_heads"
         )
     if (inner := fields.get("text_config")) is not None:
-        check_fields(path, inner, f"{inside}text_config: ")
+        if inside:
+            raise BadInputError(f"{path}: {inside}text_config: stands inside another text_config")
+        check_fields(path, inner, "text_config: ")
 
 
 def read_index(folder: Path) -> dict[str, str] | None:
@@ -84,7 +86,9 @@ def read_index(folder: Path) -> dict[str, str] | None:
     index = folder / INDEX
     if index.is_file():
         try:
-            weight_map = dict(parse_json(index.read_text("utf-8"))["weight_map"])
+            weight_map = parse_json(index.read_text("utf-8"))["weight_map"]
+            if not isinstance(weight_map, dict):
+                raise TypeError("weight_map must be an object")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{index}: not a safetensors index") from error
         if not weight_map:
@@ -95,7 +99,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
         missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if missing:
             raise BadInputError(f"{folder / missing[0]}: named by {INDEX} but missing; download it again")
-        return dict(weight_map)
+        return weight_map
     if not (folder / SINGLE).is_file():
         raise BadInputError(f"{folder}: holds no {SINGLE}; save the model with save_pretrained() first")
     return None
@@ -103,7 +107,12 @@ def read_index(folder: Path) -> dict[str, str] | None:
 
 def is_plain_name(name: Any) -> bool:
     """Whether it is the name of a file, without a folder."""
-    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name not in (".", "..") and not set(name) & UNFIT
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode()) <= LONGEST_NAME
+        and name not in (".", "..")
+        and not set(name) & UNFIT
+    )
 
 
 def check_folder(source: Path | str) -> dict[str, Any]:
@@ -141,16 +150,17 @@ def _refuse_others(path: Path, fields: dict[str, Any]) -> None:
     """Raise `BadInputError` for what no family here is: already quantised, experts, no decoder."""
     if quantized := fields.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        method = named(method) if isinstance(method, str) else shown(method)
         raise BadInputError(
             f"{path}: quantization_config: the weights are quantised already ({method}); give the original checkpoint"
         )
     experts = next((name for name in EXPERTS if isinstance(fields.get(name), int) and fields[name] > 1), None)
     if experts is not None:
-        raise BadInputError(f"{path}: {experts} {fields[experts]}: mixtures of experts cannot be made recursive")
-    named = fields.get("architectures") or []
-    if fields.get("is_encoder_decoder") or (named and not any(name.endswith("ForCausalLM") for name in named)):
-        field, value = ("architectures", named) if named else ("is_encoder_decoder", True)
-        raise BadInputError(f"{path}: {field} {value}: not a decoder-only language model (a ..ForCausalLM)")
+        raise BadInputError(f"{path}: {experts} {shown(fields[experts])}: mixtures of experts cannot be made recursive")
+    names = fields.get("architectures") or []
+    if fields.get("is_encoder_decoder") or (names and not any(name.endswith("ForCausalLM") for name in names)):
+        field, value = ("architectures", names) if names else ("is_encoder_decoder", True)
+        raise BadInputError(f"{path}: {field} {shown(value)}: not a decoder-only language model (a ..ForCausalLM)")
 
 
 def local_folder(source: str) -> Path:

@@ -25,6 +25,7 @@ ODD: dict[str, Any] = {
     "model_type": [None, 7, [], {}],
     "architectures": ["LlamaForCausalLM", [1], {"a": 1}],
     "auto_map": [7, "x", []],
+    "text_config": [7, [], json.loads('{"text_config": ' * 300 + "7" + "}" * 300)],
     "hidden_act": ["no-such-function", 7],
     "rope_parameters": [{"rope_type": "no-such-type"}, {"rope_type": "linear"}],
     "rms_norm_eps": ["much"],
@@ -74,13 +75,22 @@ def test_a_config_that_is_no_object_is_refused(copied: Path, tmp_path: Path, tex
     assert refused(copied, tmp_path / "out").startswith(str(copied / "config.json"))
 
 
+def test_a_null_stands_for_no_auto_map(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "model_type": "no-such-type", "auto_map": None}))
+    with pytest.raises(rrt_edge.BadInputError, match=r"config\.json: cannot be read as a 'no-such-type' config"):
+        Checkpoint(copied)
+
+
 @pytest.mark.parametrize(
     "index",
     [
         {}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": 7}, {"weight_map": {"a": {"b": "c"}}},
         {"weight_map": {"a": "../model.safetensors"}}, {"weight_map": {"a": "/etc/passwd"}},
         {"weight_map": {"a": "x" * 300}}, {"weight_map": {"a": ""}}, {"weight_map": {"a": "."}},
-        {"weight_map": {"a": "b\\c"}}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "gone.safetensors"}}, [],
+        {"weight_map": {"a": "b\\c"}},
+        {"weight_map": {"a": "é" * 200}}, {"weight_map": [["a", SINGLE]]},
+        {"weight_map": {"a": 1}}, {"weight_map": {"a": "gone.safetensors"}}, [],
     ],
 )  # fmt: skip
 def test_an_index_names_files_beside_it(copied: Path, tmp_path: Path, index: Any) -> None:

@@ -103,16 +103,19 @@ class Connection(H11Protocol):
             self._reading = self.loop.call_later(seconds[phase], self._too_slow, part, seconds[phase])
 
     def _too_slow(self, part: str, seconds: float) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # whoever waits for the body hears that the client has gone
-            self.cycle.message_event.set()
-        if self._begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self._begun:
             self._refuse(ApiError(408, f"the request's {part} took longer than {seconds:g} s"))
         else:
             self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer without the application, and close."""
+        """Answer without the application, where no answer has begun, and close."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # whoever works on the request hears that the client has gone
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
         body = json.dumps(error.body).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (h11.Response(status_code=error.status, headers=headers), h11.Data(body), h11.EndOfMessage()):

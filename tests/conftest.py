@@ -48,6 +48,7 @@ MARKS = {  # where tests lie: their mark
     "exporters/test_families.py": "slow",
     "integrations/": "slow",
     "model/test_ecosystem.py": "slow",
+    "fuzz/": "slow",
     "runtime/decoding/test_kv_rules.py": "slow",
     "runtime/decoding/test_lossless.py": "slow",
     "runtime/measuring/test_bench.py": "slow",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from rrt_edge.conversion.block import refuse_leftovers
 from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import convert
-from rrt_edge.conversion.options import Init
+from rrt_edge.conversion.conversion import generation_config, recursive_config
+from rrt_edge.conversion.converted import Converted
+from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, layer_weights, outer_weights
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.linears import Bits
@@ -26,6 +27,7 @@ from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import ExportOptions, Part, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import family_of
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.runtime.bundle.declared import KEY, declaration
@@ -71,7 +73,7 @@ def export(
     """Export a checkpoint as a bundle; a checkpoint that is not recursive is converted first.
 
     Args:
-        source: a recursive checkpoint, or any checkpoint that `convert` takes.
+        source: a recursive checkpoint, or any checkpoint or GGUF file that `convert` takes.
         bundle: the folder to write; replaced where it holds a bundle.
         bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
@@ -92,16 +94,13 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
     started = time.perf_counter()
     check_export(source, bundle, options)
     checkpoint = Checkpoint(source)
-    if checkpoint.is_recursive:
-        report = _export_recursive(checkpoint, bundle, options, progress, started)
-    else:
-        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
-            recursive = Path(folder) / "recursive"
-            convert(source, recursive, loops=options.loops, init=options.init, rank=options.rank, progress=progress)
-            converted = Checkpoint(recursive)
-            report = _export_recursive(converted, bundle, options, progress, started)
-            del converted  # closes its files, which Windows cannot remove while open
-    return report
+    weights: RecursiveTensors = checkpoint
+    if not checkpoint.is_recursive:
+        converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
+        refuse_leftovers(checkpoint, family_of(checkpoint.config))
+        config = recursive_config(checkpoint.config, converting, None)
+        weights = Converted(checkpoint, config, checkpoint.dtype)
+    return _export_recursive(weights, checkpoint, bundle, options, progress, started)
 
 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
@@ -112,21 +111,29 @@ def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
 
 
 def _export_recursive(
-    checkpoint: Checkpoint, bundle: Path, options: ExportOptions, progress: Progress | None, started: float
+    weights: RecursiveTensors,
+    checkpoint: Checkpoint,
+    bundle: Path,
+    options: ExportOptions,
+    progress: Progress | None,
+    started: float,
 ) -> ExportReport:
-    spec = dataclasses.replace(spec_of(checkpoint.config), kv_bits=options.kv_bits)
+    """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
+    spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
     plan = plan_bits(options, spec.tied_head)
     if not (checkpoint.folder / "tokenizer.json").is_file():
         message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
         raise BadInputError(f"{checkpoint.folder}: {message}")
     unshared = _unshared_weight_bytes(spec, plan)
     with new_folder(bundle, "bundle", is_bundle) as folder:
-        layers = watched(layer_weights(checkpoint, spec), spec.layers, progress)
-        weight_bytes = emit(spec, plan, outer_weights(checkpoint, spec), layers, folder)
+        layers = watched(layer_weights(weights, spec), spec.layers, progress)
+        weight_bytes = emit(spec, plan, outer_weights(weights, spec), layers, folder)
         checkpoint.copy_companions(folder)
-        eos, provenance = _eos_token_ids(checkpoint, spec), {"init": checkpoint.config.init}
+        if not checkpoint.is_recursive:
+            generation_config(checkpoint).save_pretrained(folder)
+        eos, provenance = _eos_token_ids(checkpoint, spec), {"init": weights.config.init}
         write_manifest(
-            checkpoint.config, spec, options.bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
+            weights.config, spec, options.bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
         )
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(

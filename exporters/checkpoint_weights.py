@@ -1,18 +1,20 @@
-"""Reads a recursive checkpoint into what the emitter takes: projections apart, constant factors folded in."""
+"""Reads a recursive model into what the emitter takes: projections apart, constant factors folded in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.checkpoint import Tensors
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
 from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, Linear, family_of, head_shape, part_sizes
 from rrt_edge.model.lora import adapter_names, split_rows
 
@@ -21,7 +23,14 @@ GATE = ("inner", "inner_bias", "outer", "bias")
 NOTHING = np.zeros(0, np.float32)
 
 
-def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeights]:
+class RecursiveTensors(Tensors, Protocol):
+    """The parameters of a recursive model, and its config."""
+
+    @property
+    def config(self) -> RecursiveConfig: ...
+
+
+def layer_weights(checkpoint: RecursiveTensors, spec: BlockSpec) -> Iterator[LayerWeights]:
     """The block's layers, read one by one."""
     family = family_of(checkpoint.config.text_config)
     for index in range(spec.layers):
@@ -45,7 +54,7 @@ def layer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> Iterator[LayerWeig
         checkpoint.close()
 
 
-def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
+def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec) -> OuterWeights:
     gate = [checkpoint.tensor(f"exit_gate.{name}").numpy() for name in GATE] if spec.loops > 1 else [NOTHING] * 4
     return OuterWeights(
         embedding=checkpoint.tensor("model.embed_tokens.weight").numpy(),
@@ -55,7 +64,7 @@ def outer_weights(checkpoint: Checkpoint, spec: BlockSpec) -> OuterWeights:
     )
 
 
-def _projections(checkpoint: Checkpoint, linear: Linear, path: str) -> dict[str, Adapted]:
+def _projections(checkpoint: RecursiveTensors, linear: Linear, path: str) -> dict[str, Adapted]:
     """The projections whose rows one linear of the checkpoint holds."""
     text = checkpoint.config.text_config
     sizes = {part: part_sizes(text)[part] for part in linear.parts}
@@ -82,7 +91,7 @@ def _scaled(linear: Adapted, scale: float) -> Adapted:
     return Adapted(weight, bias, linear.a, b)
 
 
-def _norm(checkpoint: Checkpoint, family: Family, spec: BlockSpec, path: str) -> Norm:
+def _norm(checkpoint: RecursiveTensors, family: Family, spec: BlockSpec, path: str) -> Norm:
     """A norm, or those of all depths stacked."""
 
     def read(name: str) -> Float | None:

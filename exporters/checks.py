@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rrt_edge.conversion.checks import check_conversion
-from rrt_edge.conversion.folder import RECURSIVE, check_folder
+from rrt_edge.conversion.folder import RECURSIVE, check_source
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.options import ExportOptions
 from rrt_edge.model.sharing import check_sharing
@@ -37,7 +37,7 @@ def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> No
         BadInputError: the source or the place for the bundle is wrong, or the options do not go with the source.
     """
     check_replaceable(bundle, "bundle", is_bundle)
-    if check_folder(source)["model_type"] != RECURSIVE:
+    if check_source(source)["model_type"] != RECURSIVE:
         converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
         check_conversion(source, None, converting)
 
@@ -47,7 +47,7 @@ def check_verification(source: Path | str, text: Path | str | None) -> None:
     Raises:
         BadInputError: there is no such source or text.
     """
-    check_folder(source)
+    check_source(source)
     if text is not None and not Path(text).is_file():
         raise BadInputError(f"{text}: no such text file")
 

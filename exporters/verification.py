@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
-from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import convert
 from rrt_edge.exporters.checks import check_verification
-from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.exporters.source_model import depth_logits, source_model
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
@@ -42,6 +39,8 @@ def verify(
     device: str = "cpu",
 ) -> VerifyReport:
     """Check a bundle's files and graph and, with its source, the logits at each depth against torch in float32.
+
+    The source is read by transformers itself, so that what we read otherwise is noticed.
 
     Args:
         bundle: the bundle folder.
@@ -69,7 +68,7 @@ def verify(
     strict = alone.tolerance
     tolerance = strict if loosened is None else _merged(strict, loosened)
     try:
-        model = _source_model(Path(source), manifest)
+        model = source_model(Path(source), manifest)
         shape = manifest.architecture
         size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate differently
         windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
@@ -87,33 +86,6 @@ def verify(
 def _merged(strict: Tolerance, loosened: Tolerance) -> Tolerance:
     loosest = {name: value for name, value in dataclasses.asdict(loosened).items() if value is not None}
     return dataclasses.replace(strict, **loosest)
-
-
-def _source_model(source: Path, manifest: Manifest) -> RecursiveForCausalLM:
-    """The source in torch, float32."""
-    checkpoint, shape = Checkpoint(source), manifest.architecture
-    if checkpoint.is_recursive:
-        model = _load(checkpoint.folder)
-    else:
-        init = manifest.provenance.get("init", "average")
-        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
-            convert(source, Path(folder) / "recursive", loops=shape.loops, init=init, rank=shape.rank)
-            model = _load(Path(folder) / "recursive")
-    text = model.config.text_config
-    source_sizes = (model.config.loops, model.config.layers_per_block, text.hidden_size, text.vocab_size)
-    bundle_sizes = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)
-    if source_sizes != bundle_sizes:
-        raise BadInputError(
-            f"{source}: is not the source of this bundle: loops, layers per block, hidden size and vocabulary are "
-            f"{source_sizes}, the bundle has {bundle_sizes}"
-        )
-    return model
-
-
-def _load(folder: Path) -> RecursiveForCausalLM:
-    model: RecursiveForCausalLM = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.eval().requires_grad_(False)
-    return model
 
 
 @dataclass(frozen=True)
@@ -179,9 +151,9 @@ def _chat_window(line: str, where: str, template: ChatTemplate, tokenizer: Token
     return Window(ids, rows)
 
 
-def _sampled_windows(model: RecursiveForCausalLM, folder: Path, size: int) -> list[Window]:
+def _sampled_windows(model: PreTrainedModel, folder: Path, size: int) -> list[Window]:
     """Text the source itself writes: replies to an empty message where it chats, else text from its start token."""
-    text, template = model.config.text_config, ChatTemplate.from_folder(folder)
+    text, template = model.config.get_text_config(), ChatTemplate.from_folder(folder)
     ends: list[int] = []
     if template is None:
         starts = (text.bos_token_id, text.eos_token_id, 0)
@@ -209,7 +181,7 @@ def _sampled_windows(model: RecursiveForCausalLM, folder: Path, size: int) -> li
 
 
 def _compare(
-    model: RecursiveForCausalLM, runner: AnyRunner, windows: list[Window]
+    model: PreTrainedModel, runner: AnyRunner, windows: list[Window]
 ) -> tuple[tuple[DepthReport, ...], int, list[float]]:
     """Reports by depth, positions compared, and the largest absolute source logit by depth."""
     loops = runner.architecture.loops
@@ -230,12 +202,9 @@ def _compare(
     return reports, positions, largest
 
 
-@torch.no_grad()
-def _source_logits(model: RecursiveForCausalLM, windows: list[Window]) -> Iterator[tuple[Window, list[Float]]]:
+def _source_logits(model: PreTrainedModel, windows: list[Window]) -> Iterator[tuple[Window, list[Float]]]:
     for window in windows:
-        output = model(torch.tensor([window.ids]), output_depths=True)
-        assert output.depth_logits is not None
-        yield window, [logits[0, window.rows].numpy() for logits in output.depth_logits]
+        yield window, [logits[window.rows].numpy() for logits in depth_logits(model, window.ids)]
 
 
 def bundle_logits(runner: AnyRunner, window: Window, depth: int) -> Float:

@@ -53,7 +53,7 @@ def convert(
     ffn_rank: float | None,
     **flags: Any,
 ) -> None:
-    """Turn a checkpoint (a folder, or a name on the Hugging Face hub) into a recursive checkpoint."""
+    """Turn a checkpoint (a folder, a name on the Hugging Face hub, a GGUF file) into a recursive checkpoint."""
     console = Console(stderr=True)
     named = {"attention": attention_rank, "kv": kv_rank, "ffn": ffn_rank}
     ranks = {component: rank for component, rank in named.items() if rank is not None}

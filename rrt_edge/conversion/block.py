@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from rrt_edge.conversion.adapters import Energies, output_factors, residual_factors
-from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.checkpoint import Checkpoint, Tensors
+from rrt_edge.conversion.naming import HEAD
 from rrt_edge.conversion.side_by_side import SideBySide
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of
@@ -34,7 +35,7 @@ class Piece:
 class Block:
     """Computes the tensors of a recursive model in float32 from a source checkpoint, layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, model: RecursiveForCausalLM, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Tensors, model: RecursiveForCausalLM, dtype: torch.dtype) -> None:
         """
         Args:
             model: for its shapes; it may be on the meta device.
@@ -52,9 +53,7 @@ class Block:
             final = f"{self.family.prefix}.{self.family.final_norm}.{name}"
             yield Piece(f"model.norm.{name}", self._checkpoint.tensor(final, parameter.shape, dtype))
         if not self.config.tie_word_embeddings:
-            heads = (f"{name}.weight" for name in self.family.heads)
-            head = next((name for name in heads if name in self._checkpoint), "lm_head.weight")
-            yield Piece("lm_head.weight", self._checkpoint.tensor(head, model.lm_head.weight.shape, dtype))
+            yield Piece(HEAD, self._checkpoint.tensor(HEAD, model.lm_head.weight.shape, dtype))
         if model.exit_gate is not None:
             gate = ExitGate(self.config.text_config.hidden_size, self.config.loops - 1)
             with torch.random.fork_rng(devices=[]):
@@ -222,18 +221,18 @@ def source_shapes(family: Family, config: PreTrainedConfig) -> dict[str, torch.S
         return {name: parameter.shape for name, parameter in family.decoder_layer(config, 0).named_parameters()}
 
 
-def refuse_leftovers(checkpoint: Checkpoint, text: PreTrainedConfig, family: Family) -> None:
+def refuse_leftovers(checkpoint: Checkpoint, family: Family) -> None:
     """
     Raises:
         BadInputError: the source's first layer has weights that the config knows nothing of.
     """
     prefix = f"{family.prefix}.layers.0."
-    known = source_shapes(family, text)
-    for name in checkpoint.names(prefix):
+    for name, shape in checkpoint.unplaced.items():
         own = name.removeprefix(prefix)
-        if own not in known and not own.endswith(("inv_freq", "attention.bias", "masked_bias")):  # old buffers
+        is_buffer = len(shape) not in (1, 2) or not own.endswith((".weight", ".bias"))
+        if own != name and not is_buffer:
             raise BadInputError(
-                f"{checkpoint.folder}: the weights hold {name!r}, for which config.json has no place; is this the "
+                f"{checkpoint.source}: the weights hold {name!r}, for which config.json has no place; is this the "
                 "model config.json says?"
             )
 

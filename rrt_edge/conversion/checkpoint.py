@@ -1,101 +1,141 @@
-"""Read a Hugging Face checkpoint folder one tensor at a time."""
+"""Read a checkpoint one tensor at a time: a Hugging Face folder as transformers reads it, or a GGUF file."""
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from rrt_edge.conversion.folder import SINGLE, local_folder, read_fields, read_index
-from rrt_edge.conversion.tensor_file import NAMES
+from rrt_edge.conversion.folder import gguf_fields, local_folder, read_fields, weight_files
+from rrt_edge.conversion.gguf_file import GgufFile
+from rrt_edge.conversion.gguf_folder import write_folder
+from rrt_edge.conversion.gguf_header import GgufHeader, read_header
+from rrt_edge.conversion.naming import HEAD, Names, is_nested, names_of
+from rrt_edge.conversion.safetensors_files import SafetensorsFiles
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.families import FAMILIES, layer_types
+from rrt_edge.model.families import FAMILIES, family_of, layer_types
 from rrt_edge.runtime.errors import BadInputError, one_line
 from rrt_edge.runtime.system.options import shown
 
+log = logging.getLogger(__name__)
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-T = TypeVar("T")
-TYPES = (*NAMES, torch.float64)  # of numbers that are weights as they are
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ROWS = 4096  # compared at once
+
+
+class Tensors(Protocol):
+    """The parameters of a decoder by their names in transformers, read on demand."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A parameter, in memory of its own; of `shape` where one is given."""
+        ...
+
+    def close(self) -> None:
+        """Let go of memory until the next one is read."""
 
 
 class Checkpoint:
-    """A checkpoint folder: its config, and its tensors read on demand from safetensors.
+    """A checkpoint: the config of its decoder, and the decoder's parameters read on demand.
+
+    The decoder is the whole model, or the part that `text_config` describes; `config.tie_word_embeddings` says what the
+    weights make true. What else a folder says, and what is left out, gets a line in the log.
 
     Raises:
-        BadInputError: the folder, config.json or the weights are missing or damaged; the message names the file.
+        BadInputError: folder, file, config.json or weights are missing or damaged; the message names the file.
     """
 
-    def __init__(self, folder: Path | str, trust_remote_code: bool = False) -> None:
-        """`trust_remote_code`: run the configuration code that the folder brings, where transformers has none."""
-        self.folder = local_folder(str(folder))
-        self.config = self._read_config(trust_remote_code)
-        self._files = self._tensor_files()
-        self._open: dict[str, Any] = {}
+    def __init__(self, source: Path | str, trust_remote_code: bool = False) -> None:
+        """
+        Args:
+            source: a folder, the name of one on the hub, or a GGUF file.
+            trust_remote_code: run the configuration code that the folder brings, where transformers has none.
+        """
+        self.gguf = read_header(Path(source)) if Path(source).is_file() else None
+        self.source = local_folder(str(source)) if self.gguf is None else self.gguf.path
+        if self.gguf is None:
+            fields = read_fields(self.source)
+            self.whole_config = _read_config(self.source, fields, trust_remote_code)
+            self.config = _decoder_config(self.whole_config)
+            files, beside = weight_files(self.source, fields)
+            if beside is not None:
+                log.warning(beside)
+            self._files: SafetensorsFiles | GgufFile = SafetensorsFiles(self.source, files)
+        else:
+            self.config = self.whole_config = _gguf_config(self.gguf)
+            self._files = GgufFile(self.gguf, self.config)
+        self._names = self._read_names()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where config, tokenizer and generation settings lie; of a GGUF file, written from its metadata."""
+        if self.gguf is None:
+            return self.source
+        view = tempfile.mkdtemp(prefix="rrt-edge-")
+        weakref.finalize(self, shutil.rmtree, view, ignore_errors=True)  # it lives as long as this
+        write_folder(self.gguf, self.config, Path(view))
+        return Path(view)
 
     @property
     def is_recursive(self) -> bool:
         return isinstance(self.config, RecursiveConfig)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The floating type the weights are stored in, judged by the first tensor; float32 for float64.
+        """The smallest floating type that keeps all the parameters; float32 at most, as models are computed."""
+        kinds = {self._files.kept_as(name) for name in self._names.stored.values()}
+        return kinds.pop() if len(kinds) == 1 else torch.float32
 
-        Raises:
-            BadInputError: it is another, or the file is damaged.
-        """
-        name = next(iter(self._files))
-        stored: torch.dtype = self._read(name, lambda file: file.get_slice(name)[:1].dtype)
-        self._check_type(name, stored)
-        return torch.float32 if stored == torch.float64 else stored
+    @property
+    def unplaced(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of floating tensors that are no parameter of the model, by what they would be called."""
+        names = self._names.unplaced.items()
+        return {own: self._files.shape(name) for own, name in names if self._files.is_float(name)}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def names(self, prefix: str) -> list[str]:
-        """The tensors whose names begin so."""
-        return [name for name in self._files if name.startswith(prefix)]
+        return name in self._names.stored
 
     def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Read one tensor, as float32 by default.
+        """Read one parameter, as float32 by default.
 
         Raises:
-            BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, its
-                numbers are of another type, or its file is damaged.
+            BadInputError: the checkpoint has no such tensor, it has not the `shape` that the config asks for, it is
+                quantised, or its file is damaged.
         """
-        if name not in self._files:
+        if name in self._names.computed:
             raise BadInputError(
-                f"{self.folder}: the weights hold no tensor {name!r}; is this the model config.json says?"
+                f"{self.folder}: {name} is stored in parts; save the model with save_pretrained() again"
             )
-        tensor: Tensor = self._read(name, lambda file: file.get_tensor(name))
+        if name not in self._names.stored:
+            raise BadInputError(
+                f"{self.source}: the weights hold no tensor {name!r}; is this the model config.json says?"
+            )
+        stored = self._names.stored[name]
+        where = self._files.where(stored)
+        self._files.kept_as(stored)
+        tensor = self._files.read(stored)
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
-            raise BadInputError(
-                f"{self.folder / self._files[name]}: {name} is {shape_here}, but config.json makes it {expected}"
-            )
-        self._check_type(name, tensor.dtype)
+            raise BadInputError(f"{where}: {stored} is {shape_here}, but config.json makes it {expected}")
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
-
-    def _check_type(self, name: str, stored: torch.dtype) -> None:
-        """Other numbers are quantised weights, whose scales are elsewhere, or none at all."""
-        if stored not in TYPES:
-            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in TYPES)
-            raise BadInputError(
-                f"{self.folder / self._files[name]}: {name} has numbers of the type "
-                f"{str(stored).removeprefix('torch.')}; weights must be of {kinds}"
-            )
 
     def close(self) -> None:
         """Let go of the files' memory; they are opened again when needed."""
-        self._open.clear()
+        self._files.close()
 
     def copy_companions(self, out: Path) -> None:
         """Copy tokenizer, chat template and generation settings to another folder."""
@@ -103,55 +143,80 @@ class Checkpoint:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, out / name)
 
-    def _read_config(self, trust_remote_code: bool) -> PreTrainedConfig:
-        path, fields = self.folder / "config.json", read_fields(self.folder)
-        remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in (fields.get("auto_map") or {})
-        if remote and not trust_remote_code:
-            raise BadInputError(
-                f"{path}: auto_map: its model_type {shown(fields['model_type'])} comes with code of its own, which is "
-                "not run unless you trust it (--trust-remote-code)"
+    def _read_names(self) -> Names:
+        """Match the stored tensors with the parameters; where the family is not known, none is one."""
+        if not self.is_recursive and self.config.model_type not in FAMILIES:
+            return Names()
+        names = names_of(self.whole_config, self._files.names)
+        if names.left_out:
+            kind, parts = self.whole_config.model_type, ", ".join(names.left_out)
+            log.warning(f"{self.source}: of the {kind} model the decoder is taken; {parts} are left out")
+        if self.is_recursive:
+            return names
+        family = family_of(self.config)
+        embedding = f"{family.prefix}.{family.embedding}.weight"
+        tied = names.tied
+        if tied and HEAD in names.stored and embedding not in names.stored:
+            names.stored[embedding] = names.stored[HEAD]
+        elif tied and HEAD in names.stored and not self._are_equal(names.stored[embedding], names.stored[HEAD]):
+            tied = False
+            log.warning(
+                f"{self.source}: config.json ties the head to the embedding, but the weights hold two; both count"
             )
-        try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=remote)
-            _try_layer(getattr(config, "text_config", None) or config)
-            return config
-        except BadInputError as error:
-            raise BadInputError(f"{path}: {error}") from error
-        except Exception as error:  # transformers and torch raise many kinds
-            reason = one_line(error) or type(error).__name__
-            raise BadInputError(
-                f"{path}: cannot be read as a {shown(fields['model_type'])} config: {reason}"
-            ) from error
+        self.config.tie_word_embeddings = tied
+        return names
 
-    def _tensor_files(self) -> dict[str, str]:
-        indexed = read_index(self.folder)
-        if indexed is not None:
-            return indexed
-        try:
-            with safe_open(self.folder / SINGLE, framework="pt") as file:
-                return dict.fromkeys(file.keys(), SINGLE)
-        except SafetensorError as error:
-            raise BadInputError(
-                f"{self.folder / SINGLE}: damaged or cut short ({one_line(error)}); copy it again"
-            ) from error
+    def _are_equal(self, name: str, other: str) -> bool:
+        first, second = self._files.read(name), self._files.read(other)
+        if first.shape != second.shape:
+            return False
+        starts = range(0, len(first), ROWS)
+        return all(torch.equal(first[at : at + ROWS].float(), second[at : at + ROWS].float()) for at in starts)
 
-    def _read(self, name: str, read: Callable[[Any], T]) -> T:
-        """What `read` gets of the file that holds a tensor."""
-        handle = self._handle(name)
-        try:
-            return read(handle)
-        except SafetensorError as error:
-            raise BadInputError(f"{self.folder / self._files[name]}: damaged weights ({one_line(error)})") from error
 
-    def _handle(self, name: str) -> Any:
-        file = self._files[name]
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(self.folder / file, framework="pt")
-            except SafetensorError as error:
-                message = f"{self.folder / file}: damaged or cut short ({one_line(error)}); copy it again"
-                raise BadInputError(message) from error
-        return self._open[file]
+def _read_config(folder: Path, fields: dict[str, Any], trust_remote_code: bool) -> PreTrainedConfig:
+    path = folder / "config.json"
+    remote = fields["model_type"] not in CONFIG_MAPPING and "AutoConfig" in (fields.get("auto_map") or {})
+    if remote and not trust_remote_code:
+        raise BadInputError(
+            f"{path}: auto_map: its model_type {shown(fields['model_type'])} comes with code of its own, which is "
+            "not run unless you trust it (--trust-remote-code)"
+        )
+    with _config_errors(path, fields["model_type"]):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+        _try_layer(getattr(config, "text_config", None) or config)
+    return config
+
+
+def _gguf_config(header: GgufHeader) -> PreTrainedConfig:
+    fields = gguf_fields(header)
+    with _config_errors(header.path, fields["model_type"]):
+        config = AutoConfig.for_model(**fields)
+        _try_layer(config)
+    return config
+
+
+@contextmanager
+def _config_errors(path: Path, model_type: str) -> Iterator[None]:
+    """Errors in a config as one sentence that names the file."""
+    try:
+        yield
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from error
+    except Exception as error:  # transformers and torch raise many kinds
+        reason = one_line(error) or type(error).__name__
+        raise BadInputError(f"{path}: cannot be read as a {shown(model_type)} config: {reason}") from error
+
+
+def _decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of the decoder in a model; the model's own token ids count where it names any."""
+    if not is_nested(config):
+        return config
+    text = config.text_config
+    for field in TOKEN_IDS:
+        if getattr(config, field, None) is not None:
+            setattr(text, field, getattr(config, field))
+    return text
 
 
 def _try_layer(config: PreTrainedConfig) -> None:

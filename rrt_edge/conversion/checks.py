@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rrt_edge.conversion.folder import RECURSIVE, check_folder, is_recursive_checkpoint
+from rrt_edge.conversion.folder import RECURSIVE, check_source, is_recursive_checkpoint
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.runtime.errors import BadInputError
@@ -20,7 +20,7 @@ def check_conversion(source: Path | str, out: Path | None, options: ConvertOptio
     """
     if out is not None:
         check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
-    fields = check_folder(source)
+    fields = check_source(source)
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     layers = fields.get("num_hidden_layers")

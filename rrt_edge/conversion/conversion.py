@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from rrt_edge.conversion.adapters import Energies, Kept, OutputError
 from rrt_edge.conversion.block import Block, Piece, refuse_leftovers
@@ -85,7 +85,7 @@ def convert(
     or where each depth keeps its own, as with `data`.
 
     Args:
-        source: a checkpoint folder, or the name of one on the Hugging Face hub.
+        source: a checkpoint folder, the name of one on the Hugging Face hub, or a GGUF file.
         out: the folder to write; replaced where it holds a checkpoint made by this function.
         loops: times the block is run; divides the number of layers. 1 shares nothing.
         rank: LoRA rank of every linear at every depth, capped at its smaller side; below 1, a share of that.
@@ -122,26 +122,18 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
     checkpoint = Checkpoint(source, options.trust_remote_code)
     family = family_of(checkpoint.config)
     texts = _texts(checkpoint, options)
-    config = RecursiveConfig(
-        text_config=checkpoint.config,
-        source=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
-        loops=options.loops,
-        rank=options.rank,
-        component_ranks=options.component_ranks,
-        init=options.init,
-        lora_init=options.adapters,
-        own_vectors=options.owns_vectors,
-    )
+    name = Path(source).resolve().name if Path(source).exists() else str(source)
+    config = recursive_config(checkpoint.config, options, name)
     stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
-    energies, generation = Energies(), _generation_config(checkpoint)
+    energies, generation = Energies(), generation_config(checkpoint)
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if config.tie_word_embeddings:
             shapes.pop("lm_head.weight", None)
         with TensorFile(folder / SINGLE, shapes, stored) as file:
-            refuse_leftovers(checkpoint, checkpoint.config, family)
+            refuse_leftovers(checkpoint, family)
             for piece in recursive_state(Block(checkpoint, model, stored), texts, energies, progress):
                 file.write(piece.name, piece.tensor, piece.loop)
         checkpoint.copy_companions(folder)
@@ -165,6 +157,20 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
         parameters=count_parameters(model),
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def recursive_config(text: PreTrainedConfig, options: ConvertOptions, source: str | None) -> RecursiveConfig:
+    """The config of the recursive model that is made of a decoder; `source` names the decoder's checkpoint."""
+    return RecursiveConfig(
+        text_config=text,
+        source=source,
+        loops=options.loops,
+        rank=options.rank,
+        component_ranks=options.component_ranks,
+        init=options.init,
+        lora_init=options.adapters,
+        own_vectors=options.owns_vectors,
     )
 
 
@@ -227,8 +233,9 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
     return Parameters(embedding + non_embedding, non_embedding, source)
 
 
-def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """
+def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """The source's, or one with the token ids of its config.
+
     Raises:
         BadInputError: generation_config.json cannot be read, or says what no such file may.
     """

@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rrt_edge.conversion.gguf_config import config_fields
+from rrt_edge.conversion.gguf_header import GgufHeader, read_header
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import named, shown
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX_SUFFIX = "model.safetensors", ".safetensors.index.json"
+INDEX = f"model{INDEX_SUFFIX}"
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
+DECODERS, WITH_DECODER = ("ForCausalLM", "Model"), "ForConditionalGeneration"  # how architectures end
 LONGEST_NAME = 255  # bytes of a file's name
 UNFIT = set("/\\:\0")  # letters that lead out of a folder on some system
 SIZES = {  # the most that a field may be; each is a whole number from 1 on
@@ -77,32 +81,61 @@ def check_fields(path: Path, fields: dict[str, Any], inside: str = "") -> None:
         check_fields(path, inner, "text_config: ")
 
 
-def read_index(folder: Path) -> dict[str, str] | None:
-    """The file of each tensor where the weights lie in several; None where they lie in one.
+def weight_files(folder: Path, fields: dict[str, Any]) -> tuple[list[str], str | None]:
+    """The files that hold the weights, as transformers chooses and orders them, and what else the folder says of them.
+
+    config.json may name the file or index (`transformers_weights`); else it is one file, and only where there is none
+    the files that an index names. All tensors of these files count, later files before earlier ones.
 
     Raises:
         BadInputError: weights are missing, or their index is damaged.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            weight_map = parse_json(index.read_text("utf-8"))["weight_map"]
-            if not isinstance(weight_map, dict):
-                raise TypeError("weight_map must be an object")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"{index}: not a safetensors index") from error
-        if not weight_map:
-            raise BadInputError(f"{index}: weight_map names no tensor; save the model again")
-        for name in weight_map.values():
-            if not is_plain_name(name):
-                raise BadInputError(f"{index}: weight_map names {shown(name)}, which is no file beside it")
-        missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
-        if missing:
-            raise BadInputError(f"{folder / missing[0]}: named by {INDEX} but missing; download it again")
-        return weight_map
-    if not (folder / SINGLE).is_file():
-        raise BadInputError(f"{folder}: holds no {SINGLE}; save the model with save_pretrained() first")
-    return None
+    file = fields.get("transformers_weights")
+    if file is not None:
+        if not is_plain_name(file) or not file.endswith((".safetensors", INDEX_SUFFIX)):
+            raise BadInputError(
+                f"{folder / 'config.json'}: transformers_weights {shown(file)}: must be a safetensors file or index "
+                "beside it"
+            )
+        if not (folder / file).is_file():
+            raise BadInputError(f"{folder / file}: named by config.json (transformers_weights) but missing")
+        return (_indexed(folder / file) if file.endswith(INDEX_SUFFIX) else [file]), None
+    if (folder / SINGLE).is_file():
+        beside = f"{folder}: {SINGLE} is read, as transformers does; {INDEX} beside it names other files"
+        return [SINGLE], beside if _is_beside(folder) else None
+    if (folder / INDEX).is_file():
+        return _indexed(folder / INDEX), None
+    raise BadInputError(f"{folder}: holds no {SINGLE}; save the model with save_pretrained() first")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        weight_map = parse_json(index.read_text("utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise TypeError("weight_map must be an object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{index}: not a safetensors index") from error
+    if not weight_map:
+        raise BadInputError(f"{index}: weight_map names no tensor; save the model again")
+    for name in weight_map.values():
+        if not is_plain_name(name):
+            raise BadInputError(f"{index}: weight_map names {shown(name)}, which is no file beside it")
+    names = sorted(set(weight_map.values()))
+    missing = next((name for name in names if not (index.parent / name).is_file()), None)
+    if missing is not None:
+        raise BadInputError(f"{index.parent / missing}: named by {index.name} but missing; download it again")
+    return names
+
+
+def _is_beside(folder: Path) -> bool:
+    """Whether there is an index that names other files than the single one."""
+    if not (folder / INDEX).is_file():
+        return False
+    try:
+        return set(parse_json((folder / INDEX).read_text("utf-8"))["weight_map"].values()) != {SINGLE}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def is_plain_name(name: Any) -> bool:
@@ -123,7 +156,27 @@ def check_folder(source: Path | str) -> dict[str, Any]:
     """
     folder = local_folder(str(source))
     fields = read_fields(folder)
-    read_index(folder)
+    weight_files(folder, fields)
+    return fields
+
+
+def check_source(source: Path | str) -> dict[str, Any]:
+    """The fields of config.json of a folder, a model on the hub, or a GGUF file, whose metadata says them.
+
+    Raises:
+        BadInputError: there is no such checkpoint, or a part of it is missing or damaged.
+    """
+    return gguf_fields(read_header(Path(source))) if Path(source).is_file() else check_folder(source)
+
+
+def gguf_fields(header: GgufHeader) -> dict[str, Any]:
+    """The fields of config.json that a GGUF file's metadata stands for.
+
+    Raises:
+        BadInputError: it is of a model that is not read here, or says what no model has.
+    """
+    fields = config_fields(header)
+    check_fields(header.path, fields)
     return fields
 
 
@@ -158,7 +211,8 @@ def _refuse_others(path: Path, fields: dict[str, Any]) -> None:
     if experts is not None:
         raise BadInputError(f"{path}: {experts} {shown(fields[experts])}: mixtures of experts cannot be made recursive")
     names = fields.get("architectures") or []
-    if fields.get("is_encoder_decoder") or (names and not any(name.endswith("ForCausalLM") for name in names)):
+    ends = DECODERS if fields.get("text_config") is None else (*DECODERS, WITH_DECODER)
+    if fields.get("is_encoder_decoder") or (names and not any(name.endswith(ends) for name in names)):
         field, value = ("architectures", names) if names else ("is_encoder_decoder", True)
         raise BadInputError(f"{path}: {field} {shown(value)}: not a decoder-only language model (a ..ForCausalLM)")
 
@@ -167,6 +221,8 @@ def local_folder(source: str) -> Path:
     """A folder as it is; of a name on the Hugging Face hub, where it was downloaded to."""
     if Path(source).is_dir():
         return Path(source)
+    if Path(source).is_file():
+        raise BadInputError(f"{source}: is a file; give the folder of a checkpoint")
     if not HUB_ID.fullmatch(source):
         raise BadInputError(f"{source}: no such folder")
     from huggingface_hub import snapshot_download

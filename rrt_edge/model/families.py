@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rrt_edge.runtime.errors import BadInputError
 
@@ -97,8 +97,8 @@ class Family:
     What differs from model to model of a family is a function of the config; `activation` and `norm_epsilon` are names
     of its fields.
 
-    The source checkpoint names its tensors `{prefix}.layers.{layer}.{path}.*`, `{prefix}.{embedding}.weight`,
-    `{prefix}.{final_norm}.*` and, where the head is not tied, `{head}.weight` by the first of `heads` it has.
+    The source model names its parameters `{prefix}.layers.{layer}.{path}.*`, `{prefix}.{embedding}.weight`,
+    `{prefix}.{final_norm}.*` and, where the head is not tied, `lm_head.weight`.
     """
 
     module: str  # of transformers.models
@@ -113,7 +113,6 @@ class Family:
     prefix: str = "model"
     embedding: str = "embed_tokens"
     final_norm: str = "norm"
-    heads: tuple[str, ...] = ("lm_head",)
     cache_argument: str = "past_key_values"  # of the layer's forward
     rotary_by_type: bool = False  # the rotary embedding differs between full and sliding attention
     activation: str = "hidden_act"
@@ -126,6 +125,10 @@ class Family:
     attention_scale: Number = _by_root_of_head
     logits_divisor: Number = _one
     overflows_float16: bool = False  # its hidden states are known to leave float16's range
+
+    def causal_model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """The source model."""
+        return self._class("ForCausalLM")(config)
 
     def decoder_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
         """A layer of the source model."""
@@ -195,7 +198,6 @@ FAMILIES: dict[str, Family] = {
         prefix="gpt_neox",
         embedding="embed_in",
         final_norm="final_layer_norm",
-        heads=("lm_head", "embed_out"),
         cache_argument="layer_past",
         parallel=_whether("use_parallel_residual"),
     ),

@@ -17,6 +17,7 @@ from rrt_edge.exporters.linears import (
     Linears,
     RowDepths,
     fused,
+    fused_bits,
     fused_shape,
     has_adapters,
     lora_columns,
@@ -240,8 +241,9 @@ class BlockEmitter(ABC, Generic[Surroundings]):
 
     def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         outputs, inputs = fused_shape(linears, self.spec.loops)
-        self.linears.write(name, lambda: fused(linears), self.bits.block, "block")
-        y = self.linears.matmul(graph, x, name, inputs, outputs, self.bits.block)
+        bits = fused_bits(linears, self.bits.block)
+        self.linears.write(name, lambda: fused(linears), bits, "block")
+        y = self.linears.matmul(graph, x, name, inputs, outputs, bits)
         if all(linear.bias is None for linear in linears):
             return y
         loops = max(len(linear.bias) if linear.bias is not None and linear.bias.ndim == 2 else 0 for linear in linears)

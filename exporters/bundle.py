@@ -19,12 +19,13 @@ from rrt_edge.conversion.conversion import generation_config, recursive_config
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, layer_weights, outer_weights
+from rrt_edge.exporters.checkpoint_weights import Read, RecursiveTensors, layer_weights, outer_weights
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
-from rrt_edge.exporters.options import ExportOptions, Part, WeightBits
+from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
+from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
@@ -62,7 +63,7 @@ def export(
     source: Path | str,
     bundle: Path | str,
     *,
-    bits: WeightBits = 4,
+    bits: ExportBits = 4,
     eight_bit: Sequence[Part] | None = None,
     loops: int = 2,
     init: Init = "average",
@@ -75,7 +76,8 @@ def export(
     Args:
         source: a recursive checkpoint, or any checkpoint or GGUF file that `convert` takes.
         bundle: the folder to write; replaced where it holds a bundle.
-        bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32.
+        bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32; or `source`: the blocks
+            of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
@@ -105,9 +107,11 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
-    by_default: tuple[Part, ...] = ("embedding", "head") if options.bits < 8 and tied_head else ()
+    assert options.bits != SOURCE
+    bits: int = options.bits
+    by_default: tuple[Part, ...] = ("embedding", "head") if bits < 8 and tied_head else ()
     eight_bit = by_default if options.eight_bit is None else options.eight_bit
-    return Bits(**{part: 8 if part in eight_bit else options.bits for part in PARTS})
+    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
 
 
 def _export_recursive(
@@ -120,32 +124,43 @@ def _export_recursive(
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
     spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
-    plan = plan_bits(options, spec.tied_head)
     if not (checkpoint.folder / "tokenizer.json").is_file():
         message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
         raise BadInputError(f"{checkpoint.folder}: {message}")
-    unshared = _unshared_weight_bytes(spec, plan)
+    blocks = _source_blocks(weights, checkpoint, options)
+    matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
     with new_folder(bundle, "bundle", is_bundle) as folder:
-        layers = watched(layer_weights(weights, spec), spec.layers, progress)
-        weight_bytes = emit(spec, plan, outer_weights(weights, spec), layers, folder)
+        outer = outer_weights(weights, spec, matrix)
+        plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
+        layers = watched(layer_weights(weights, spec, matrix), spec.layers, progress)
+        weight_bytes = emit(spec, plan, outer, layers, folder)
+        plan = plan if blocks is None else blocks.written(plan)
+        bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
+        unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         checkpoint.copy_companions(folder)
         if not checkpoint.is_recursive:
             generation_config(checkpoint).save_pretrained(folder)
         eos, provenance = _eos_token_ids(checkpoint, spec), {"init": weights.config.init}
-        write_manifest(
-            weights.config, spec, options.bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance
-        )
+        write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
         bundle=str(bundle),
         bytes=total,
         unshared_bytes=total + sum(unshared.values()) - sum(weight_bytes.values()),
-        bits=options.bits,
+        bits=bits,
         weight_bytes=weight_bytes,
         unshared_weight_bytes=unshared,
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _source_blocks(weights: RecursiveTensors, checkpoint: Checkpoint, options: ExportOptions) -> SourceBlocks | None:
+    """What reads the matrices as a GGUF file has them, where that is asked for."""
+    if options.bits != SOURCE:
+        return None
+    assert isinstance(weights, Converted) and checkpoint.gguf is not None
+    return SourceBlocks(weights, checkpoint.gguf)
 
 
 def watched(layers: Iterator[LayerWeights], count: int, progress: Progress | None) -> Iterator[LayerWeights]:
@@ -175,7 +190,7 @@ def write_manifest(
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,
         weight_bytes=weight_bytes,
-        unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan).values()),
+        unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan, weight_bytes).values()),
         provenance={**provenance, "rrt_edge": __version__, "onnx": onnx.__version__},
         files={},
     )
@@ -209,8 +224,10 @@ def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
     return ids
 
 
-def _unshared_weight_bytes(spec: BlockSpec, plan: Bits) -> dict[str, int]:
+def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, int]) -> dict[str, int]:
     """Bytes by part of all layers' weights without sharing, at the same bits."""
+    if spec.loops == 1 and not spec.rank:
+        return dict(weight_bytes)  # nothing is shared
 
     def matrix(outputs: int, inputs: int, bits: int) -> int:
         if not is_packed(bits):

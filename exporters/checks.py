@@ -8,7 +8,7 @@ from typing import Any
 from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.folder import RECURSIVE, check_source
 from rrt_edge.conversion.options import ConvertOptions
-from rrt_edge.exporters.options import ExportOptions
+from rrt_edge.exporters.options import SOURCE, ExportOptions
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.runtime.bundle.manifest import FILE
 from rrt_edge.runtime.errors import BadInputError
@@ -37,6 +37,10 @@ def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> No
         BadInputError: the source or the place for the bundle is wrong, or the options do not go with the source.
     """
     check_replaceable(bundle, "bundle", is_bundle)
+    if options.bits == SOURCE and not Path(source).is_file():
+        raise BadInputError(
+            f"{source}: bits source keeps the blocks of a GGUF file, which this is not; give other bits"
+        )
     if check_source(source)["model_type"] != RECURSIVE:
         converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
         check_conversion(source, None, converting)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
-from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.linears import Bits, Linears, Matrix, RowDepths, in_blocks
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.quantisation.blocks import BLOCK, quantize
+from rrt_edge.quantisation.blocks import BLOCK, Quantized
 from rrt_edge.quantisation.packing import is_packed
 
 Float = NDArray[np.float32]
@@ -32,9 +32,9 @@ class GateWeights:
 class OuterWeights:
     """The weights around the block. `head` is None where it is the embedding."""
 
-    embedding: Float
+    embedding: Matrix
     norm: Norm
-    head: Float | None
+    head: Matrix | None
     gate: GateWeights
 
 
@@ -43,7 +43,7 @@ def packs_embedding(spec: BlockSpec, bits: int) -> bool:
     return is_packed(bits) and spec.hidden % BLOCK == 0
 
 
-def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:
+def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix, ids: str) -> str:
     """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
     if spec.embedding_scale == 1:
@@ -51,17 +51,18 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embeddin
     return graph.op("Mul", rows, graph.constant(spec.embedding_scale, linears.dtype))
 
 
-def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Float, ids: str) -> str:
+def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix, ids: str) -> str:
     weights = linears.weights
     if packs_embedding(spec, bits):
         if "embedding.rows" not in weights:
-            packed = quantize(embedding, bits)
+            packed = in_blocks(embedding, bits)
             weights.add("embedding.packed", packed.packed, "embedding")
             weights.add("embedding.scales", packed.scales, "embedding")
             weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * bits // 8))
         tensors = ("embedding.rows", ids, "embedding.scales")
         sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         return graph.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
+    assert not isinstance(embedding, Quantized)
     stored = np.float16 if bits == 16 else np.float32
     weights.add("embedding", embedding.astype(stored), "embedding")
     rows = graph.op("Gather", "embedding", ids, axis=0)

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import WeightFile
-from rrt_edge.quantisation.blocks import BLOCK, pad_to_block, quantize
+from rrt_edge.quantisation.blocks import BLOCK, Quantized, pad_to_block, quantize, stacked
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
 
 Float = NDArray[np.float32]
+Matrix = Float | Quantized  # [out, in]
+MOST_PACKED = 8  # bits of a code
 FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as fast as float at one row
 
 
@@ -36,10 +38,10 @@ class Bits:
 class Adapted:
     """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
 
-    `bias` [out] or None, or [K, out] where each depth has its own.
+    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already, without adapters.
     """
 
-    weight: Float
+    weight: Matrix
     bias: Float | None = None
     a: Float | None = None
     b: Float | None = None
@@ -68,15 +70,17 @@ class Linears:
         """The float type as numpy has it."""
         return np.float16 if self.kind == FLOAT16 else np.float32
 
-    def write(self, name: str, matrix: Callable[[], Float], bits: int, part: str) -> None:
+    def write(self, name: str, matrix: Callable[[], Matrix], bits: int, part: str) -> None:
         """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then."""
         if is_packed(bits):
             if f"{name}.packed" not in self.weights:
-                packed = quantize(matrix(), bits)
+                packed = in_blocks(matrix(), bits)
                 self.weights.add(f"{name}.packed", packed.packed, part)
                 self.weights.add(f"{name}.scales", packed.scales, part)
         elif name not in self.weights:
-            self.weights.add(name, matrix().T.astype(np.float16 if bits == 16 else np.float32), part)
+            floats = matrix()
+            assert not isinstance(floats, Quantized)
+            self.weights.add(name, floats.T.astype(np.float16 if bits == 16 else np.float32), part)
 
     def tensor(self, name: str, bits: int = 32) -> str:
         """Return a tensor that was written in 16 or 32 bits, in this graph's float type."""
@@ -120,9 +124,24 @@ def wide_b(linear: Adapted) -> Float:
     return wide
 
 
-def fused(linears: Sequence[Adapted]) -> Float:
+def in_blocks(matrix: Matrix, bits: int) -> Quantized:
+    """A matrix in blocks: as it is where it has them, or quantised."""
+    return matrix if isinstance(matrix, Quantized) else quantize(matrix, bits)
+
+
+def fused_bits(linears: Sequence[Adapted], planned: int) -> int:
+    """The bits of what `fused` makes: those planned, or where weights are in blocks already the most of any."""
+    own = [linear.weight.bits for linear in linears if isinstance(linear.weight, Quantized)]
+    if not own:
+        return planned
+    return max(own) if len(own) == len(linears) else MOST_PACKED
+
+
+def fused(linears: Sequence[Adapted]) -> Matrix:
     """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
-    weight = np.concatenate([linear.weight for linear in linears])
+    if any(isinstance(linear.weight, Quantized) for linear in linears):
+        return stacked([in_blocks(linear.weight, MOST_PACKED) for linear in linears])
+    weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
     if not has_adapters(linears):
         return weight
     nothing = np.zeros((0, 0), dtype=np.float32)

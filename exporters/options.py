@@ -11,6 +11,8 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 
 WeightBits = Literal[4, 8, 16, 32]
+SOURCE: Literal["source"] = "source"  # the blocks of a GGUF file are kept
+ExportBits = Literal[4, 8, 16, 32, "source"]
 Part = Literal["block", "lora", "embedding", "head"]
 
 
@@ -22,7 +24,7 @@ class ExportOptions:
         BadInputError: a value is not allowed; names the option.
     """
 
-    bits: WeightBits = option(4, "Bits of the weights.")
+    bits: ExportBits = option(4, "Bits of the weights; source: as a GGUF file has them, with --loops 1.")
     eight_bit: tuple[Part, ...] | None = option(
         None,
         "Keep a part at 8 bits where the rest has 4; may be repeated.",
@@ -37,5 +39,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.bits == SOURCE and (self.loops != 1 or self.rank):
+            raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
         if self.eight_bit and self.bits != 4:
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")

@@ -22,6 +22,8 @@ from rrt_edge.model.modeling import ExitGate, RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.progress import Progress
 
+EMBEDDING = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -47,20 +49,25 @@ class Block:
 
     def around(self) -> Iterator[Piece]:
         """Yield what is not of the block: embedding, final norm, LM head and an untrained exit gate."""
+        for name, _ in self._model.named_parameters():
+            if not name.startswith("model.block.") and not (name == HEAD and self.config.tie_word_embeddings):
+                yield Piece(name, self.outer(name))
+
+    def outer(self, name: str) -> Tensor:
+        """A parameter that is not of the block."""
         model, dtype = self._model, self._dtype
-        yield Piece("model.embed_tokens.weight", self._embedding())
-        for name, parameter in model.model.norm.named_parameters():
-            final = f"{self.family.prefix}.{self.family.final_norm}.{name}"
-            yield Piece(f"model.norm.{name}", self._checkpoint.tensor(final, parameter.shape, dtype))
-        if not self.config.tie_word_embeddings:
-            yield Piece(HEAD, self._checkpoint.tensor(HEAD, model.lm_head.weight.shape, dtype))
-        if model.exit_gate is not None:
-            gate = ExitGate(self.config.text_config.hidden_size, self.config.loops - 1)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                gate.reset()
-            for name, parameter in gate.named_parameters():
-                yield Piece(f"exit_gate.{name}", parameter.detach().to(dtype))
+        if name == EMBEDDING:
+            return self._embedding()
+        if name == HEAD:
+            return self._checkpoint.tensor(HEAD, model.lm_head.weight.shape, dtype)
+        if name.startswith("model.norm."):
+            final = f"{self.family.prefix}.{self.family.final_norm}.{name.removeprefix('model.norm.')}"
+            return self._checkpoint.tensor(final, model.get_parameter(name).shape, dtype)
+        gate = ExitGate(self.config.text_config.hidden_size, self.config.loops - 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            gate.reset()
+        return gate.get_parameter(name.removeprefix("exit_gate.")).detach().to(dtype)
 
     def shared_layer(self, k: int) -> Iterator[Piece]:
         """Yield weights, biases and norms of block layer `k`."""

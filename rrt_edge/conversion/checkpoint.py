@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rrt_edge.conversion.folder import gguf_fields, local_folder, read_fields, weight_files
-from rrt_edge.conversion.gguf_file import GgufFile
+from rrt_edge.conversion.gguf_file import Blocks, GgufFile
 from rrt_edge.conversion.gguf_folder import write_folder
 from rrt_edge.conversion.gguf_header import GgufHeader, read_header
 from rrt_edge.conversion.naming import HEAD, Names, is_nested, names_of
@@ -132,6 +132,11 @@ class Checkpoint:
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(f"{where}: {stored} is {shape_here}, but config.json makes it {expected}")
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A matrix in GGML's blocks, where it is stored so."""
+        stored = self._names.stored.get(name)
+        return self._files.blocks(stored) if stored and isinstance(self._files, GgufFile) else None
 
     def close(self) -> None:
         """Let go of the files' memory; they are opened again when needed."""

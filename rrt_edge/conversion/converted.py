@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rrt_edge.conversion.adapters import Energies
-from rrt_edge.conversion.block import Block, Piece
-from rrt_edge.conversion.checkpoint import Tensors
+from rrt_edge.conversion.block import EMBEDDING, Block, Piece
+from rrt_edge.conversion.checkpoint import Checkpoint, Tensors
+from rrt_edge.conversion.gguf_file import Blocks
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import RecursiveForCausalLM
 
@@ -38,12 +39,21 @@ class Converted:
 
     def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make a parameter, or hand over the one that was made with another."""
-        if name not in self._made:
-            layer = IN_LAYER.match(name)
-            self._keep(self._block.around() if layer is None else self._layer(int(layer[1])))
-        tensor = self._made.pop(name)
+        layer = IN_LAYER.match(name)
+        if layer is not None and name not in self._made:
+            self._keep(self._layer(int(layer[1])))
+        tensor = self._block.outer(name) if layer is None else self._made.pop(name)
         assert shape is None or tuple(tensor.shape) == tuple(shape)
         return tensor.to(dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A matrix as the source stores it in GGML's blocks; None where it does not, or the matrix is another here."""
+        if self.config.loops > 1 or self.config.relaxed or not isinstance(self._source, Checkpoint):
+            return None
+        family = self._block.family
+        if name == EMBEDDING:
+            return self._source.blocks(f"{family.prefix}.{family.embedding}.weight")
+        return self._source.blocks(name.replace("model.block.", f"{family.prefix}.layers."))
 
     def close(self) -> None:
         self._made.clear()

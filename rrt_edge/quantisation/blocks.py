@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,6 +32,14 @@ class Quantized:
     bits: int
     columns: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix's, [out, in]."""
+        return len(self.scales), self.columns
+
+    def __len__(self) -> int:
+        return len(self.scales)
+
 
 def pad_to_block(columns: int) -> int:
     """The next multiple of `BLOCK`."""
@@ -49,6 +58,23 @@ def quantize(weight: Float, bits: int) -> Quantized:
         results = list(pool.map(best_codes, pieces, [bits] * len(pieces)))
     codes, scales = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Quantized(pack(codes, bits), scales, bits, columns)
+
+
+def stacked(matrices: Sequence[Quantized]) -> Quantized:
+    """Matrices of the same input on top of each other: the same numbers, at the most bits of any."""
+    bits = max(matrix.bits for matrix in matrices)
+    same = [_widened(matrix, bits) for matrix in matrices]
+    packed = np.concatenate([matrix.packed for matrix in same])
+    return Quantized(packed, np.concatenate([matrix.scales for matrix in same]), bits, matrices[0].columns)
+
+
+def _widened(quantized: Quantized, bits: int) -> Quantized:
+    """The same numbers in more bits: codes are counted from another middle."""
+    if quantized.bits == bits:
+        return quantized
+    codes = unpack(quantized.packed, quantized.bits) + np.uint8(2 ** (bits - 1) - 2 ** (quantized.bits - 1))
+    rows, blocks = quantized.scales.shape
+    return Quantized(pack(codes.reshape(rows, blocks, BLOCK), bits), quantized.scales, bits, quantized.columns)
 
 
 def dequantize(quantized: Quantized) -> Float:

@@ -23,7 +23,7 @@ def check_conversion(source: Path | str, out: Path | None, options: ConvertOptio
     fields = check_source(source)
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
-    layers = fields.get("num_hidden_layers")
+    layers = (fields.get("text_config") or fields).get("num_hidden_layers")
     if options.data is not None:
         check_kind(options.data)
         if not (options.rank or any(options.component_ranks.values())):

@@ -18,7 +18,8 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
 DECODERS, WITH_DECODER = ("ForCausalLM", "Model"), "ForConditionalGeneration"  # how architectures end
-LONGEST_NAME = 255  # bytes of a file's name
+BOTH_WAYS = ("paligemma",)  # models whose decoder sees a prompt's later tokens too
+LONGEST_NAME = 255  # letters of a file's name
 UNFIT = set("/\\:\0")  # letters that lead out of a folder on some system
 SIZES = {  # the most that a field may be; each is a whole number from 1 on
     "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000,
@@ -207,9 +208,12 @@ def _refuse_others(path: Path, fields: dict[str, Any]) -> None:
         raise BadInputError(
             f"{path}: quantization_config: the weights are quantised already ({method}); give the original checkpoint"
         )
-    experts = next((name for name in EXPERTS if isinstance(fields.get(name), int) and fields[name] > 1), None)
+    text = fields.get("text_config") or fields
+    experts = next((name for name in EXPERTS if isinstance(text.get(name), int) and text[name] > 1), None)
     if experts is not None:
-        raise BadInputError(f"{path}: {experts} {shown(fields[experts])}: mixtures of experts cannot be made recursive")
+        raise BadInputError(f"{path}: {experts} {shown(text[experts])}: mixtures of experts cannot be made recursive")
+    if fields["model_type"] in BOTH_WAYS:
+        raise BadInputError(f"{path}: model_type {shown(fields['model_type'])}: its prompt is read in both directions")
     names = fields.get("architectures") or []
     ends = DECODERS if fields.get("text_config") is None else (*DECODERS, WITH_DECODER)
     if fields.get("is_encoder_decoder") or (names and not any(name.endswith(ends) for name in names)):

@@ -30,13 +30,16 @@ SANDWICH = {
 ARCHITECTURES = {"gemma3_text": "gemma3", "gpt_neox": "gptneox", "mistral": "llama"}
 
 
-def write_gguf(model: PreTrainedModel, path: Path, kind: str = "F32", **metadata: Any) -> None:
-    """Write a model whose matrices are of one of GGML's types (as far as their rows come in whole blocks)."""
+def write_gguf(model: PreTrainedModel, path: Path, kind: str = "F32", pieces: bool = False, **metadata: Any) -> None:
+    """Write a model whose matrices are of one of GGML's types (as far as their rows come in whole blocks).
+
+    Its tokenizer is byte-level, or SentencePiece's with `pieces`.
+    """
     config, family = model.config, model.config.model_type
     architecture = ARCHITECTURES.get(family, family)
     writer = GGUFWriter(str(path), architecture)
     _write_sizes(writer, config, architecture)
-    write_tokenizer(writer, config.vocab_size)
+    (write_pieces if pieces else write_tokenizer)(writer, config.vocab_size)
     for key, value in metadata.items():
         writer.add_key_value(key, value, _kind_of(value))
     tied = config.tie_word_embeddings
@@ -77,6 +80,20 @@ def write_tokenizer(writer: GGUFWriter, size: int) -> None:
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(0)
     writer.add_chat_template("{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}")
+
+
+def write_pieces(writer: GGUFWriter, size: int) -> None:
+    """Pieces `a`, `b`, `ab` and such with a space before them; bytes; the higher a score, the earlier it is joined."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    own = ["\u2581", "a", "b", "c", "ab", "\u2581ab", "bc", "\u2581\u2581"]
+    unused = [f"[{at}]" for at in range(size - len(tokens) - len(own))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*tokens, *own, *unused])
+    writer.add_token_scores([0.0] * len(tokens) + [-float(at) for at in range(len(own))] + [-1000.0] * len(unused))
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (size - len(tokens)))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
 
 
 def _in_layer(start: str, family: str) -> str:

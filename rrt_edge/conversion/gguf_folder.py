@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.runtime.errors import BadInputError
 
+SPACE = "\u2581"  # how pieces spell it
 BYTES, PIECES = "gpt2", "llama"  # kinds of tokenizers: BPE over bytes, SentencePiece's BPE
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, a turn, a message
 SAMPLING = {  # generation_config.json's names, by those of the metadata
@@ -54,6 +55,8 @@ def write_folder(header: GgufHeader, config: PreTrainedConfig, folder: Path) -> 
     tokenizer = _tokenizer(header)
     if header.metadata.get("tokenizer.ggml.model") == BYTES:
         _split_as_llama_cpp(header, tokenizer.backend_tokenizer)
+    else:
+        _space_as_llama_cpp(header, tokenizer.backend_tokenizer)
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(_generation(header, config)), "utf-8")
 
@@ -79,6 +82,16 @@ def _split_as_llama_cpp(header: GgufHeader, tokenizer: Tokenizer) -> None:
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[name]]
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, spelling])
+
+
+def _space_as_llama_cpp(header: GgufHeader, tokenizer: Tokenizer) -> None:
+    """Put a space before a text and behind each special token, unless the metadata says that there is none."""
+    prefixed = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
+    tokenizer.pre_tokenizer = None
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
 
 
 def _generation(header: GgufHeader, config: PreTrainedConfig) -> dict[str, Any]:

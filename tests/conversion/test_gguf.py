@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import rrt_edge
 from rrt_edge.conversion.checkpoint import Checkpoint
@@ -123,6 +123,31 @@ def test_text_is_cut_where_llama_cpp_cuts_it(tmp_path: Path, pre: str, text: str
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     assert [piece for piece, _ in cut] == pieces
+
+
+@pytest.mark.parametrize(
+    ("prefixed", "text", "pieces"),  # by llama.cpp: the best score first, a space in front and behind special tokens
+    [
+        (True, "ab", ["<s>", "▁ab"]),
+        (True, "abc", ["<s>", "▁ab", "c"]),  # "ab" is joined before "bc"
+        (True, "a bc", ["<s>", "▁", "a", "▁", "bc"]),
+        (True, " a", ["<s>", "▁▁", "a"]),
+        (True, "é", ["<s>", "▁", "<0xC3>", "<0xA9>"]),
+        (True, "ab</s>ab", ["<s>", "▁ab", "</s>", "▁ab"]),
+        (False, "ab ab", ["<s>", "ab", "▁ab"]),
+        (False, "ab</s>ab", ["<s>", "ab", "</s>", "ab"]),
+    ],
+)
+def test_pieces_are_joined_as_llama_cpp_joins_them(
+    tmp_path: Path, prefixed: bool, text: str, pieces: list[str]
+) -> None:
+    metadata = {} if prefixed else {"tokenizer.ggml.add_space_prefix": False}
+    write_gguf(random_model("mistral-full"), tmp_path / "model.gguf", pieces=True, **metadata)
+    checkpoint = Checkpoint(tmp_path / "model.gguf")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == pieces
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("</s>", " " if prefixed else "")
 
 
 @pytest.mark.parametrize(

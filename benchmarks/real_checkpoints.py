@@ -107,7 +107,7 @@ def answer(model: Model) -> str:
     sampling = Sampling(temperature=0, max_tokens=24)
     if model.template is None:
         return model.generate(PROMPT, sampling).text
-    return model.generate([{"role": "user", "content": CHAT}], sampling).text
+    return "".join(token.text for token in model.chat([{"role": "user", "content": CHAT}], sampling))
 
 
 @torch.no_grad()

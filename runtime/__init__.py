@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
     from rrt_edge.runtime.decoding.grammar import Grammar
     from rrt_edge.runtime.decoding.reply import Generation, Stats, Token
+    from rrt_edge.runtime.decoding.request import Request
     from rrt_edge.runtime.decoding.sampling import Sampling
-    from rrt_edge.runtime.engine import Engine, Request
+    from rrt_edge.runtime.engine import Engine
     from rrt_edge.runtime.model import Model
     from rrt_edge.runtime.running.devices.finding import Device, find_devices
     from rrt_edge.runtime.session import Session
@@ -63,7 +64,7 @@ _HOMES = {
     "Device": "rrt_edge.runtime.running.devices.finding",
     "find_devices": "rrt_edge.runtime.running.devices.finding",
     "Engine": "rrt_edge.runtime.engine",
-    "Request": "rrt_edge.runtime.engine",
+    "Request": "rrt_edge.runtime.decoding.request",
     "Manifest": "rrt_edge.runtime.bundle.manifest",
     "Generation": "rrt_edge.runtime.decoding.reply",
     "Model": "rrt_edge.runtime.model",

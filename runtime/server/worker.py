@@ -14,8 +14,9 @@ from functools import partial
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Token
+from rrt_edge.runtime.decoding.request import Request
 from rrt_edge.runtime.decoding.sampling import Sampling
-from rrt_edge.runtime.engine import Engine, Request
+from rrt_edge.runtime.engine import Engine
 from rrt_edge.runtime.errors import RRTEdgeError, as_ours
 
 STALLED = 10.0  # seconds without a step, while requests run, after which the engine is not well

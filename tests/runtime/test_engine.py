@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
-from rrt_edge.runtime import engine as engine_module
+from rrt_edge.runtime.decoding import request as request_module
 
 POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2", "threshold=0.7", "lossless"]
 
@@ -26,8 +26,8 @@ def test_requests_together_equal_requests_alone(
 ) -> None:
     """More requests than slots, each with its own policy and sampling; prompts in chunks, rows caught up in parts."""
     if prompt_rows == 3:
-        monkeypatch.setattr(engine_module, "MOST_WAITING", 3)
-        monkeypatch.setattr(engine_module, "PART_ROWS", 4)
+        monkeypatch.setattr(request_module, "MOST_WAITING", 3)
+        monkeypatch.setattr(request_module, "PART_ROWS", 4)
     with Model.load(bundle) as model:
         engine = Engine(model, kv_rule=kv_rule, prompt_rows=prompt_rows)
         asked = []

@@ -116,7 +116,7 @@ def test_tokens_that_leave_for_long_are_caught_up_in_parts(
     bundles: dict[tuple[int, bool], tuple[Path, Path]], rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rrt_edge.runtime.decoding.prompt_chunks.CHUNK", 12)
-    monkeypatch.setattr("rrt_edge.runtime.engine.PART_ROWS", 9)
+    monkeypatch.setattr("rrt_edge.runtime.decoding.request.PART_ROWS", 9)
     folder, bundle = bundles[3, True]
     ids = np.random.default_rng(1).integers(2, 300, 60).tolist()
     depths = [3] * 5 + [1] * 24 + [2] * 2 + [1] * 20 + [3, 1, 2, 2, 2, 2, 2, 2, 3]

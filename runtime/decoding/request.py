@@ -1,0 +1,187 @@
+"""`Request`: one prompt and its reply among many, and the rows that it needs run next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrt_edge.runtime.decoding.decoder import MOST_WAITING
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.prefixes import Held, take_over
+from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
+from rrt_edge.runtime.decoding.sequence import SequenceState
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, let_go
+from rrt_edge.runtime.running.hidden import Hidden, joined
+from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
+
+Float = NDArray[np.float32]
+PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
+
+
+class Request:
+    """One prompt and its reply. `finish_reason` is empty until it ends: `stop`, `length`, `cancelled`, or `error` where
+    its part of a step failed (`error` says why).
+    """
+
+    def __init__(
+        self,
+        number: int,
+        reply: Reply,
+        state: SequenceState[Any],
+        policy: ExitPolicy,
+        kv_bytes: int,
+        reproducible: bool = False,
+    ) -> None:
+        self.number = number
+        self.tokens: list[Token] = []
+        self.finish_reason = ""
+        self.error: RRTEdgeError | None = None
+        self.kv_bytes = kv_bytes
+        self._reply, self._state, self._policy, self._reproducible = reply, state, policy, reproducible
+        self._prompt = list(reply.history)
+        self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
+        self._block_rows = 0
+        self._depth = 0  # where the rows in `_moving` stand; 0: none do
+        self._moving: NDArray[np.int64] | Hidden = np.zeros(0, np.int64)
+        self._exited = state.nothing  # states that give this depth keys and values only
+        # such states, and rows that go on when those moving have been caught up
+        self._held: tuple[Hidden, Hidden] | None = None
+        self._catching_up = False
+        self._thresholds = np.zeros(0, np.float32)
+        self._chunk_start, self._chunk_full = 0, False  # of the prompt tokens under way
+        self._replying = False
+        self._now = policy  # for the token under way
+        self._last = 0
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error of its own."""
+        self.error, self.finish_reason = as_ours(error), "error"
+        let_go(error)
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def generation(self) -> Generation:
+        """The reply so far.
+
+        Raises:
+            BadInputError: no token has come yet.
+        """
+        stats = self._reply.stats(self._block_rows)
+        if stats is None:
+            raise BadInputError(f"request {self.number}: no token has come yet")
+        return Generation(self.text, tuple(self.tokens), self.finish_reason, stats)
+
+    @property
+    def held(self) -> Held:
+        """The tokens that the request has run so far, for other prompts that begin alike."""
+        read = len(self._prompt) - 1 - len(self._unread)
+        moving = self._depth > 0
+        return Held(self._reply.history, self._state, read, self._policy.depth, moving, self._reproducible)
+
+    def begin(self, others: Iterable[Held]) -> None:
+        """Take over what others have run of its prompt."""
+        self._state, count = take_over(others, self._prompt, self._policy.depth, self._state)
+        del self._unread[:count]
+
+    @property
+    def new_prompt_rows(self) -> int:
+        """Prompt tokens it would take along if it were served now."""
+        return len(self._unread) if self._depth == 0 else 0
+
+    def part(self, prompt_room: int) -> Part[Any]:
+        """The rows it needs run next; no more than `prompt_room` new prompt tokens."""
+        if self._depth == 0:
+            self._begin(prompt_room)
+        state, rows = self._state, self._moving
+        self._thresholds = np.full(len(rows), NEVER, np.float32)
+        if self._replying and not self._catching_up:
+            self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
+        position = state.first_position(self._depth, len(self._exited) + len(rows))
+        return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited)
+
+    def take(self, done: PartDone) -> Token | None:
+        """Take what a step returned; the token it led to, where it led to one."""
+        if self._replying:
+            self._block_rows += len(done.hidden)
+        if self._catching_up:
+            self._state.leave(self._depth, joined(self._exited, done.hidden))
+            self._exited = self._state.nothing
+            self._catching_up = False
+            self._depth -= 1
+            if self._held is None:
+                self._bound_waiting(self._depth, 0)
+            else:
+                self._deeper(*self._held)
+            return None
+        leaves = bool(done.gate[-1] >= self._thresholds[-1])
+        if not leaves and self._depth < self._last:
+            self._deeper(self._exited, done.hidden)
+            return None
+        depth, self._depth = self._depth, 0
+        self._state.leave(depth, joined(self._exited, done.hidden))
+        self._exited = self._state.nothing
+        if not self._replying:
+            self._state.chunks.add(self._chunk_start, self._state.length, self._chunk_full, depth)
+            return None
+        return self._answer(done.logits[-1], depth, float(done.gate[-1]))
+
+    def _begin(self, prompt_room: int) -> None:
+        """Take the next rows: of the prompt while there are any, then the token that came last."""
+        self._depth = 1
+        self._replying = not self._unread
+        if self._replying:
+            self._now = self._reply.policy
+            self._moving = np.array(self._reply.history[-1:], np.int64)
+        else:
+            self._now = self._policy
+            chunk = self._state.chunk
+            rows = chunk if self._reproducible else prompt_room
+            self._moving = np.array(self._unread[:rows], np.int64)
+            del self._unread[:rows]
+            self._chunk_start, self._chunk_full = self._state.length, len(self._moving) == chunk
+        self._last = self._now.depth or self._state.loops
+
+    def _answer(self, logits: Float, depth: int, gate: float) -> Token:
+        reply = self._reply
+        token = reply.take(reply.sampler.picked(reply.sampler.pick(logits, reply.history), depth, gate, logits))
+        self.tokens.append(token)
+        self.finish_reason = reply.finish_reason
+        if not self.finish_reason and self._now.depth is None:
+            self._bound_waiting(depth)
+        return token
+
+    def _bound_waiting(self, depth: int, most: int = MOST_WAITING) -> None:
+        """Catch up all rows that wait after a depth where they are more than `most`, then those after the next."""
+        self._depth = 0
+        if most == 0 and depth < self._state.loops and not len(self._state.waiting[depth - 1]):
+            depth, most = depth + 1, MOST_WAITING
+        if depth < self._state.loops and len(self._state.waiting[depth - 1]) > most:
+            self._catch_up(depth, None)
+
+    def _deeper(self, exited: Hidden, hidden: Hidden) -> None:
+        """The rows [n, H] go to the next depth, with those that wait after this one."""
+        waiting = self._state.waiting[self._depth - 1]
+        if len(waiting) + len(exited) + len(hidden) > self._part_rows and len(waiting):
+            self._catch_up(self._depth, (exited, hidden))
+        else:
+            self._exited, self._moving = self._state.deeper(self._depth, exited, hidden)
+            self._held = None
+            self._depth += 1
+
+    @property
+    def _part_rows(self) -> int:
+        """Rows of a part at most; `Decoder` runs as many in a call."""
+        return self._state.chunk if self._reproducible else PART_ROWS
+
+    def _catch_up(self, depth: int, going_on: tuple[Hidden, Hidden] | None) -> None:
+        """Rows that wait after a depth go first."""
+        self._exited, self._moving = self._state.overdue(depth, self._part_rows)
+        self._held = going_on
+        self._catching_up = True
+        self._depth = depth + 1

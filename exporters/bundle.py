@@ -31,8 +31,10 @@ from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
 from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.json_text import parse_json
@@ -129,6 +131,8 @@ def _export_recursive(
         raise BadInputError(f"{checkpoint.folder}: {message}")
     blocks = _source_blocks(weights, checkpoint, options)
     matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
+    eos = _eos_token_ids(checkpoint, spec)
+    _check_companions(checkpoint.folder, eos)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         outer = outer_weights(weights, spec, matrix)
         plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
@@ -140,7 +144,7 @@ def _export_recursive(
         checkpoint.copy_companions(folder)
         if not checkpoint.is_recursive:
             generation_config(checkpoint).save_pretrained(folder)
-        eos, provenance = _eos_token_ids(checkpoint, spec), {"init": weights.config.init}
+        provenance = {"init": weights.config.init}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
@@ -222,6 +226,18 @@ def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
         if type(token) is not int or not 0 <= token < spec.vocabulary:
             raise BadInputError(f"{path}: eos_token_id {shown(token)}: is none of the model's {spec.vocabulary} tokens")
     return ids
+
+
+def _check_companions(folder: Path, eos_token_ids: tuple[int, ...]) -> None:
+    """
+    Raises:
+        BadInputError: no bundle with this tokenizer, or this chat template, could be loaded.
+    """
+    tokenizer = read_tokenizer(folder)
+    ChatTemplate.from_folder(folder)
+    unknown = [token for token in eos_token_ids if tokenizer.id_to_token(token) is None]
+    if unknown:
+        raise BadInputError(f"{folder}: eos_token_id {unknown[0]} is no token of tokenizer.json")
 
 
 def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, int]) -> dict[str, int]:

@@ -29,6 +29,7 @@ Int = NDArray[np.int64]
 GATE = [tensor.name for tensor in OUTPUTS].index("gate")
 MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
 WEIGHTS = "model.onnx.data"  # as the graph names their file
+FATAL = 4  # onnxruntime's log level
 STEP_SECONDS = 600.0  # that a call may take: no step of a model that can be used does
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
@@ -266,6 +267,8 @@ class Binding:
         self._many_before = False
         self.step_seconds = STEP_SECONDS
         self._plain, self._giving_back = onnxruntime.RunOptions(), onnxruntime.RunOptions()
+        for options in (self._plain, self._giving_back):
+            options.log_severity_level = FATAL  # what fails is raised, and told once
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(

@@ -222,3 +222,21 @@ def test_an_end_that_is_no_token_is_named(recursive: Path, tmp_path: Path, name:
     with pytest.raises(rrt_edge.BadInputError, match=rf"{name}: .*eos_token_id") as caught:
         export(folder, tmp_path / "bundle")
     assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", ""), ("tokenizer.json", "null"), ("tokenizer.json", "[" * 100_000),
+        ("tokenizer_config.json", "[]"), ("tokenizer_config.json", "[" * 100_000), ("chat_template.jinja", "{% if %}"),
+    ],
+)  # fmt: skip
+def test_what_no_bundle_could_be_loaded_with_is_not_exported(
+    recursive: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    folder = Path(shutil.copytree(recursive, tmp_path / "recursive"))
+    (folder / name).write_text(text)
+    with pytest.raises(rrt_edge.BadInputError) as caught:
+        export(folder, tmp_path / "bundle")
+    assert str(caught.value).startswith(f"{folder / name}: ") and "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()

@@ -113,6 +113,19 @@ def test_numbers_that_are_none_are_noticed(copied: Path, name: str, value: float
     assert not report.ok and report.problem is not None and "are no finite numbers" in report.problem
 
 
+def test_what_fails_while_it_runs_is_told_once(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def change(graph: Any) -> None:
+        renamed(graph, "gate")
+        sizes = onnx.helper.make_tensor("sizes", onnx.TensorProto.INT64, [2], [1 << 30, 1 << 30])
+        graph.initializer.append(sizes)
+        graph.node.append(onnx.helper.make_node("Expand", ["gate.inner", "sizes"], ["gate"]))
+
+    with_graph(copied, change)
+    report = check(copied)
+    assert not report.ok and report.problem is not None and "onnxruntime failed while running" in report.problem
+    assert capfd.readouterr().err == ""
+
+
 def test_a_graph_that_never_ends_is_ended(copied: Path) -> None:
     with_graph(copied, endless)
     runner, _ = open_on("cpu", copied, Manifest.read(copied), 1)

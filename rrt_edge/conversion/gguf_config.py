@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import shown
 
 MODEL_TYPES = {  # by llama.cpp's name of the architecture
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
@@ -45,7 +46,7 @@ def config_fields(header: GgufHeader) -> Fields:
     architecture = header.architecture
     if architecture not in MODEL_TYPES:
         known = ", ".join(sorted(MODEL_TYPES))
-        raise BadInputError(f"{header.path}: general.architecture {architecture!r} is not read; read are {known}")
+        raise BadInputError(f"{header.path}: general.architecture {shown(architecture)} is not read; read are {known}")
     fields: Fields = {"model_type": MODEL_TYPES[architecture]}
     for field, key in {**NUMBERS, **OWN_NUMBERS.get(architecture, {})}.items():
         if (value := header.number(key)) is not None:
@@ -101,7 +102,7 @@ def _rope(header: GgufHeader, fields: Fields) -> Fields:
         stretched = 0.1 * math.log(factor) + 1.0
         rope |= {"rope_type": "yarn", "factor": factor, "attention_factor": (attention or 1.0) * stretched}
         return rope | {"original_max_position_embeddings": original or fields["max_position_embeddings"]}
-    raise BadInputError(f"{header.path}: {header.architecture}.rope.scaling.type {kind!r} is not read")
+    raise BadInputError(f"{header.path}: {header.architecture}.rope.scaling.type {shown(kind)} is not read")
 
 
 def _llama3(header: GgufHeader, fields: Fields, base: float, original: int) -> Fields:

@@ -20,6 +20,7 @@ from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.model.families import family_of, head_shape, part_sizes
 from rrt_edge.model.lora import join_rows
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import named
 
 NORMS = {  # by role
     "before_attention": "attn_norm", "after_attention": "post_attention_norm", "before_mlp": "ffn_norm",
@@ -141,7 +142,9 @@ class GgufFile:
         try:
             return torch.from_numpy(dequantize(rows, GGMLQuantizationType(tensor.number)))
         except NotImplementedError as error:
-            raise BadInputError(f"{self._header.path}: {own} is stored as {tensor.type}, which is not read") from error
+            raise BadInputError(
+                f"{self._header.path}: {named(own)} is stored as {tensor.type}, which is not read"
+            ) from error
 
 
 def _as_rows(rows: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from rrt_edge.conversion.gguf_header import GgufHeader
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, in_words
+from rrt_edge.runtime.system.options import shown
 
 SPACE = "\u2581"  # how pieces spell it
 BYTES, PIECES = "gpt2", "llama"  # kinds of tokenizers: BPE over bytes, SentencePiece's BPE
@@ -65,20 +66,23 @@ def _tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers reads it."""
     kind = header.metadata.get("tokenizer.ggml.model")
     if kind not in (BYTES, PIECES):
-        raise BadInputError(f"{header.path}: tokenizer.ggml.model {kind!r} is not read; read are {BYTES} and {PIECES}")
+        raise BadInputError(
+            f"{header.path}: tokenizer.ggml.model {shown(kind)} is not read; read are {BYTES} and {PIECES}"
+        )
     path = header.path.resolve()
     try:
         return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # transformers raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInputError(f"{header.path}: its tokenizer cannot be read: {reason}") from error
+        raise BadInputError(f"{header.path}: its tokenizer cannot be read: {in_words(error)}") from error
 
 
 def _split_as_llama_cpp(header: GgufHeader, tokenizer: Tokenizer) -> None:
     """Cut text where llama.cpp does, for kinds that transformers does not know too."""
     name = header.text("tokenizer.ggml.pre")
     if name not in SPLITS:
-        raise BadInputError(f"{header.path}: tokenizer.ggml.pre {name!r} is not read; read are {', '.join(SPLITS)}")
+        raise BadInputError(
+            f"{header.path}: tokenizer.ggml.pre {shown(name)} is not read; read are {', '.join(SPLITS)}"
+        )
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[name]]
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, spelling])

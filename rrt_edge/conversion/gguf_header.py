@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.options import named, shown
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 NUMBERS = {
@@ -84,13 +85,13 @@ class GgufHeader:
         if isinstance(value, list) and value and all(entry == value[0] for entry in value):
             value = value[0]  # for each layer, and all the same
         if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
-            raise BadInputError(f"{self.path}: {full} {str(value)[:60]}: must be one number")
+            raise BadInputError(f"{self.path}: {named(full)} {shown(value)}: must be one number")
         return value
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(key)
         if value is not None and not isinstance(value, str):
-            raise BadInputError(f"{self.path}: {key} {str(value)[:60]}: must be a text")
+            raise BadInputError(f"{self.path}: {named(key)} {shown(value)}: must be a text")
         return value
 
     def rows(self, name: str) -> NDArray[np.uint8]:
@@ -150,7 +151,7 @@ class _Reader:
         for tensor in placed.values():
             end = tensor.offset + math.prod(tensor.shape[:-1]) * tensor.row_bytes
             if end > len(self.data):
-                raise BadInputError(f"{self.path}: {tensor.name}: the file is cut short; copy it again")
+                raise BadInputError(f"{self.path}: {named(tensor.name)}: the file is cut short; copy it again")
         return GgufHeader(self.path, metadata, placed)
 
     def value(self, kind: int, depth: int = 0) -> Any:
@@ -200,7 +201,9 @@ class _Reader:
         number, offset = self.value(4), self.value(10)
         if number not in TYPES:
             known = ", ".join(kind for kind, _, _ in TYPES.values())
-            raise BadInputError(f"{self.path}: {name} is of GGML's type {number}, which is not read; read are {known}")
+            raise BadInputError(
+                f"{self.path}: {named(name)} is of GGML's type {number}, which is not read; read are {known}"
+            )
         if shape[-1] % TYPES[number][1]:
             raise IndexError(shape)
         return GgufTensor(name, shape, number, offset)

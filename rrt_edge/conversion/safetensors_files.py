@@ -12,11 +12,14 @@ from torch import Tensor
 
 from rrt_edge.runtime.errors import BadInputError, one_line
 
-KEPT_AS = {  # the type that keeps what a stored one holds, as far as it is a weight's
-    "F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.bfloat16, "F8_E5M2": torch.bfloat16,
+KEPT_AS = {  # the type to store a weight in, by safetensors' name of its own
+    "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32,
 }  # fmt: skip
-SCALES = ("_scale", "_scale_inv")  # what names of scales beside quantised weights end in
+WORDS = {  # torch's names of types
+    "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8",
+    "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
+}  # fmt: skip
 
 
 class SafetensorsFiles:
@@ -46,18 +49,17 @@ class SafetensorsFiles:
         return self._slice(name).get_dtype() in KEPT_AS
 
     def kept_as(self, name: str) -> torch.dtype:
-        """The type to store a weight in.
+        """The type to store a weight in: its own, or float32 for float64, which models are not computed in.
 
         Raises:
-            BadInputError: it is not stored as floating point numbers, or these have scales of their own.
+            BadInputError: it is of another type: quantised, with scales that are elsewhere, or none at all.
         """
         kind = self._slice(name).get_dtype()
-        scale = next((f"{name}{end}" for end in SCALES if f"{name}{end}" in self._files), None)
-        if scale is not None and kind.startswith("F8"):
-            kind += f" with {scale}"
         if kind not in KEPT_AS:
+            kinds = ", ".join(WORDS[known] for known in KEPT_AS)
             raise BadInputError(
-                f"{self.where(name)}: {name} is stored as {kind}, which is quantised; give the original checkpoint"
+                f"{self.where(name)}: {name} has numbers of the type {WORDS.get(kind, kind)}; weights must be "
+                f"of {kinds}"
             )
         return KEPT_AS[kind]
 

@@ -106,10 +106,6 @@ def in_float16(folder: Path) -> None:
     rewritten(folder, lambda state: {name: tensor.half() for name, tensor in state.items()})
 
 
-def in_float8(folder: Path) -> None:
-    rewritten(folder, lambda state: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()})
-
-
 def in_two_types(folder: Path) -> None:
     def mix(state: State) -> State:
         return {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in state.items()}
@@ -118,8 +114,8 @@ def in_two_types(folder: Path) -> None:
 
 
 def every_tensor_another_type(folder: Path) -> None:
-    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2)
-    rewritten(folder, lambda state: {name: state[name].to(kinds[at % 5]) for at, name in enumerate(sorted(state))})
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    rewritten(folder, lambda state: {name: state[name].to(kinds[at % 4]) for at, name in enumerate(sorted(state))})
 
 
 def a_head_apart(folder: Path) -> None:
@@ -165,7 +161,7 @@ def under_another_first_name(folder: Path) -> None:
 
 WAYS = (
     sharded, beside_older_shards, beside_an_index_of_nothing, named_in_the_config, shards_that_overlap,
-    buffers_of_every_type, in_float64, in_float16, in_float8, in_two_types, every_tensor_another_type, a_head_apart,
+    buffers_of_every_type, in_float64, in_float16, in_two_types, every_tensor_another_type, a_head_apart,
     a_tied_head_stored_too, a_tied_head_that_differs, a_tied_head_without_the_embedding, saved_without_the_head,
     under_another_first_name,
 )  # fmt: skip
@@ -242,7 +238,9 @@ def test_quantised_weights_are_refused_in_words(tmp_path: Path, kind: torch.dtyp
         return {**state, name: (state[name] * 100).to(kind), f"{name}_scale_inv": torch.ones(1, 1)}
 
     rewritten(tmp_path / "source", quantise)
-    with pytest.raises(rrt_edge.BadInputError, match=rf"{name} is stored as .*, which is quantised") as raised:
+    with pytest.raises(
+        rrt_edge.BadInputError, match=rf"{name} has numbers of the type .*; weights must be of float32, "
+    ) as raised:
         rrt_edge.convert(tmp_path / "source", tmp_path / "out")
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
 

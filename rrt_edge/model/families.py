@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from rrt_edge.runtime.errors import BadInputError
+
+if TYPE_CHECKING:  # transformers may be in the middle of importing itself
+    from transformers import PreTrainedModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names for what a layer attends to
 

@@ -96,6 +96,8 @@ def _attentions(about: Fields) -> tuple[Attention, ...]:
         BundleError: a field is missing or out of bounds.
     """
     scale, windows = about.number("attention_scale", LARGEST_SCALE), about.get("windows")
+    if "attention_softcap" not in about.values:
+        raise about.fail("attention_softcap", "is missing; it is a number or null")
     softcap = None if about.get("attention_softcap") is None else about.number("attention_softcap", LARGEST_SCALE)
     if not isinstance(windows, list) or not 0 < len(windows) <= MOST_PARTS:
         raise about.fail("windows", "must be a list of windows and nulls")

@@ -25,12 +25,13 @@ ODD: dict[str, list[Any]] = {
 }
 
 
-def write(folder: Path, method: int = zipfile.ZIP_DEFLATED, **about: Any) -> Path:
+def write(folder: Path, method: int = zipfile.ZIP_DEFLATED, without: str = "", **about: Any) -> Path:
     with zipfile.ZipFile(PREBUILT / DEVICE_GRAPHS) as whole, zipfile.ZipFile(folder / DEVICE_GRAPHS, "w") as out:
         for name in whole.namelist():
             content = whole.read(name)
             if name == "about.json":
-                content = json.dumps({**json.loads(content), **about}).encode()
+                fields = {**json.loads(content), **about}
+                content = json.dumps({name: value for name, value in fields.items() if name != without}).encode()
             out.writestr(name, content, method)
     return folder / DEVICE_GRAPHS
 
@@ -38,6 +39,13 @@ def write(folder: Path, method: int = zipfile.ZIP_DEFLATED, **about: Any) -> Pat
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ODD.items() for value in values])
 def test_what_it_says_of_another_type_or_size_is_named(tmp_path: Path, field: str, value: Any) -> None:
     write(tmp_path, **{field: value})
+    with pytest.raises(BundleError, match=rf"device_graphs\.zip: {field} "):
+        read_archive(tmp_path)
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_a_field_that_is_missing_is_named(tmp_path: Path, field: str) -> None:
+    write(tmp_path, without=field)
     with pytest.raises(BundleError, match=rf"device_graphs\.zip: {field} "):
         read_archive(tmp_path)
 

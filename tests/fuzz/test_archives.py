@@ -117,7 +117,8 @@ def tarred(draw: Draw, members: Members) -> bytes:
     form = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
     with tarfile.open(fileobj=archive, mode="w", format=form, errors="replace") as out:
         for at, (name, content) in enumerate(members):
-            info = tarfile.TarInfo(name[:90] if form == tarfile.USTAR_FORMAT else name)
+            short = name.encode("ascii", "replace").decode()[:90]  # as the oldest form has them
+            info = tarfile.TarInfo(short if form == tarfile.USTAR_FORMAT else name)
             info.size = len(content)
             if at == odd:
                 info.type = draw(st.sampled_from(KINDS))

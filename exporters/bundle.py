@@ -22,6 +22,7 @@ from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import Read, RecursiveTensors, layer_weights, outer_weights
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.embedding_and_head import packs_embedding
+from rrt_edge.exporters.ends import reply_ends
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
@@ -31,15 +32,12 @@ from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
 from rrt_edge.quantisation.packing import is_packed
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
-from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.check import load_checked
+from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.system.files import new_folder
-from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.memory import peak_memory_bytes
-from rrt_edge.runtime.system.options import shown
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
@@ -131,8 +129,7 @@ def _export_recursive(
         raise BadInputError(f"{checkpoint.folder}: {message}")
     blocks = _source_blocks(weights, checkpoint, options)
     matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
-    eos = _eos_token_ids(checkpoint, spec)
-    _check_companions(checkpoint.folder, eos)
+    eos = reply_ends(checkpoint.folder, spec.eos_token_ids, spec.vocabulary)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         outer = outer_weights(weights, spec, matrix)
         plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
@@ -146,6 +143,7 @@ def _export_recursive(
             generation_config(checkpoint).save_pretrained(folder)
         provenance = {"init": weights.config.init}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
+        _check_runs(folder)
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
         bundle=str(bundle),
@@ -157,6 +155,19 @@ def _export_recursive(
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _check_runs(folder: Path) -> None:
+    """Load the new bundle and run a token, before it takes the place of another.
+
+    Raises:
+        RRTEdgeError: it does not run.
+    """
+    report, runner = load_checked(folder, Manifest.read(folder))
+    if runner is not None:
+        runner.close()
+    if report.problem is not None:
+        raise RRTEdgeError(f"the new bundle does not run, and was not written: {report.problem}")
 
 
 def _source_blocks(weights: RecursiveTensors, checkpoint: Checkpoint, options: ExportOptions) -> SourceBlocks | None:
@@ -207,37 +218,6 @@ def _declare(folder: Path, manifest: Manifest) -> None:
     entry = onnx.StringStringEntryProto(key=KEY, value=declaration(manifest))
     with (folder / "model.onnx").open("ab") as file:
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
-
-
-def _eos_token_ids(checkpoint: Checkpoint, spec: BlockSpec) -> tuple[int, ...]:
-    """The ids that end a reply: those of generation_config.json where it names any, as `generate()` has it."""
-    path, ids = checkpoint.folder / "generation_config.json", spec.eos_token_ids
-    named = None
-    if path.is_file():
-        try:
-            named = parse_json(path.read_text("utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise BadInputError(f"{path}: cannot be read as a JSON object ({error})") from error
-    if named is None:
-        path = checkpoint.folder / "config.json"
-    else:
-        ids = tuple(named) if isinstance(named, list) else (named,)
-    for token in ids:
-        if type(token) is not int or not 0 <= token < spec.vocabulary:
-            raise BadInputError(f"{path}: eos_token_id {shown(token)}: is none of the model's {spec.vocabulary} tokens")
-    return ids
-
-
-def _check_companions(folder: Path, eos_token_ids: tuple[int, ...]) -> None:
-    """
-    Raises:
-        BadInputError: no bundle with this tokenizer, or this chat template, could be loaded.
-    """
-    tokenizer = read_tokenizer(folder)
-    ChatTemplate.from_folder(folder)
-    unknown = [token for token in eos_token_ids if tokenizer.id_to_token(token) is None]
-    if unknown:
-        raise BadInputError(f"{folder}: eos_token_id {unknown[0]} is no token of tokenizer.json")
 
 
 def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, int]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
 from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
+from rrt_edge.exporters.tokenizer_files import write_tokenizer
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
@@ -35,7 +36,7 @@ from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.check import load_checked
-from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
@@ -124,13 +125,11 @@ def _export_recursive(
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
     spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
-    if not (checkpoint.folder / "tokenizer.json").is_file():
-        message = "holds no tokenizer.json; save the tokenizer with AutoTokenizer.from_pretrained().save_pretrained()"
-        raise BadInputError(f"{checkpoint.folder}: {message}")
     blocks = _source_blocks(weights, checkpoint, options)
     matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
-    eos = reply_ends(checkpoint.folder, spec.eos_token_ids, spec.vocabulary)
     with new_folder(bundle, "bundle", is_bundle) as folder:
+        write_tokenizer(checkpoint.folder, folder)
+        eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)
         outer = outer_weights(weights, spec, matrix)
         plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
         layers = watched(layer_weights(weights, spec, matrix), spec.layers, progress)
@@ -138,9 +137,7 @@ def _export_recursive(
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
-        checkpoint.copy_companions(folder)
-        if not checkpoint.is_recursive:
-            generation_config(checkpoint).save_pretrained(folder)
+        generation_config(checkpoint).save_pretrained(folder)
         provenance = {"init": weights.config.init}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         _check_runs(folder)

@@ -11,18 +11,17 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import shown
 
 PROBE = "Wozzeck"  # a word that no template writes by itself
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
-GENERATION, CONFIG = "generation_config.json", "config.json"
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+GENERATION, CONFIG, TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
 log = logging.getLogger(__name__)
 
 
-def reply_ends(folder: Path, config_ends: Iterable[int], vocabulary: int) -> tuple[int, ...]:
+def reply_ends(source: Path, bundle: Path, config_ends: Iterable[int], vocabulary: int) -> tuple[int, ...]:
     """The ids of the tokens that end a reply, those that chats end with included.
 
     They are those of generation_config.json, of config.json, the tokenizer's `eos_token`, and the token that the chat
@@ -30,20 +29,25 @@ def reply_ends(folder: Path, config_ends: Iterable[int], vocabulary: int) -> tup
     has nothing more to say. A line is logged where the template writes none, for then chats do not end by themselves.
 
     Args:
+        source: a checkpoint's folder.
+        bundle: where its tokenizer and chat template are written already.
         config_ends: `eos_token_id` of the checkpoint's config.
 
     Raises:
         BadInputError: no bundle with this tokenizer or template could be loaded, or an id is no token; names the file.
     """
-    tokenizer, template = read_tokenizer(folder), ChatTemplate.from_folder(folder)
+    try:
+        tokenizer, template = read_tokenizer(bundle), ChatTemplate.from_folder(bundle)
+    except BundleError as error:
+        raise BadInputError(str(error).replace(str(bundle), str(source))) from error
     ends: dict[int, None] = {}
-    for name, ids in ((GENERATION, _generation_ends(folder)), (CONFIG, config_ends)):
+    for name, ids in ((GENERATION, _generation_ends(source)), (CONFIG, config_ends)):
         for token in ids:
-            _check(folder / name, token, vocabulary, tokenizer)
+            _check(source / name, token, vocabulary, tokenizer)
             ends[token] = None
-    texts = [_named_text(folder / name, "eos_token") for name in TOKENIZER_FILES]
+    texts = [_named_text(bundle / TOKENIZER, "eos_token")]
     if template is not None:
-        texts.append(_turn_end(folder, template, tokenizer))
+        texts.append(_turn_end(source, template, tokenizer))
     for text in texts:
         end = None if text is None else tokenizer.token_to_id(text)
         if end is not None and end < vocabulary:

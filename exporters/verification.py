@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.exporters.checks import check_verification
 from rrt_edge.exporters.source_model import depth_logits, source_model
+from rrt_edge.exporters.tokenizer_files import check_tokenizer_of
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
@@ -40,7 +42,8 @@ def verify(
 ) -> VerifyReport:
     """Check a bundle's files and graph and, with its source, the logits at each depth against torch in float32.
 
-    The source is read by transformers itself, so that what we read otherwise is noticed.
+    The source is read by transformers itself, so that what we read otherwise is noticed: its weights, and the ids that
+    its tokenizer gives texts and chats.
 
     Args:
         bundle: the bundle folder.
@@ -67,6 +70,11 @@ def verify(
         return alone
     strict = alone.tolerance
     tolerance = strict if loosened is None else _merged(strict, loosened)
+    try:
+        check_tokenizer_of(Checkpoint(source).folder, folder)
+    except BadInputError as error:
+        runner.close()
+        return VerifyReport(False, True, (), tolerance, 0, str(error), alone.device)
     try:
         model = source_model(Path(source), manifest)
         shape = manifest.architecture

@@ -22,7 +22,8 @@ WRITTEN = (FILE, "tokenizer_config.json", "chat_template.jinja")
 TEXTS = (  # of many scripts; odd spaces, code, numbers, characters that normalisation changes
     "The quick brown fox jumps over the lazy dog, doesn't it?", " leading and trailing  spaces \t", "",
     "\n\n a\r\nb\n",
-    "Größe, naïve, Ångström, cafe\u0301, ﬁ, ½, Ⅷ", "Привет, мир! Καλημέρα κόσμε.", "你好\uff0c世界。今日はいい天気ですね。",
+    "Größe, naïve, Ångström, cafe\u0301, ﬁ, ½, Ⅷ", "Привет, мир! Καλημέρα κόσμε.",
+    "你好\uff0c世界。今日はいい天気ですね。",
     "안녕하세요 שלום עולם مرحبا بالعالم", "नमस्ते दुनिया สวัสดีชาวโลก", "👩\u200d👩\u200d👧 🏳️\u200d🌈 😀😀",
     "def f(x):\n    return {'a': x ** 2}  # -> 3.14e-5\n", "1234567890 1,000,000 0x1F 2026-11-26",
     "https://example.org/a?b=c&d=%20#e", "\u200b\ufeff\u00a0\u2028\x00\x7f", "ALL CAPS camelCase snake_case",

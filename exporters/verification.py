@@ -71,7 +71,8 @@ def verify(
     strict = alone.tolerance
     tolerance = strict if loosened is None else _merged(strict, loosened)
     try:
-        check_tokenizer_of(Checkpoint(source).folder, folder)
+        checkpoint = Checkpoint(source)  # what a GGUF file's metadata say is there as long as this is
+        check_tokenizer_of(checkpoint.folder, folder)
     except BadInputError as error:
         runner.close()
         return VerifyReport(False, True, (), tolerance, 0, str(error), alone.device)

@@ -66,14 +66,12 @@ def alone(model: Model, texts: list[list[int]], rule: str = "exact") -> list[lis
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
 def test_a_request_among_others_gets_the_bits_it_gets_alone(model: Model, rule: str) -> None:
     texts = prompts(12)
     assert together(model, texts, rule) == alone(model, texts, rule)
 
 
-@pytest.mark.slow
 def test_it_is_needed(four_bits: Path) -> None:
     """Without it the same requests differ in their last bits, so that the tests here can fail."""
     with Model.load(four_bits) as plain:

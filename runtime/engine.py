@@ -152,7 +152,7 @@ class Engine:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures and len(failures) == len(outcomes):
             failure = as_ours(failures[0])
-            del served, parts, request, outcome, outcomes, failures  # with the error this call's locals live on
+            del served, parts, groups, request, outcome, outcomes, failures  # with the error this call's locals live on
             raise failure
         return tokens
 

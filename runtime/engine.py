@@ -122,9 +122,8 @@ class Engine:
         if not served:
             return []
         served, parts = self._parts(served)
-        groups = [[part] for part in parts] if self.model.reproducible else [parts]
         try:
-            outcomes = [outcome for group in groups for outcome in self._run_parts(group)]
+            outcomes = self._run_groups(parts) if self.model.reproducible else self._run_parts(parts)
         except BaseException:
             for request in served:
                 self.cancel(request)
@@ -152,7 +151,7 @@ class Engine:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures and len(failures) == len(outcomes):
             failure = as_ours(failures[0])
-            del served, parts, groups, request, outcome, outcomes, failures  # with the error this call's locals live on
+            del served, parts, request, outcome, outcomes, failures  # with the error this call's locals live on
             raise failure
         return tokens
 
@@ -169,6 +168,10 @@ class Engine:
             served.append(request)
             room -= min(prompt_rows, room)
         return served, parts
+
+    def _run_groups(self, parts: Sequence[Part[Any]]) -> list[PartDone | BaseException]:
+        """Run each part by itself."""
+        return [outcome for part in parts for outcome in self._run_parts([part])]
 
     def _run_parts(self, parts: Sequence[Part[Any]]) -> list[PartDone | BaseException]:
         """Run a step; where it fails as a whole, each part alone, so that only those fail whose fault it is."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import rrt_edge
 
@@ -43,7 +43,7 @@ def main() -> None:
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(lines[:1600])), "utf-8")
     tokenizer = AutoTokenizer.from_pretrained(arguments.source)
     held_out = [tokenizer(text)["input_ids"][:TEXT_TOKENS] for text in texts_of(lines[2000:2800])]
-    source = perplexity(arguments.source, held_out)
+    source = perplexity(load(arguments.source), held_out)
     print(f"{sum(map(len, held_out)):,} tokens; source {source:.2f}", flush=True)
     print("| method | rank | parameters | perplexity | to the source's | seconds | peak MB |")
     print("|---|---|---|---|---|---|---|", flush=True)
@@ -56,7 +56,7 @@ def main() -> None:
                 arguments.source, out, loops=arguments.loops, rank=rank, init=init or "average",
                 own_vectors=kind != "svd", **options,
             )  # fmt: skip
-            seconds, found = time.perf_counter() - started, perplexity(out, held_out)
+            seconds, found = time.perf_counter() - started, perplexity(load(out), held_out)
             cells = [method, rank, f"{report.parameters.total / 1e6:.1f}M", f"{found:,.2f}", f"{found / source:,.2f}"]
             cells += [f"{seconds:.0f}", f"{report.peak_memory_bytes / 1e6:.0f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
@@ -66,9 +66,13 @@ def texts_of(lines: Sequence[str]) -> list[str]:
     return [" ".join(lines[start : start + TEXT_LINES]) for start in range(0, len(lines), TEXT_LINES)]
 
 
+def load(folder: Path, **options: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return model
+
+
 @torch.no_grad()
-def perplexity(folder: Path, texts: Sequence[Sequence[int]]) -> float:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def perplexity(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> float:
     loss, count = 0.0, 0
     for ids in texts:
         tokens = torch.tensor([list(ids)])

@@ -17,20 +17,18 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
+from conversion_quality import TEXT_TOKENS, load, perplexity, texts_of
 
 from rrt_edge.cli.eval import bundle_scores
 from rrt_edge.exporters import export
 from rrt_edge.runtime import Model, Sampling
 
-TEXT_LINES, TEXT_TOKENS, REPLY_TOKENS = 40, 512, 128
+REPLY_TOKENS = 128
 PROMPT = "The capital of France is"
 CHAT = "What is the capital of France?"
 
@@ -62,7 +60,9 @@ def main() -> None:
                     flush=True,
                 )
                 replies.append(f"{path.name}, --bits {bits}: {answer(model)!r}")
-        theirs = perplexity(path, [example.ids for example in examples])
+        model = load(path.resolve().parent, gguf_file=path.name)  # dequantised to float32
+        theirs = perplexity(model, [example.ids for example in examples])
+        del model
         print(f"| {path.name} | transformers | {path.stat().st_size / 1e6:.0f} MB | {theirs:.3f} | | |", flush=True)
     print("\n".join(["", *replies]))
 
@@ -89,7 +89,7 @@ def gguf_files(files: Sequence[Path], folder: Path) -> list[Path]:
 def held_out(text: Path) -> list[str]:
     with gzip.open(text, "rt", encoding="utf-8") as file:
         lines = [line.strip() for _, line in zip(range(2800), file, strict=False)][2000:]
-    return [" ".join(lines[start : start + TEXT_LINES]) for start in range(0, len(lines), TEXT_LINES)]
+    return texts_of(lines)
 
 
 def speed(model: Model) -> float:
@@ -108,20 +108,6 @@ def answer(model: Model) -> str:
     if model.template is None:
         return model.generate(PROMPT, sampling).text
     return "".join(token.text for token in model.chat([{"role": "user", "content": CHAT}], sampling))
-
-
-@torch.no_grad()
-def perplexity(path: Path, texts: Sequence[Sequence[int]]) -> float:
-    """What transformers has on the same tokens, the file dequantised to float32."""
-    path = path.resolve()
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
-    loss, count = 0.0, 0
-    for ids in texts:
-        tokens = torch.tensor([list(ids)])
-        logits = model(tokens).logits[0, :-1].log_softmax(-1)
-        loss -= float(logits.gather(1, tokens[0, 1:, None]).sum())
-        count += len(ids) - 1
-    return math.exp(loss / count)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate, special_tokens
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.json_text import parse_json
@@ -17,7 +17,7 @@ from rrt_edge.runtime.system.options import shown
 
 PROBE = "Wozzeck"  # a word that no template writes by itself
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
-GENERATION, CONFIG, TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
+GENERATION, CONFIG = "generation_config.json", "config.json"
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +38,7 @@ def reply_ends(source: Path, bundle: Path, config_ends: Iterable[int], vocabular
     """
     try:
         tokenizer, template = read_tokenizer(bundle), ChatTemplate.from_folder(bundle)
+        texts = [special_tokens(bundle).get("eos_token")]
     except BundleError as error:
         raise BadInputError(str(error).replace(str(bundle), str(source))) from error
     ends: dict[int, None] = {}
@@ -45,7 +46,6 @@ def reply_ends(source: Path, bundle: Path, config_ends: Iterable[int], vocabular
         for token in ids:
             _check(source / name, token, vocabulary, tokenizer)
             ends[token] = None
-    texts = [_named_text(bundle / TOKENIZER, "eos_token")]
     if template is not None:
         texts.append(_turn_end(source, template, tokenizer))
     for text in texts:
@@ -78,13 +78,6 @@ def _fields(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: cannot be read as a JSON object ({error})") from error
     return fields
-
-
-def _named_text(path: Path, name: str) -> str | None:
-    """The text of a special token, which files have as it is or with how it is matched."""
-    token = _fields(path).get(name) if path.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
 
 
 def _turn_end(folder: Path, template: ChatTemplate, tokenizer: Tokenizer) -> str | None:

@@ -64,9 +64,8 @@ class ChatTemplate:
             path, source = config_path, _template_of(config, config_path)
         if source is None:
             return None
-        special = {name: _token_text(token) for name, token in config.items() if name.endswith("_token")}
         try:
-            return cls(source, {name: text for name, text in special.items() if text is not None})
+            return cls(source, special_tokens(folder))
         except BadInputError as error:
             raise BundleError(f"{path}: {error}") from error
 
@@ -111,6 +110,17 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token` and so on, as tokenizer_config.json names them.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    config = _read_config(folder / "tokenizer_config.json")
+    tokens = {name: _token_text(token) for name, token in config.items() if name.endswith("_token")}
+    return {name: text for name, text in tokens.items() if text is not None}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

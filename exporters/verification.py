@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from rrt_edge.conversion.checkpoint import Checkpoint
@@ -24,6 +22,8 @@ from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.check import DepthReport, Tolerance, VerifyReport, load_checked
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import AnyRunner, Call
+from rrt_edge.runtime.scoring.corpus import read_lines
+from rrt_edge.runtime.scoring.examples import tokenized_records
 from rrt_edge.runtime.scoring.metrics import log_softmax
 
 POSITIONS = 2000  # the fewest compared
@@ -48,8 +48,8 @@ def verify(
     Args:
         bundle: the bundle folder.
         source: the recursive checkpoint it was exported from, or the plain one, which is then converted the same way.
-        text: text of the model's domain, at least 2,000 tokens: a plain file, or chats in a .jsonl; without it text
-            is sampled from the source.
+        text: text of the model's domain, at least 2,000 tokens: a plain file, or records in a .jsonl or .parquet;
+            without it text is sampled from the source.
         device: what to run the bundle on, as for `Model.load`.
         loosened: tolerances that replace the strict ones of the bundle's bits; a check passed so is recorded in the
             manifest.
@@ -106,19 +106,19 @@ class Window:
 
 
 def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
-    """The text in windows of at most `size` tokens: plain text cut between lines, or a chat of a .jsonl in each."""
-    try:
-        lines = path.read_text("utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path}: not UTF-8 text ({error})") from error
+    """The text in windows of at most `size` tokens: plain text cut between lines, or a record in each."""
     tokenizer = read_tokenizer(folder)
-    if path.suffix == ".jsonl":
-        template = _template(folder)
-        windows = [_chat_window(line, f"{path}, line {n}", template, tokenizer) for n, line in enumerate(lines, 1)]
-        windows = [window for window in windows if len(window.ids) <= size and window.rows]
+    if records := path.suffix in (".jsonl", ".parquet"):
+        windows = []
+        for example in tokenized_records(path, tokenizer, ChatTemplate.from_folder(folder)):
+            rows = np.flatnonzero(
+                np.asarray(example.scored, np.bool_)[1:]
+            ).tolist()  # each predicts the token behind it
+            if len(example.ids) <= size and rows:
+                windows.append(Window(list(example.ids), rows))
     else:
         pieces: list[list[int]] = []
-        for line in lines:
+        for line in read_lines(path):
             ids = tokenizer.encode(line).ids
             if pieces and len(pieces[-1]) + len(ids) <= size:
                 pieces[-1] += ids
@@ -127,37 +127,9 @@ def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
         windows = [Window(ids, list(range(len(ids)))) for ids in pieces]
     positions = sum(len(window.rows) for window in windows)
     if positions < POSITIONS:
-        what = "tokens of the assistant in chats that fit" if path.suffix == ".jsonl" else "tokens"
+        what = "tokens to predict in records that fit" if records else "tokens"
         raise BadInputError(f"{path}: {positions} {what}; the comparison needs at least {POSITIONS}")
     return windows
-
-
-def _template(folder: Path) -> ChatTemplate:
-    template = ChatTemplate.from_folder(folder)
-    if template is None:
-        raise BadInputError(f"{folder}: has no chat template; give plain text with --text")
-    return template
-
-
-def _chat_window(line: str, where: str, template: ChatTemplate, tokenizer: Tokenizer) -> Window:
-    """A chat, compared where the assistant speaks: no one asks the model to continue the user's turns."""
-    try:
-        messages = json.loads(line)["messages"]
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BadInputError(f'{where}: not a record of the form {{"messages": [...]}}') from error
-    ids: list[int] = []
-    rows: list[int] = []
-    rendered = ""
-    for index in turns:
-        question, answered = messages[:index], messages[: index + 1]
-        for spoken, text in ((False, template.render(question)), (True, template.render(answered, False))):
-            new = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False).ids
-            if spoken:
-                rows += range(len(ids) - 1, len(ids) + len(new) - 1)  # each row predicts the token behind it
-            ids += new
-            rendered = text
-    return Window(ids, rows)
 
 
 def _sampled_windows(model: PreTrainedModel, folder: Path, size: int) -> list[Window]:

@@ -18,7 +18,7 @@ from rrt_edge.runtime.scoring.corpus import check_kind
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
-    from rrt_edge.runtime.scoring.bundle_scores import Example
+    from rrt_edge.runtime.scoring.examples import Example
     from rrt_edge.runtime.scoring.metrics import Reliability, Score, Scores
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import IterableDataset
 
-from rrt_edge.model.text import IGNORED, Example, tokenized
+from rrt_edge.model.text import IGNORED, Example, predictive, tokenized
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import Record, check_kind, read_records
 
@@ -51,7 +51,7 @@ class Streamed(IterableDataset[Example]):
         self.records, self.tokenizer, self.max_length = records, tokenizer, max_length
 
     def __iter__(self) -> Iterator[Example]:
-        return tokenized(self.records(), self.tokenizer, self.max_length)
+        return predictive(tokenized(self.records(), self.tokenizer, self.max_length))
 
 
 class Packed(IterableDataset[Example]):

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoding.prompt_chunks import CHUNK
-from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.running.hidden import Hidden
 from rrt_edge.runtime.running.runner import AnyRunner, Call
-from rrt_edge.runtime.scoring.corpus import NOT_A_RECORD, chat_ids, read_records
+from rrt_edge.runtime.scoring.examples import Example, tokenized_records
 from rrt_edge.runtime.scoring.metrics import Scores, joined, scores_of
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of a text, and which of them are scored: those after the first that the model should say."""
-
-    ids: Sequence[int]
-    scored: Sequence[bool]
 
 
 def read_examples(model: Loaded, path: Path, max_tokens: int) -> list[Example]:
     """The texts of a file as a bundle's tokenizer and chat template have them, each cut to `max_tokens`.
 
     Raises:
-        BadInputError: the file cannot be read, or holds chats and the bundle has no chat template.
+        BadInputError: the file cannot be read, a record of it is neither a text nor a chat, or it is a chat and the
+            bundle has no chat template or one that refuses it.
     """
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    examples = []
-    for where, record in read_records(path):
-        try:
-            chat = record.get("messages")
-            if chat is None:
-                ids = model.encode(record["text"])
-                said = [True] * len(ids)
-            elif model.template is None:
-                raise BadInputError(f"{where}: a chat, and this bundle has no chat template")
-            else:
-                ids, said = chat_ids(chat, model.template.render, encode)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInputError(f"{where}: {NOT_A_RECORD}") from error
-        examples.append(Example(ids[:max_tokens], said[:max_tokens]))
-    return examples
+    examples = tokenized_records(path, model.tokenizer, model.template)
+    return [Example(example.ids[:max_tokens], example.scored[:max_tokens]) for example in examples]
 
 
 def score_bundle(runner: AnyRunner, examples: Iterable[Example]) -> Scores:

@@ -26,7 +26,7 @@ def chats(tmp_path: Path) -> Path:
         {"role": "user", "content": "The cat sees the hen. " * 4},
         {"role": "assistant", "content": "The fox eats. " * 4},
     ]
-    path.write_text((json.dumps({"messages": turns}) + "\n") * 100)
+    path.write_text("\ufeff" + (json.dumps({"messages": turns}) + "\n\n") * 100, "utf-8")
     return path
 
 

@@ -24,7 +24,8 @@ from transformers import (
 
 import rrt_edge
 from rrt_edge.runtime import Model, Sampling
-from rrt_edge.runtime.scoring.bundle_scores import Example, score_bundle
+from rrt_edge.runtime.scoring.bundle_scores import score_bundle
+from rrt_edge.runtime.scoring.examples import Example
 
 IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
 

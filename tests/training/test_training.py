@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import rrt_edge
 from rrt_edge.model.text import IGNORED, encode_chat, read_examples
+from rrt_edge.runtime.scoring.corpus import read_records
 from rrt_edge.runtime.system.options import read_options
 from rrt_edge.training.data import Packed, PadCollator, stream_examples
 from rrt_edge.training.evaluation import depth_scores
@@ -137,20 +139,103 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         torch.testing.assert_close(cut[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+def _chat(tools: Any = None, **answer: Any) -> str:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | answer]
+    return json.dumps({"messages": messages, "tools": tools})
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         ('{"messages": [{"role": "user", "cont', "line 1: not a record of the form"),
-        ('{"text": "fine"}\n{"txt": "no"}\n', "line 2: not a record"),
+        ('{"text": "fine"}\n{"txt": "no", "n": 1}\n', "line 2: not a record.*its fields are: txt, n"),
+        ('{"text": "fine"}\n\n[1]\n', "line 3: not a record.*but a list"),
+        ('{"text": null}\n', 'line 1: not a record.*"text" is null'),
+        ('{"text": 5}\n', 'line 1: "text" must be a text, but it is the number 5'),
+        ('{"text": "a \\ud83d b"}\n', "line 1: not a record.*half a character"),
+        ('{"messages": {}}\n', 'line 1: "messages" must be a list of objects, but it is an object'),
+        ('{"messages": []}\n', 'line 1: "messages" has no turn of the assistant'),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', 'line 1: "messages" has no turn of the assistant'),
+        ('{"messages": ["a"]}\n', 'line 1: "messages", item 1 must be an object.*but it is a text'),
+        (_chat(role=None), 'line 1: "messages", item 2: "role" must be a text such as "user", but it is null'),
+        (_chat(content=None), 'line 1: "messages", item 2: "content" must be a text, but it is null'),
+        (_chat(content=[{"text": "a"}]), 'item 2: each part of "content" must be an object with a "type"'),
+        (_chat(content=[{"type": "text", "text": 1}]), 'item 2: "text" of a part of "content" must be a text'),
+        (_chat(content="a\udc80"), "line 1: not a record.*half a character"),
+        (_chat(tools="f"), 'line 1: "tools" must be a list of objects, but it is a text'),
         ("", "is empty"),
+        ('{"text": ""}\n', "has a token to predict"),
+        ('{"text": "fine"}\n'.encode("utf-16"), "data.jsonl: text in UTF-16; save the file as UTF-8"),
+        (b'{"text": "fine"}\n{"text": "caf\xe9"}\n', "line 2: byte 0xe9 is not UTF-8"),
     ],
 )
-def test_damaged_data_names_the_line(recursive: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_damaged_data_names_the_line_and_the_field(
+    recursive: Path, tmp_path: Path, content: str | bytes, message: str
+) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(rrt_edge.BadInputError, match=message):
         rrt_edge.train(recursive, tmp_path / "out", data=path)
     assert not (tmp_path / "out").exists()
+
+
+def test_data_is_read_as_editors_save_it(source: Path, tmp_path: Path) -> None:
+    tokenizer, path = AutoTokenizer.from_pretrained(source), tmp_path / "data.jsonl"
+    lines = [json.dumps({"messages": CHATS[0]}).encode(), b'{"text": "A cow eats."}']
+    path.write_bytes(b"\n".join(lines))
+    expected = read_examples(path, tokenizer, 99)
+    assert len(expected) == 2
+    for saved in (
+        b"\xef\xbb\xbf" + b"\n".join(lines),
+        b"\r\n".join([*lines, b""]),
+        b"\n\n \n".join([b"", *lines, b"\t\n"]),
+    ):
+        path.write_bytes(saved)
+        assert read_examples(path, tokenizer, 99) == expected
+    text = tmp_path / "data.txt"
+    for saved in (b"A cow eats.\n\nAn ox\nsleeps.\n", b"\xef\xbb\xbfA cow eats.\r\n \r\nAn ox\r\nsleeps."):
+        text.write_bytes(saved)
+        assert [record for _, record in read_records(text)] == [{"text": "A cow eats."}, {"text": "An ox\nsleeps."}]
+
+
+def test_a_template_that_refuses_a_chat_is_told_by_line(source: Path, tmp_path: Path) -> None:
+    tokenizer, path = AutoTokenizer.from_pretrained(source), tmp_path / "data.jsonl"
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('The user speaks\nfirst.') }}{% endif %}"
+    )
+    path.write_text(
+        json.dumps({"messages": CHATS[0]})
+        + "\n"
+        + json.dumps({"messages": [{"role": "system", "content": "a"}, *CHATS[0]]})
+        + "\n"
+    )
+    with pytest.raises(
+        rrt_edge.BadInputError, match=r"line 2: the chat template refuses this chat \(The user speaks first\.\)"
+    ):
+        read_examples(path, tokenizer, 99)
+    tokenizer.chat_template = None
+    with pytest.raises(rrt_edge.BadInputError, match="line 1: the chat template refuses this chat"):
+        read_examples(path, tokenizer, 99)
+
+
+def test_tools_and_calls_reach_the_template(source: Path, tmp_path: Path) -> None:
+    tokenizer, path = AutoTokenizer.from_pretrained(source), tmp_path / "data.jsonl"
+    tokenizer.chat_template = (
+        "{% for tool in tools %}{{ tool.name }} {% endfor %}"
+        "{% for m in messages %}{{ m.content or m.tool_calls[0].name }}{% endfor %}"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weigh"}]}
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "cow"}, call], "tools": [{"name": "weigh"}]}))
+    (example,) = read_examples(path, tokenizer, 99)
+    assert tokenizer.decode(example["input_ids"]) == "weigh cowweigh"
+
+
+def test_examples_without_a_token_to_predict_are_passed_over(source: Path, recursive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": ""}, {"messages": [{"role": "user", "content": "cow " * 99}, CHATS[0][1]]}, {"messages": CHATS[0]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read_examples(path, AutoTokenizer.from_pretrained(source), 60)) == 1
+    assert len(list(stream_examples(str(path), AutoTokenizer.from_pretrained(source), 60))) == 1
 
 
 def test_wrong_ingredients_are_refused(source: Path, recursive: Path, data: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_nothing_to_score_is_said(bundle: Path, recursive: Path, tmp_path: Path)
 
     from rrt_edge.training.evaluation import score_checkpoint
 
-    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": ""}))
     with Model.load(bundle) as model, pytest.raises(BadInputError, match="the data holds nothing to score"):
         score_bundle(model.runner, read_examples(model, tmp_path / "data.jsonl", 99))
     with pytest.raises(BadInputError, match="the data holds nothing to score"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from rrt_edge.runtime.system.options import shown
 
 FILE = "tokenizer.json"
 READ = (FILE, "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+READERS = {"sentencepiece": ("sentencepiece", "google", "google.protobuf"), "tiktoken": ("tiktoken",)}
+RANK = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n?")  # a line of a tiktoken file: a token in base 64, and its rank
 WRITTEN = (FILE, "tokenizer_config.json", "chat_template.jinja")
 TEXTS = (  # of many scripts; odd spaces, code, numbers, characters that normalisation changes
     "The quick brown fox jumps over the lazy dog, doesn't it?", " leading and trailing  spaces \t", "",
@@ -76,11 +80,26 @@ def open_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # transformers raises many kinds, and tokenizers plain Exception
+        if extra := missing_extra(source):
+            reason = f"reading {extra} files needs further packages: pip install 'rrt-edge[{extra}]'"
+            raise BadInputError(f"{source}: its tokenizer is not opened; {reason}") from error
         raise BadInputError(f"{source}: transformers does not open its tokenizer ({in_words(error)})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or getattr(tokenizer, "backend_tokenizer", None) is None:
         kind = type(tokenizer).__name__
         raise BadInputError(f"{source}: its tokenizer ({kind}) cannot be written as {FILE}, which bundles need")
     return tokenizer
+
+
+def missing_extra(source: Path) -> str | None:
+    """The extra that reads a folder's tokenizer.model or the like, where one of its packages is not installed."""
+    if (source / FILE).is_file():
+        return None
+    path = next((source / name for name in READ if (source / name).is_file() and name.endswith(".model")), None)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        extra = "tiktoken" if RANK.fullmatch(file.readline(1 << 10)) else "sentencepiece"
+    return extra if any(find_spec(package) is None for package in READERS[extra]) else None
 
 
 def check_tokenizer_of(source: Path, bundle: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

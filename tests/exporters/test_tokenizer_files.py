@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,3 +161,83 @@ def test_a_tokenizer_that_transformers_does_not_open_is_refused(tmp_path: Path) 
     with pytest.raises(rrt_edge.BadInputError, match=r"transformers does not open its tokenizer") as caught:
         write_tokenizer(tmp_path, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def sentencepiece_model(kind: str) -> bytes:
+    """A tokenizer.model as SentencePiece writes it: a protocol buffer of scored pieces."""
+    from transformers.convert_slow_tokenizer import import_protobuf  # two copies of the format would not get along
+
+    format = import_protobuf()
+    model = format.ModelProto()
+    model.trainer_spec.model_type = {"unigram": 1, "bpe": 2}[kind]
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix, model.normalizer_spec.remove_extra_whitespaces = True, False
+    words = [
+        "\u2581he",
+        "ll",
+        "\u2581hell",
+        "\u2581hello",
+        "\u2581w",
+        "or",
+        "\u2581wor",
+        "ld",
+        "\u2581world",
+        "\u2581h",
+    ]
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    pieces += [(word, -1.0 - rank, 1) for rank, word in enumerate(words)]
+    pieces += [(letter, -50.0 - rank, 1) for rank, letter in enumerate("\u2581abcdefghijklmnopqrstuvwxyz")]
+    for piece, score, of_type in pieces:
+        model.pieces.add(piece=piece, score=score, type=of_type)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def tiktoken_ranks() -> bytes:
+    tokens = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b"hell", b"hello", b" w", b"or", b"ld", b" world"]
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+
+ALONE = [  # a tokenizer's file without a tokenizer.json beside it, its class, and the extra that reads it
+    ("tokenizer.model", sentencepiece_model("bpe"), "LlamaTokenizer", "sentencepiece"),
+    ("tokenizer.model", sentencepiece_model("bpe"), "GemmaTokenizer", "sentencepiece"),
+    ("spiece.model", sentencepiece_model("unigram"), "T5Tokenizer", "sentencepiece"),
+    ("tokenizer.model", tiktoken_ranks(), "PreTrainedTokenizerFast", "tiktoken"),
+    ("tiktoken.model", tiktoken_ranks(), "PreTrainedTokenizerFast", "tiktoken"),
+]
+
+
+@pytest.mark.parametrize("name, content, kind, extra", ALONE, ids=[f"{row[0]}-{row[2]}" for row in ALONE])
+def test_a_model_file_alone_is_read(tmp_path: Path, name: str, content: bytes, kind: str, extra: str) -> None:
+    source, bundle = tmp_path / "source", tmp_path / "bundle"
+    source.mkdir()
+    bundle.mkdir()
+    (source / name).write_bytes(content)
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write_tokenizer(source, bundle)
+    theirs = AutoTokenizer.from_pretrained(source)
+    assert len(theirs("hello world")["input_ids"]) < 8
+    for text in [*TEXTS, "hello world"]:
+        assert read_tokenizer(bundle).encode(text).ids == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize("name, content, kind, extra", ALONE, ids=[f"{row[0]}-{row[2]}" for row in ALONE])
+def test_a_missing_extra_is_named(tmp_path: Path, name: str, content: bytes, kind: str, extra: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    program = (
+        "import importlib.util, sys\n"
+        f"sys.modules[{extra!r}] = None\n"
+        "found = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, package=None: None if name == {extra!r} else found(name, package)\n"
+        "from pathlib import Path\n"
+        "from rrt_edge.exporters.tokenizer_files import open_tokenizer\n"
+        "open_tokenizer(Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert f"pip install 'rrt-edge[{extra}]'" in done.stderr.splitlines()[-1]

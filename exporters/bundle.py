@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from rrt_edge.conversion.block import refuse_leftovers
 from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import generation_config, recursive_config
+from rrt_edge.conversion.conversion import generation_config, read_texts, recursive_config
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import Read, RecursiveTensors, layer_weights, outer_weights
 from rrt_edge.exporters.checks import check_export, is_bundle
+from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.ends import reply_ends
 from rrt_edge.exporters.linears import Bits
@@ -69,6 +70,8 @@ def export(
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
+    data: Path | str | None = None,
+    data_tokens: int = 16384,
     kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -82,6 +85,9 @@ def export(
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
+        data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
+            are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
+        data_tokens: of the data, how many tokens are read, at most 512 of a text.
         kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
 
     Raises:
@@ -89,7 +95,16 @@ def export(
         RRTEdgeError: the disk is full.
     """
     parts = None if eight_bit is None else tuple(eight_bit)
-    options = ExportOptions(bits=bits, eight_bit=parts, loops=loops, init=init, rank=rank, kv_bits=kv_bits)
+    options = ExportOptions(
+        bits=bits,
+        eight_bit=parts,
+        loops=loops,
+        init=init,
+        rank=rank,
+        data=None if data is None else Path(data),
+        data_tokens=data_tokens,
+        kv_bits=kv_bits,
+    )
     return _export(source, Path(bundle), options, progress)
 
 
@@ -126,12 +141,18 @@ def _export_recursive(
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
     spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
     blocks = _source_blocks(weights, checkpoint, options)
+    plan = None if blocks is not None else plan_bits(options, spec.tied_head)
     matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
+    if options.data is not None and plan is not None:
+        texts = read_texts(checkpoint, options.data, options.data_tokens)
+        matrix = RoundedToTexts(weights, texts, plan.block, progress).matrix
     with new_folder(bundle, "bundle", is_bundle) as folder:
         write_tokenizer(checkpoint.folder, folder)
         eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)
         outer = outer_weights(weights, spec, matrix)
-        plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
+        if blocks is not None:
+            plan = blocks.plan(outer.embedding, outer.head)
+        assert plan is not None
         layers = watched(layer_weights(weights, spec, matrix), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer, layers, folder)
         plan = plan if blocks is None else blocks.written(plan)

@@ -12,6 +12,7 @@ from rrt_edge.exporters.options import SOURCE, ExportOptions
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.runtime.bundle.manifest import FILE
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.scoring.corpus import check_kind
 from rrt_edge.runtime.system.files import check_replaceable
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -41,7 +42,13 @@ def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> No
         raise BadInputError(
             f"{source}: bits source keeps the blocks of a GGUF file, which this is not; give other bits"
         )
+    if options.data is not None:
+        check_kind(options.data)
     if check_source(source)["model_type"] != RECURSIVE:
+        if options.data is not None and (options.loops > 1 or options.rank):
+            raise BadInputError(
+                f"{source}: data goes with loops 1 or a recursive checkpoint; make that first: rrt-edge convert --data"
+            )
         converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
         check_conversion(source, None, converting)
 

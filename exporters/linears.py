@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import WeightFile
-from rrt_edge.quantisation.blocks import BLOCK, Quantized, pad_to_block, quantize, stacked
+from rrt_edge.quantisation.blocks import BLOCK, Quantized, beside, pad_to_block, quantize, stacked
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
 
@@ -38,7 +38,7 @@ class Bits:
 class Adapted:
     """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
 
-    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already, without adapters.
+    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already.
     """
 
     weight: Matrix
@@ -140,18 +140,23 @@ def fused_bits(linears: Sequence[Adapted], planned: int) -> int:
 def fused(linears: Sequence[Adapted]) -> Matrix:
     """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
     if any(isinstance(linear.weight, Quantized) for linear in linears):
-        return stacked([in_blocks(linear.weight, MOST_PACKED) for linear in linears])
+        weights = stacked([in_blocks(linear.weight, MOST_PACKED) for linear in linears])
+        return beside(weights, quantize(_diagonal(linears), weights.bits)) if has_adapters(linears) else weights
     weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
-    if not has_adapters(linears):
-        return weight
+    return np.concatenate([weight, _diagonal(linears)], axis=1) if has_adapters(linears) else weight
+
+
+def _diagonal(linears: Sequence[Adapted]) -> Float:
+    """The wide B matrices of several linears, each in rows and columns of its own."""
     nothing = np.zeros((0, 0), dtype=np.float32)
     wides = [nothing if linear.a is None else wide_b(linear) for linear in linears]
-    diagonal = np.zeros((len(weight), sum(wide.shape[1] for wide in wides)), dtype=np.float32)
+    rows = sum(len(linear.weight) for linear in linears)
+    diagonal = np.zeros((rows, sum(wide.shape[1] for wide in wides)), dtype=np.float32)
     row = column = 0
     for linear, wide in zip(linears, wides, strict=True):
         diagonal[row : row + wide.shape[0], column : column + wide.shape[1]] = wide
         row, column = row + len(linear.weight), column + wide.shape[1]
-    return np.concatenate([weight, diagonal], axis=1)
+    return diagonal
 
 
 def fused_shape(linears: Sequence[Adapted], loops: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rrt_edge.conversion.options import Init
@@ -33,6 +34,12 @@ class ExportOptions:
     loops: int = option(2, "For a source that is not recursive; 1: unshared.")
     init: Init = option("average", "What the block starts from, for a source that is not recursive.")
     rank: int = option(0, "For a source that is not recursive.")
+    data: Path | None = option(
+        None,
+        "A few dozen texts or chats (.jsonl, .txt, .parquet): the block's matrices are rounded so that the layers' "
+        "output on them loses least.",
+    )
+    data_tokens: int = option(16384, "Tokens of the data that are read, at most 512 of a text.", least=1)
     kv_bits: int = option(
         32, "How keys and values are kept while running; 8: a quarter of the memory.", choices=KV_BITS
     )
@@ -41,5 +48,7 @@ class ExportOptions:
         check_options(self)
         if self.bits == SOURCE and (self.loops != 1 or self.rank):
             raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
+        if self.data is not None and self.bits not in (4, 8):
+            raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")
         if self.eight_bit and self.bits != 4:
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")

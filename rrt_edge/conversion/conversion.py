@@ -121,7 +121,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
     check_conversion(source, out, options)
     checkpoint = Checkpoint(source, options.trust_remote_code)
     family = family_of(checkpoint.config)
-    texts = _texts(checkpoint, options)
+    texts = read_texts(checkpoint, options.data, options.data_tokens)
     name = Path(source).resolve().name if Path(source).exists() else str(source)
     config = recursive_config(checkpoint.config, options, name)
     stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
@@ -189,32 +189,36 @@ def recursive_state(
         yield from block.adapters_for_texts(texts, energies, progress)
 
 
-def _texts(checkpoint: Checkpoint, options: ConvertOptions) -> list[list[int]]:
-    """The texts that the adapters are fitted to, as token ids.
+def read_texts(checkpoint: Checkpoint, data: Path | None, tokens: int) -> list[list[int]]:
+    """The texts that a model's parameters are fitted to, as token ids; none without data.
+
+    Args:
+        tokens: how many are read of the data.
 
     Raises:
         BadInputError: the data file is empty, a record of it is not of the form, or there is no tokenizer for it.
     """
-    if options.data is None:
+    if data is None:
         return []
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{checkpoint.folder}: --data needs the model's tokenizer, which is not there") from error
     texts: list[list[int]] = []
-    room = options.data_tokens
-    for example in tokenized(read_records(options.data), tokenizer, TEXT_TOKENS):
+    room = tokens
+    for example in tokenized(read_records(data), tokenizer, TEXT_TOKENS):
         if ids := example["input_ids"][:room]:
             texts.append(ids)
             room -= len(ids)
         if not room:
             break
     if not texts:
-        raise BadInputError(f"{options.data}: the data file is empty")
-    if (largest := max(map(max, texts))) >= checkpoint.config.vocab_size:
+        raise BadInputError(f"{data}: the data file is empty")
+    vocabulary = checkpoint.config.get_text_config().vocab_size
+    if (largest := max(map(max, texts))) >= vocabulary:
         raise BadInputError(
             f"{checkpoint.folder}: the tokenizer gives the id {largest}, but config.json has a vocabulary of "
-            f"{checkpoint.config.vocab_size}; is it this model's?"
+            f"{vocabulary}; is it this model's?"
         )
     return texts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +39,14 @@ class SideBySide:
         """
         Args:
             texts: token ids.
-            embedding: the source's, [V, H].
+            embedding: the source's, [V, H], in any float type.
         """
         text = config.text_config
         self._text, self._family = text, family_of(text)
         self._layers_per_block, self._kinds = config.layers_per_block, layer_types(text)
         self._rotary = self._family.rotary(text)
         scale = self._family.embedding_scale(text)
-        self._source = [embedding[torch.tensor(ids)][None] * scale for ids in texts]
+        self._source = [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
         self._made = list(self._source)
         self._arguments = [self._of_text(hidden) for hidden in self._source]
 
@@ -79,8 +80,13 @@ class SideBySide:
         return groups
 
     @torch.no_grad()
-    def input_sums(self, index: int, source: nn.Module, made: nn.Module, path: str) -> InputSums:
-        """Sum up the inputs of a linear; what runs before it in `made` has its final weights."""
+    def moments(self, index: int, source: nn.Module, made: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
+        """Sum up the inputs x of a linear in `made`; what runs before it has its final weights.
+
+        Returns:
+            The sums [in, in] of x x^T and of (y - x) x^T, where y is the same input in the source; None where no y is
+            another than its x.
+        """
         size = source.get_submodule(path).in_features
         assert isinstance(size, int)
         squares, crossed = torch.zeros(size, size), torch.zeros(size, size)
@@ -91,15 +97,32 @@ class SideBySide:
             squares += own.T @ own
             crossed += error.T @ own
             differ = differ or bool(error.any())
-        squares.diagonal().add_(DAMPING * squares.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
-        root = torch.linalg.cholesky(squares)
-        return InputSums(root, torch.cholesky_solve(crossed.T, root).T if differ else None)
+        return squares, crossed if differ else None
+
+    @torch.no_grad()
+    def input_sums(self, index: int, source: nn.Module, made: nn.Module, path: str) -> InputSums:
+        """`moments` as adapters are fitted with them."""
+        squares, crossed = self.moments(index, source, made, path)
+        root = torch.linalg.cholesky(damped(squares))
+        return InputSums(root, None if crossed is None else torch.cholesky_solve(crossed.T, root).T)
+
+    def copy(self) -> SideBySide:
+        """The same texts, with both models where the source is."""
+        twin = copy.copy(self)
+        twin._source, twin._made = list(self._source), list(self._source)
+        return twin
+
+    @torch.no_grad()
+    def advance_source(self, index: int, source: nn.Module) -> None:
+        """Go on behind a layer of the source alone."""
+        for number in range(len(self._source)):
+            self._source[number] = self._run(index, source, number, self._source[number])
 
     @torch.no_grad()
     def advance(self, index: int, source: nn.Module, made: nn.Module) -> None:
         """Go on behind a layer."""
-        for number in range(len(self._source)):
-            self._source[number] = self._run(index, source, number, self._source[number])
+        self.advance_source(index, source)
+        for number in range(len(self._made)):
             self._made[number] = self._run(index, made, number, self._made[number])
 
     def _of_text(self, hidden: Tensor) -> dict[str, dict[str, Any]]:
@@ -144,6 +167,13 @@ class SideBySide:
         finally:
             hook.remove()
         raise AssertionError(f"{path} did not run")
+
+
+def damped(squares: Tensor) -> Tensor:
+    """A sum of x x^T with a share of its mean square added, in place: no direction is without any input."""
+    mean = squares.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    squares.diagonal().add_(DAMPING * mean)
+    return squares
 
 
 class _Reached(Exception):

@@ -68,6 +68,15 @@ def stacked(matrices: Sequence[Quantized]) -> Quantized:
     return Quantized(packed, np.concatenate([matrix.scales for matrix in same]), bits, matrices[0].columns)
 
 
+def beside(left: Quantized, right: Quantized) -> Quantized:
+    """Two matrices of as many rows and bits side by side; `left` is of whole blocks, or else both are rounded anew."""
+    if left.columns % BLOCK:
+        return quantize(np.concatenate([dequantize(left), dequantize(right)], axis=1), left.bits)
+    packed = np.concatenate([left.packed, right.packed], axis=1)
+    scales = np.concatenate([left.scales, right.scales], axis=1)
+    return Quantized(packed, scales, left.bits, left.columns + right.columns)
+
+
 def _widened(quantized: Quantized, bits: int) -> Quantized:
     """The same numbers in more bits: codes are counted from another middle."""
     if quantized.bits == bits:

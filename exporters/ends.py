@@ -9,13 +9,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate, special_tokens
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.template_files import special_tokens
+from rrt_edge.runtime.bundle.template_probes import PROBE
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import shown
 
-PROBE = "Wozzeck"  # a word that no template writes by itself
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
 GENERATION, CONFIG = "generation_config.json", "config.json"
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import tempfile
@@ -14,6 +15,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.template_files import read_sources
+from rrt_edge.runtime.bundle.template_probes import CALL_ID, LOSSES
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.errors import BadInputError, in_words
 from rrt_edge.runtime.system.options import shown
@@ -32,11 +35,19 @@ TEXTS = (  # of many scripts; odd spaces, code, numbers, characters that normali
     "def f(x):\n    return {'a': x ** 2}  # -> 3.14e-5\n", "1234567890 1,000,000 0x1F 2026-11-26",
     "https://example.org/a?b=c&d=%20#e", "\u200b\ufeff\u00a0\u2028\x00\x7f", "ALL CAPS camelCase snake_case",
 )  # fmt: skip
-CHATS: tuple[list[dict[str, str]], ...] = (
+CHATS: tuple[list[dict[str, Any]], ...] = (
     [{"role": "user", "content": "Hello, who are you?"}],
     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 2 + 2\n"}],
 )
+AGE = {"name": "age", "arguments": {"of": "Ann"}}
+CALLING: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "text", "text": "How old "}, {"type": "text", "text": "is Ann?"}]},
+    {"role": "assistant", "content": "", "tool_calls": [{"id": CALL_ID, "type": "function", "function": AGE}]},
+    {"role": "tool", "tool_call_id": CALL_ID, "name": "age", "content": '{"years": 9}'},
+]
+PARAMETERS = {"type": "object", "properties": {"of": {"type": "string", "description": "A name."}}}
+TOOLS = [{"type": "function", "function": {"name": "age", "description": "Says an age.", "parameters": PARAMETERS}}]
 log = logging.getLogger(__name__)
 
 
@@ -50,10 +61,11 @@ def write_tokenizer(source: Path, folder: Path) -> None:
             what was written gives other ids.
     """
     own = read_tokenizer(source) if (source / FILE).is_file() else None
-    ChatTemplate.from_folder(source)  # what is wrong with it is told of its own file
+    check_words(source)
     tokenizer = open_tokenizer(source)
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") as saved:
-        tokenizer.save_pretrained(saved)
+        several = isinstance(tokenizer.chat_template, dict)
+        tokenizer.save_pretrained(saved, save_jinja_files=not several)  # a bundle has no folders in it
         for name in WRITTEN:
             path = Path(saved, name)
             if path.is_file():
@@ -66,6 +78,21 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         kind = type(tokenizer).__name__
         log.warning("%s: transformers' %s gives texts other ids than %s; it is taken", source, kind, FILE)
     check_tokenizer_of(source, folder, tokenizer)
+
+
+def check_words(source: Path) -> None:
+    """Look whether the source's chat template writes what users say; a line is logged where it leaves some of it out.
+
+    Raises:
+        BadInputError: it leaves out everything, or is not valid; names the file.
+    """
+    template, sources = ChatTemplate.from_folder(source), read_sources(source)
+    loss = None if template is None else template.loss()
+    if loss is None or sources is None:
+        return
+    if loss == "everything":
+        raise BadInputError(f"{sources.path}: {LOSSES[loss]}")
+    log.warning("%s: %s", sources.path, LOSSES[loss])
 
 
 def open_tokenizer(source: Path) -> PreTrainedTokenizerBase:
@@ -115,10 +142,11 @@ def check_tokenizer_of(source: Path, bundle: Path, tokenizer: PreTrainedTokenize
     template = ChatTemplate.from_folder(bundle)
     if template is None:
         return
-    for chat in CHATS:
+    for chat, tools in itertools.product((*CHATS, CALLING), (None, TOOLS)):
         try:
-            expected: Any = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            rendered = template.render(chat)
+            seen: Any = template.as_seen(chat, tools)
+            expected: Any = theirs.apply_chat_template(seen, tools=tools, add_generation_prompt=True, return_dict=False)
+            rendered = template.render(chat, tools=tools)
         except Exception:  # jinja2's errors of both, of conversations that a template refuses
             continue
         if ours.encode(rendered, add_special_tokens=False).ids != list(expected):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
+from rrt_edge.runtime.bundle.chat_template import NOT_VARIABLES, ChatTemplate
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.decoding.constraint import Grammars
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
 from rrt_edge.runtime.decoding.lossless import DraftLength
@@ -25,6 +26,7 @@ from rrt_edge.runtime.system.onnxruntime import first_line
 from rrt_edge.runtime.system.options import plain_number, shown
 
 Prompt = str | Sequence[int]  # text, or token ids
+NO_TOOLS = "tools: not supported by this model, whose chat template has no place for them"
 
 
 class Loaded:
@@ -107,28 +109,45 @@ class Loaded:
                 "shorten the prompt or start a new conversation"
             )
 
-    def encode_chat(self, messages: Sequence[Message], most: int | None = None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        most: int | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn.
 
         Args:
-            most: leave out the oldest messages, but for a system's and the last, until there are no more tokens.
+            messages: as `ChatTemplate.render` takes them.
+            most: leave out the oldest messages, but for a system's and what follows the user's last, until there are no
+                more tokens.
+            tools: the functions that the model may call, as JSON schemas.
+            chat_template_kwargs: further variables of the template: `enable_thinking`, `documents`.
 
         Raises:
-            BadInputError: the bundle has no chat template, or it refuses these messages.
+            BadInputError: the bundle has no chat template, it has no place for tools, or it refuses these messages.
             ContextFullError: as `check_length`, where nothing may be left out.
         """
         if self.template is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
+        if tools and not self.template.takes_tools:
+            raise BadInputError(NO_TOOLS)
+        variables = dict(chat_template_kwargs or {})
+        for name in NOT_VARIABLES:
+            if name in variables:
+                raise BadInputError(f"chat_template_kwargs: {name} must not be among them")
         messages = list(messages)
         while True:
-            text = self.template.render(messages)
+            text = self.template.render(messages, tools=tools, **variables)
             if most is None:
                 self.check_length(text)
             ids = self._ids(text, add_special_tokens=False)
-            first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
-            if most is None or len(ids) <= most or first >= len(messages) - 1:
+            oldest = _oldest_turn(messages)
+            if most is None or len(ids) <= most or not oldest:
                 return ids
-            del messages[first : first + 2]  # a question and its answer
+            del messages[oldest.start : oldest.stop]
 
     @property
     def exits(self) -> Exits:
@@ -210,6 +229,13 @@ class Loaded:
     @cached_property
     def _grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.manifest.architecture.vocabulary, self.manifest.eos_token_ids)
+
+
+def _oldest_turn(messages: Sequence[Message]) -> range:
+    """Where the oldest turn stands that another follows: what is said from one message of the user to the next."""
+    roles = [message["role"] for message in messages]
+    first = next((at for at, role in enumerate(roles) if role != "system"), len(roles))
+    return range(first, next((at for at in range(first + 1, len(roles)) if roles[at] == "user"), first))
 
 
 def _is_whole(token: object) -> bool:

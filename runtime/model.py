@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate, Message
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.declared import check_tokenizer
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.bundle.messages import Message
+from rrt_edge.runtime.bundle.template_probes import LOSSES
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Generation
@@ -102,7 +105,7 @@ class Model(Loaded):
         tokenizer = read_tokenizer(folder)
         check_tokenizer(folder, manifest, tokenizer)
         runner, device = open_on(device, folder, manifest, context, options, graph_folder)
-        template = ChatTemplate.from_folder(folder)
+        template = _template(folder)
         model = cls(manifest, runner, tokenizer, template, context, device, reproducible)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
@@ -148,9 +151,16 @@ class Model(Loaded):
         exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Stream:
-        """Like `stream`, for the assistant's next turn in a conversation of `{"role": ..., "content": ...}`."""
-        return self.session().chat(messages, sampling, exit_policy, context_full=context_full)
+        """Like `stream`, for the assistant's next turn in a conversation of `{"role": ..., "content": ...}`; what else
+        messages may have, and what the template sees, is said at `encode_chat`.
+        """
+        return self.session().chat(
+            messages, sampling, exit_policy,
+            context_full=context_full, tools=tools, chat_template_kwargs=chat_template_kwargs,
+        )  # fmt: skip
 
     def generate(
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
@@ -163,3 +173,12 @@ class Model(Loaded):
     ) -> list[Generation]:
         """Like `generate`, `Sampling.n` replies to one prompt, whose tokens run once."""
         return self.session().choices(prompt, sampling, exit_policy)
+
+
+def _template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a bundle; a line is logged where it loses what users say."""
+    template = ChatTemplate.from_folder(folder)
+    loss = None if template is None else template.loss()
+    if loss is not None:
+        log.log(logging.INFO if loss == "texts" else logging.WARNING, "%s: %s", folder, LOSSES[loss])
+    return template

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.chat_template import Message
 from rrt_edge.runtime.bundle.kv_rules import KVRule
+from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -116,12 +116,14 @@ class Session:
         exit_policy: str | ExitPolicy | None = None,
         *,
         context_full: ContextFull = "error",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Stream:
         """Generate the assistant's next turn. Where the context is full, `truncate-left` and `shift` leave out the
-        oldest messages, but for a system's.
+        oldest messages, but for a system's. What the template sees is said at `encode_chat`.
         """
         most = None if context_full == "error" else self._most_prompt(sampling or Sampling())
-        ids = self.model.encode_chat(messages, most)
+        ids = self.model.encode_chat(messages, most, tools=tools, chat_template_kwargs=chat_template_kwargs)
         return self.stream(ids, sampling, exit_policy, context_full=context_full)
 
     def stream(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import grammar_options, load_model, read_sampling, reply_options
+from rrt_edge.cli.options import grammar_options, load_model, read_sampling, read_variables, reply_options
 from rrt_edge.cli.terminal import depth_text, legend
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
@@ -38,7 +38,7 @@ def generate(
     kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
-    sampling = read_sampling(values)
+    sampling, variables = read_sampling(values), read_variables(values)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
@@ -48,7 +48,8 @@ def generate(
         elif raw or model.template is None:
             request = text
         else:
-            request = model.encode_chat([{"role": "user", "content": text}])
+            messages = [{"role": "user", "content": text}]
+            request = model.encode_chat(messages, chat_template_kwargs=variables)
         session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         tokens = []

@@ -16,6 +16,7 @@ from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import device_for
 from rrt_edge.runtime.running.load_options import LoadOptions
+from rrt_edge.runtime.system.json_text import parse_json
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Grammar, Model
@@ -43,6 +44,10 @@ def reply_options(command: Command) -> Command:
         click.option(
             "--context-full", type=click.Choice(["error", "truncate-left", "shift"]), default="error",
             show_default=True, help="Where it holds no more: drop the oldest before the reply, or while it goes on.",
+        ),
+        click.option(
+            "--chat-template-kwargs", metavar="JSON",
+            help="Variables of the chat template, as an object: '{\"enable_thinking\": false}'.",
         ),
         click.option("--show-depth", is_flag=True, help="Colour each token by the depth it left at."),
     ]  # fmt: skip
@@ -72,6 +77,22 @@ def read_sampling(values: dict[str, Any]) -> Sampling:
         BadInputError: a value is out of range, or a file cannot be read.
     """
     return replace(from_options(Sampling, values), grammar=_grammar(values))
+
+
+def read_variables(values: dict[str, Any]) -> dict[str, Any]:
+    """The further variables of the chat template.
+
+    Raises:
+        BadInputError: they are no JSON object.
+    """
+    text = values["chat_template_kwargs"]
+    try:
+        variables = {} if text is None else parse_json(text)
+    except ValueError as error:
+        raise BadInputError(f"--chat-template-kwargs: not valid JSON ({error})") from error
+    if not isinstance(variables, dict):
+        raise BadInputError("--chat-template-kwargs: must be a JSON object")
+    return variables
 
 
 def load_model(bundle: Path, values: dict[str, Any], kv_rule: KVRuleName | None) -> Model:

@@ -32,6 +32,7 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS = 4096  # compared at once
 
@@ -147,6 +148,9 @@ class Checkpoint:
         for name in COMPANIONS:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, out / name)
+        for path in (self.folder / TEMPLATES).glob("*.jinja"):
+            (out / TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(path, out / TEMPLATES / path.name)
 
     def _read_names(self) -> Names:
         """Match the stored tensors with the parameters; where the family is not known, none is one."""

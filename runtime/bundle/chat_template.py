@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rrt_edge.runtime.bundle.messages import Message, check_objects, checked, fitted, with_names_of_reasoning
+from rrt_edge.runtime.bundle.template_files import FILE, read_sources, special_tokens
+from rrt_edge.runtime.bundle.template_probes import Loss, Probes
 from rrt_edge.runtime.errors import BadInputError, BundleError
 from rrt_edge.runtime.system.children import Children, Limits
-from rrt_edge.runtime.system.json_text import parse_json
 
-Message = Mapping[str, str]  # its role and its content
-FILE = "chat_template.jinja"
 LONGEST_SOURCE = 1 << 18  # characters of a template
 LIMITS = Limits(seconds=2, memory_bytes=512 << 20)  # for a conversation to be rendered
 RENDERERS = Children("rrt_edge.runtime.bundle.rendering", None, LIMITS, most=2)  # of all templates
+NOT_VARIABLES = ("messages", "tools", "add_generation_prompt")  # which have arguments of their own
 atexit.register(RENDERERS.close)
 
 
@@ -28,17 +29,22 @@ class ChatTemplate:
     Args:
         source: the template.
         special_tokens: `bos_token`, `eos_token` and so on, by name.
+        tool_use: the template of conversations with tools, where that is another.
 
     Raises:
-        BadInputError: the template is not valid Jinja.
+        BadInputError: a template is not valid Jinja.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], tool_use: str | None = None) -> None:
+        self._special_tokens = dict(special_tokens)
+        self._default = self._compiled(source)
+        self._tool_use = self._default if tool_use is None else self._compiled(tool_use)
+
+    def _compiled(self, source: str) -> _Template:
         if len(source) > LONGEST_SOURCE:
             raise BadInputError(f"the chat template is not valid: it has more than {LONGEST_SOURCE:,} characters")
         RENDERERS.ask({"source": source}, "the chat template is not valid: compiling it")
-        self._source = source
-        self._special_tokens = dict(special_tokens)
+        return _Template(source, self._special_tokens)
 
     @staticmethod
     def start(folder: Path) -> None:
@@ -56,96 +62,100 @@ class ChatTemplate:
         Raises:
             BundleError: a file cannot be read, or its template is not valid; names the file.
         """
-        path, config_path = folder / FILE, folder / "tokenizer_config.json"
-        config = _read_config(config_path)
-        if path.is_file():
-            source: str | None = _read(path)
-        else:
-            path, source = config_path, _template_of(config, config_path)
-        if source is None:
+        sources = read_sources(folder)
+        if sources is None:
             return None
         try:
-            return cls(source, special_tokens(folder))
+            return cls(sources.default, special_tokens(folder), sources.tool_use)
         except BadInputError as error:
-            raise BundleError(f"{path}: {error}") from error
+            raise BundleError(f"{sources.path}: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **extra: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        /,
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
         """The text of a conversation, ready for the assistant's turn.
 
+        The template sees messages with all their fields. A content that is None is absent, or an empty text where the
+        template refuses it so; text parts are passed to templates that work with them and joined for others, and a text
+        is passed as a part to those that lose it otherwise.
+
         Args:
-            messages: each with a role and a content.
+            messages: each with a role and a content: a text, a list of text parts, or None where the assistant calls
+                tools; and whatever else the template reads (`tool_calls`, `reasoning_content`).
             add_generation_prompt: end with the beginning of the assistant's turn.
-            extra: further variables of the template, as JSON has them; they come before special tokens of the same
-                name.
+            tools: the functions that the model may call, as JSON schemas.
+            variables: further variables of the template (`documents`, `enable_thinking`), as JSON has them; they come
+                before special tokens of the same name.
 
         Raises:
-            BadInputError: a message lacks role or content, or the template refuses the conversation, or takes too much
-                time or memory.
+            BadInputError: a message is wrong, or the template refuses the conversation, or takes too much time or
+                memory.
         """
-        _check_messages(messages)
+        check_objects("tools", tools)
+        check_objects("documents", variables.get("documents"))
+        chat = self.as_seen(messages, tools)
+        return self._of(tools).render(chat, tools, add_generation_prompt, variables)
+
+    def as_seen(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """The messages as the template gets them.
+
+        Raises:
+            MessageError: a message is wrong.
+        """
+        keeps = self._of(tools).probes.keeps
+        return [fitted(message, keeps) for message in checked(messages)]
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template writes tools."""
+        return self._tool_use.probes.takes_tools
+
+    def takes_objects(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Whether the template wants the arguments of a call as an object, not as a text of JSON."""
+        return self._of(tools).probes.takes_objects
+
+    def loss(self) -> Loss | None:
+        """What users say that does not reach the model, if anything."""
+        return self._default.probes.loss()
+
+    def _of(self, tools: Any) -> _Template:
+        return self._default if tools is None else self._tool_use
+
+
+class _Template:
+    """One template, compiled."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._source, self._special_tokens = source, special_tokens
+        self.probes = Probes(lambda chat, tools: self.render(chat, tools, False, {}))
+
+    def render(
+        self,
+        chat: Sequence[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        messages = [with_names_of_reasoning(message) for message in chat]
         values = {
-            "tools": None,  # templates ask whether these two are none, which an undefined variable is not
-            "documents": None,
+            "documents": None,  # templates ask whether these two are none, which an undefined variable is not
             **self._special_tokens,
-            **extra,
-            "messages": [dict(message) for message in messages],  # `dict.update` gets past the sandbox
+            **variables,
+            "tools": None if tools is None else list(tools),
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
-        question = {"source": self._source, "values": values}
+        question: dict[str, Any] = {"source": self._source, "values": values}
+        if not all("content" in message for message in messages):
+            whole = [{**message, "content": message.get("content", "")} for message in messages]
+            question["otherwise"] = {"messages": whole}
         text: str = RENDERERS.ask(question, "the chat template refuses this conversation: rendering it")
         return text
-
-
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
-            raise BadInputError(f"message {number}: must be a mapping of role and content, not {message!r}")
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                raise BadInputError(f"message {number}: {field} is missing or not a text")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """`bos_token`, `eos_token` and so on, as tokenizer_config.json names them.
-
-    Raises:
-        BundleError: the file cannot be read.
-    """
-    config = _read_config(folder / "tokenizer_config.json")
-    tokens = {name: _token_text(token) for name, token in config.items() if name.endswith("_token")}
-    return {name: text for name, text in tokens.items() if text is not None}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = parse_json(_read(path))
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path}: not a JSON object")
-    return config
-
-
-def _template_of(config: dict[str, Any], path: Path) -> str | None:
-    """`chat_template` of tokenizer_config.json: a text, or a list of named ones of which "default" is taken."""
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
-        source = named[-1].get("template", "") if named else None
-    if not isinstance(source, str | None):
-        raise BundleError(f"{path}: chat_template must be a text, or a list of objects of name and template")
-    return source
-
-
-def _token_text(token: Any) -> str | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None

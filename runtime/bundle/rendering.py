@@ -33,6 +33,7 @@ class Environment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.globals["namespace"] = _Namespace
+        self.globals["dict"] = _Dict()
 
 
 @pass_context
@@ -66,6 +67,16 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
+class _Dict:
+    """What templates may do with `dict`: its methods would change what the sandbox keeps as it is."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -85,8 +96,25 @@ def _in_words(error: Exception) -> str:
     return one_line(error, MOST_REASON) if isinstance(error, TemplateError) else in_words(error)
 
 
+def _rendered(template: Template, values: Mapping[str, Any]) -> str:
+    pieces, count = [], 0
+    try:
+        for piece in template.generate(values):
+            pieces.append(piece)
+            count += len(piece)
+            if count > MOST_OUTPUT:
+                raise BadInputError(f"the chat template makes more than {MOST_OUTPUT:,} characters of it")
+    except (BadInputError, MemoryError):
+        raise
+    except Exception as error:  # whatever the template's own expressions raise
+        raise BadInputError(f"the chat template refuses this conversation: {_in_words(error)}") from error
+    return "".join(pieces)
+
+
 class Renderer:
-    """Answers questions: `{"source": ...}` compiles a template, with `values` it renders it."""
+    """Answers questions: `{"source": ...}` compiles a template, with `values` it renders it; where it refuses them, and
+    there is `otherwise`, with those of them that stand there.
+    """
 
     def __init__(self) -> None:
         self._environment = Environment()
@@ -96,18 +124,12 @@ class Renderer:
         template = self._compiled(question["source"])
         if "values" not in question:
             return ""
-        pieces, count = [], 0
         try:
-            for piece in template.generate(question["values"]):
-                pieces.append(piece)
-                count += len(piece)
-                if count > MOST_OUTPUT:
-                    raise BadInputError(f"the chat template makes more than {MOST_OUTPUT:,} characters of it")
-        except (BadInputError, MemoryError):
-            raise
-        except Exception as error:  # whatever the template's own expressions raise
-            raise BadInputError(f"the chat template refuses this conversation: {_in_words(error)}") from error
-        return "".join(pieces)
+            return _rendered(template, question["values"])
+        except BadInputError:
+            if "otherwise" not in question:
+                raise
+        return _rendered(template, {**question["values"], **question["otherwise"]})
 
     def _compiled(self, source: str) -> Template:
         template = self._templates.get(source)

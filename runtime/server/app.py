@@ -24,20 +24,13 @@ from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.answers import Answers
+from rrt_edge.runtime.server.api_error import ApiError, api_error, is_cancelled
 from rrt_edge.runtime.server.aside import Aside, Trials, in_a_task, to_json
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.connections import Limits
 from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import (
-    ApiError,
-    Ask,
-    api_error,
-    is_cancelled,
-    read_chat,
-    read_completion,
-    read_json,
-)
+from rrt_edge.runtime.server.protocol import Ask, read_chat, read_completion, read_json
 from rrt_edge.runtime.server.worker import Busy, Worker
 from rrt_edge.runtime.system.children import Asking, can_start
 from rrt_edge.runtime.system.options import shown

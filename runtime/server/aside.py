@@ -17,7 +17,7 @@ from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.grammar_trial import GrammarTrials
 from rrt_edge.runtime.errors import BadInputError, as_ours
 from rrt_edge.runtime.loaded import Loaded
-from rrt_edge.runtime.server.protocol import ApiError, is_cancelled
+from rrt_edge.runtime.server.api_error import ApiError, is_cancelled
 from rrt_edge.runtime.server.worker import Busy
 from rrt_edge.runtime.system.children import Asking, TooSlowError
 

@@ -13,9 +13,10 @@ from typing import Any
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.errors import as_ours
 from rrt_edge.runtime.server.answers import Answers, usage
+from rrt_edge.runtime.server.api_error import api_error, is_cancelled
 from rrt_edge.runtime.server.aside import Aside, in_a_task
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import Ask, api_error, is_cancelled
+from rrt_edge.runtime.server.protocol import Ask
 from rrt_edge.runtime.server.worker import Ticket, Worker
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rrt_edge.runtime.server.protocol import ApiError
+from rrt_edge.runtime.server.api_error import ApiError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rrt_edge.runtime.server.protocol import ApiError
+from rrt_edge.runtime.server.api_error import ApiError
 
 
 def guards(hosts: Sequence[str], origins: Sequence[str]) -> list[Middleware]:

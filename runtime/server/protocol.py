@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,56 +10,18 @@ from typing import Any
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
-from rrt_edge.runtime.errors import LONGEST, BadInputError, ContextFullError, RRTEdgeError, as_ours, one_line
 from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.server.api_error import ApiError
+from rrt_edge.runtime.server.conversations import read_prompt
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import options_in, plain_number, shown
 
-log = logging.getLogger(__name__)
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
-NOT_HERE = ("tools", "functions", "audio", "prediction", "suffix", "best_of", "echo")
+NOT_HERE = ("functions", "audio", "prediction", "suffix", "best_of", "echo")
 OTHERWISE_READ = {"max_tokens", "stop", "stop_ids", "logit_bias", "logprobs"}  # fields of another name or form
 PLAIN = [name for name in options_in(Sampling) if name not in OTHERWISE_READ]  # as Sampling has them
-
-
-class ApiError(Exception):
-    """An answer with an error status, in the form of OpenAI's API."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": one_line(self, LONGEST), "type": kind, "param": self.param, "code": self.code}}
-
-
-def api_error(error: BaseException) -> ApiError:
-    """An error, whatever it is, as the API tells it."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, ContextFullError):
-        return ApiError(400, str(error), "messages", "context_length_exceeded")
-    if not isinstance(error, RRTEdgeError):
-        log.error("a request failed", exc_info=error)
-    return ApiError(400 if isinstance(error, BadInputError) else 500, str(as_ours(error)))
-
-
-def is_cancelled(error: BaseException) -> bool:
-    """Whether the task that caught an error is to end: another's cancellation is an error like others."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError | GeneratorExit) and task is not None and task.cancelling() > 0
 
 
 @dataclass(frozen=True)
@@ -96,9 +56,7 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | No
         BadInputError: an option of our own is out of range.
     """
     fields = _checked(body)
-    messages = _messages(fields.get("messages"))
-    model.check_length("".join(message["content"] for message in messages))
-    prompt = model.encode_chat(messages)
+    prompt = read_prompt(fields, model)
     logprobs = None
     if _flag(fields, "logprobs"):
         logprobs = _whole(fields, "top_logprobs", 0, Sampling.MOST_LOGPROBS) or 0
@@ -163,33 +121,6 @@ def _checked(body: Any) -> dict[str, Any]:
         if body.get(name):
             raise ApiError(400, f"{name}: not supported by this server", name)
     return body
-
-
-def _messages(messages: Any) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages: must be a list of messages, one at least", "messages")
-    checked = []
-    for at, message in enumerate(messages):
-        where = f"messages[{at}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ApiError(400, f"{where}: must be an object with a role and a content", where)
-        role = "system" if message["role"] == "developer" else message["role"]
-        checked.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
-    return checked
-
-
-def _content(content: Any, where: str) -> str:
-    """A message's text, which may come in parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ApiError(400, f"{where}: must be a text, or a list of text parts", where)
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}: only text parts are supported", where)
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _prompts(prompt: Any) -> Sequence[str | list[int]]:

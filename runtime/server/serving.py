@@ -32,7 +32,7 @@ OFTEN = (
     "uvicorn.error",
     "rrt_edge.runtime.engine",
     "rrt_edge.runtime.server.worker",
-    "rrt_edge.runtime.server.protocol",
+    "rrt_edge.runtime.server.api_error",
 )  # fmt: skip - loggers that a client could make write as often as it likes
 
 

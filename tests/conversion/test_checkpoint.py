@@ -157,3 +157,15 @@ class MyConfig(LlamaConfig):
     with pytest.raises(rrt_edge.BadInputError, match="model_type 'mine' is not supported"):
         rrt_edge.convert(copied, tmp_path / "out", trust_remote_code=True)
     assert marker.exists()
+
+
+def test_templates_beside_the_first_come_along(source: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    several = Path(shutil.copytree(source, tmp_path / "several"))
+    tokenizer = AutoTokenizer.from_pretrained(several)
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(several)
+    (tmp_path / "out").mkdir()
+    Checkpoint(several).copy_companions(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer
 
 import rrt_edge
-from rrt_edge.exporters.tokenizer_files import CHATS, TEXTS, check_tokenizer_of, write_tokenizer
+from rrt_edge.exporters.tokenizer_files import CHATS, TEXTS, TOOLS, check_tokenizer_of, write_tokenizer
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 
@@ -131,7 +131,50 @@ def test_the_default_of_several_templates_is_taken(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "source", tmp_path / "bundle")
     chat = ChatTemplate.from_folder(tmp_path / "bundle")
     assert chat is not None and chat.render(CHATS[0]).startswith("<|im_start|>user")
+    assert chat.render(CHATS[0], tools=[]) == "tools"
     assert all(path.is_file() for path in (tmp_path / "bundle").iterdir())
+
+
+def test_templates_in_a_folder_of_their_own_are_taken(tmp_path: Path) -> None:
+    source, bundle = tmp_path / "source", tmp_path / "bundle"
+    save(source, byte_level(MARKS))
+    (source / "chat_template.jinja").write_text(CHATML)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools | tojson }}" + CHATML)
+    bundle.mkdir()
+    write_tokenizer(source, bundle)
+    chat, theirs = ChatTemplate.from_folder(bundle), AutoTokenizer.from_pretrained(source)
+    assert chat is not None and chat.takes_tools
+    for tools in (None, [], TOOLS):
+        expected = theirs.apply_chat_template(CHATS[2], tools=tools, add_generation_prompt=True, tokenize=False)
+        assert chat.render(CHATS[2], tools=tools) == expected
+    assert all(path.is_file() for path in bundle.iterdir())
+
+
+def test_a_template_that_takes_parts_alone_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, bundle = tmp_path / "source", tmp_path / "bundle"
+    save(source, byte_level(MARKS))
+    template = CHATML.replace("{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}")
+    (source / "chat_template.jinja").write_text(template)
+    bundle.mkdir()
+    with caplog.at_level(logging.WARNING):
+        write_tokenizer(source, bundle)
+    assert (
+        f"{source / 'chat_template.jinja'}: the chat template leaves out what the user says where that is a text"
+        in (caplog.text)
+    )
+    chat, theirs = ChatTemplate.from_folder(bundle), AutoTokenizer.from_pretrained(source)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    expected = theirs.apply_chat_template(parts, add_generation_prompt=True, tokenize=False)
+    assert chat is not None and "Hi" in expected
+    assert chat.render([{"role": "user", "content": "Hi"}]) == chat.render(parts) == expected
+
+
+def test_a_template_that_loses_what_users_say_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(MARKS), chat_template="{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    message = r"tokenizer_config\.json: the chat template leaves out what the user says, in every form"
+    with pytest.raises(rrt_edge.BadInputError, match=message):
+        write_tokenizer(tmp_path, tmp_path)
 
 
 def test_a_class_that_cuts_otherwise_than_the_file_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

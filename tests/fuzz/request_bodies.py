@@ -19,14 +19,18 @@ OURS: dict[str, Any] = {
     "min_tokens": 1, "stop": ["zz", "y"], "stop_token_ids": [7], "stream": False, "user": "somebody",
     "stream_options": {"include_usage": True}, "exit_policy": "threshold=0.5", "return_depths": True, "model": "here",
 }  # fmt: skip
+CALL = {"name": "f", "arguments": '{"a": 1}'}
+ALL = {**OURS, "documents": [{"title": "a"}], "chat_template_kwargs": {"enable_thinking": False}}
 MESSAGES = [
     {"role": "system", "content": "Be brief"},
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-    {"role": "assistant", "content": "Yes?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": CALL}]},
+    {"role": "tool", "tool_call_id": "c", "content": "9"},
+    {"role": "assistant", "content": "Yes?", "reasoning_content": "Hm"},
     {"role": "user", "content": "No"},
 ]
 FULL = {
-    "chat/completions": {"messages": MESSAGES, "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 2, **OURS},
+    "chat/completions": {"messages": MESSAGES, "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 2, **ALL},
     "completions": {"prompt": [[20, 30, 40], "Once", "a"], "max_tokens": 3, "logprobs": 2, **OURS},
 }
 SHORT: dict[str, dict[str, Any]] = {

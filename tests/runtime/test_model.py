@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from rrt_edge.runtime import BadInputError, BundleError, ContextFullError, Model, Sampling
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from tests.manifests import edit_manifest
 
 
@@ -220,3 +222,49 @@ def test_a_frozen_program_renders_templates_itself(bundle: Path, monkeypatch: py
     with Model.load(bundle, device="cpu") as model:
         assert model.encode_chat(messages) == expected
     assert psutil.Process().children() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", []),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", []),
+        ("{% for m in messages %}{{ m.text }}{% endfor %}", ["leaves out what the user says, in every form"]),
+        ("{{ messages[-1].content }}", ["leaves out what the user said before the last message"]),
+    ],
+)
+def test_a_template_that_loses_words_is_told_of_when_loading(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: str, lines: list[str]
+) -> None:
+    monkeypatch.setattr(ChatTemplate, "from_folder", lambda folder: ChatTemplate(source, {}))
+    with caplog.at_level(logging.WARNING), Model.load(bundle, device="cpu"):
+        warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == len(lines)
+    assert all(str(bundle) in warning and line in warning for warning, line in zip(warnings, lines, strict=True))
+
+
+def test_chats_take_tools_and_further_variables(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools | tojson }}{{ enable_thinking }}"
+    monkeypatch.setattr(model, "template", ChatTemplate(source, {}))
+    messages, tools = [{"role": "user", "content": "Hi"}], [{"name": "f"}]
+    ids = model.encode_chat(messages, tools=tools, chat_template_kwargs={"enable_thinking": False})
+    assert model.tokenizer.decode(ids) == 'Hi[{"name": "f"}]False'
+    stream = model.chat(messages, Sampling(max_tokens=3), tools=tools, chat_template_kwargs={"enable_thinking": False})
+    assert list(stream) and stream.generation.stats.prompt_tokens == len(ids)
+    monkeypatch.setattr(model, "template", ChatTemplate("{{ messages[0].content }}", {}))
+    with pytest.raises(BadInputError, match="tools: not supported by this model"):
+        model.chat(messages, tools=tools)
+
+
+def test_a_call_goes_with_its_answer_where_the_context_is_full(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% for m in messages %}{{ m.role[0] }}{% endfor %}"
+    monkeypatch.setattr(model, "template", ChatTemplate(source, {}))
+    calling = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    turn = [{"role": "user", "content": "?"}, calling, {"role": "tool", "content": "9"}, calling | {"content": "9"}]
+    system = {"role": "system", "content": "Be brief"}
+
+    def letters(most: int, *messages: dict[str, object]) -> str:
+        return str(model.tokenizer.decode(model.encode_chat(messages, most)))
+
+    assert letters(99, system, *turn, *turn[:3]) == "suatauat"
+    assert letters(5, system, *turn, *turn[:3]) == letters(1, system, *turn, *turn[:3]) == "suat"

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded
 from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import load_model, read_sampling, reply_options
+from rrt_edge.cli.options import load_model, read_sampling, read_variables, reply_options
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.load_options import LoadOptions
@@ -38,7 +38,7 @@ def chat(
     from rrt_edge.cli.chat.commands import execute
     from rrt_edge.cli.chat.conversation import Chat
 
-    sampling = read_sampling(values)
+    sampling, variables = read_sampling(values), read_variables(values)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
@@ -54,6 +54,7 @@ def chat(
             model, new_session, console, sampling, exit_policy,
             execute=execute, keyboard=_keyboard(model) if interactive else None,
             show_depth=show_depth, plain=plain, system=system, context_full=context_full,
+            chat_template_kwargs=variables,
         ).run()  # fmt: skip
     click.get_current_context().exit(status)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -37,6 +37,7 @@ class Chat:
         context_full: what to do where the conversation fills the context (`Session.stream`).
         show_depth: shade each token by the depth it left at.
         plain: do not render Markdown.
+        chat_template_kwargs: further variables of the chat template.
 
     Raises:
         BadInputError: the exit policy or the system message does not go with the model.
@@ -56,9 +57,11 @@ class Chat:
         plain: bool = False,
         system: str = "",
         context_full: ContextFull = "error",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.console, self.sampling = model, console, sampling
         self.show_depth, self.plain, self.context_full = show_depth, plain, context_full
+        self._variables = chat_template_kwargs
         self.messages: list[dict[str, str]] = []
         self._new_session = new_session
         self.session = new_session()
@@ -117,7 +120,8 @@ class Chat:
         """Go on with other messages, where the chat template takes them."""
         if messages:
             asks = messages[-1]["role"] == "user"
-            self.model.encode_chat(messages if asks else [*messages, {"role": "user", "content": "?"}])
+            chat = messages if asks else [*messages, {"role": "user", "content": "?"}]
+            self.model.encode_chat(chat, chat_template_kwargs=self._variables)
         self.messages, self._retries = messages, 0
 
     def set_policy(self, text: str) -> None:
@@ -155,7 +159,10 @@ class Chat:
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + retries)
         try:
-            stream = self.session.chat(messages, sampling, self.exit_policy, context_full=self.context_full)
+            stream = self.session.chat(
+                messages, sampling, self.exit_policy,
+                context_full=self.context_full, chat_template_kwargs=self._variables,
+            )  # fmt: skip
         except ContextFullError as error:
             raise self._full(error) from error
         tokens: list[Token] = []

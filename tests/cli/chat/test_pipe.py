@@ -15,6 +15,7 @@ import pytest
 from rrt_edge.cli.chat.file import load_chat, save_chat
 from rrt_edge.runtime import BadInputError, Model, Sampling
 from tests.manifests import edit_manifest
+from tests.program import refused, run
 
 MAIN = "from rrt_edge.cli import main; main()"
 POLICY = "threshold=0.5"
@@ -140,6 +141,21 @@ def test_a_template_may_refuse_a_message(bundle: Path, tmp_path: Path) -> None:
     replace_template(picky, refusing + "{{ m.content }}{% endfor %}")
     done = chat(picky, "/system Be brief\nThe cat\n", "--max-tokens", 3)
     assert done.returncode == 2 and "no system" in done.stderr and done.stdout.count("\n") == 1
+
+
+def test_variables_of_the_template_may_be_given(bundle: Path, tmp_path: Path) -> None:
+    """`generate` and `chat` pass them on; what is no object of JSON is refused."""
+    wordy = Path(shutil.copytree(bundle, tmp_path / "wordy"))
+    refusing = "{% if not loud %}{{ raise_exception('too quiet') }}{% endif %}"
+    replace_template(wordy, refusing + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    loud = ("--chat-template-kwargs", '{"loud": true}')
+    assert "too quiet" in chat(wordy, "The cat\n", "--max-tokens", 3).stderr
+    spoken = chat(wordy, "/system Be brief\nThe cat\n", "--max-tokens", 3, *loud)
+    assert spoken.returncode == 0 and spoken.stdout.count("\n") == 1
+    assert "too quiet" in refused("generate", wordy, "The cat", "--max-tokens", 3)
+    assert run("generate", wordy, "The cat", "--max-tokens", 3, *loud).stdout
+    for wrong, complaint in (("{", "not valid JSON"), ("[]", "must be a JSON object")):
+        assert complaint in refused("generate", wordy, "Hi", "--chat-template-kwargs", wrong)
 
 
 def replace_template(bundle: Path, template: str | None) -> None:

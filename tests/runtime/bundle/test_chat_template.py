@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models
 
 from rrt_edge.runtime import BadInputError, BundleError
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.messages import fitted
+from rrt_edge.runtime.bundle.template_probes import Probes
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -119,6 +121,7 @@ TEMPLATES = {
 """,
     "no tokens": "[{{ pad_token }}{{ unk_token is defined }}{{ tools is none }}{{ documents is none }}]",
 }
+HI = {"type": "text", "text": "Hi"}
 TOOLS = [{"type": "function", "function": {"name": "say", "description": "says <é> & 'more'"}}]
 CHATS = [
     [{"role": "user", "content": "Hi <b> é"}],
@@ -221,7 +224,8 @@ def test_a_variable_that_is_no_json_is_refused() -> None:
 
 def test_a_template_cannot_change_the_callers_messages() -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    ChatTemplate("{{ dict.update(messages[0], {'role': 'system'}) }}", {}).render(messages)
+    with pytest.raises(BadInputError, match="refuses"):
+        ChatTemplate("{{ dict.update(messages[0], {'role': 'system'}) }}", {}).render(messages)
     assert messages == [{"role": "user", "content": "Hi"}]
 
 
@@ -253,13 +257,86 @@ def test_a_template_that_is_no_jinja_is_one_line(source: str) -> None:
     [
         ({"role": "user"}, "content is missing"),
         ({"content": "Hi"}, "role is missing"),
-        ({"role": "user", "content": ["Hi"]}, "content is missing or not a text"),
+        ({"role": "user", "content": None}, "content is missing"),
+        ({"role": "user", "content": 5}, "content must be a text, or a list of text parts"),
+        ({"role": "user", "content": ["Hi"]}, "content: part 1 must be an object"),
+        (
+            {"role": "user", "content": [HI, {"type": "image_url", "image_url": {"url": "x"}}]},
+            "content: part 2 is of the type 'image_url'; only text",
+        ),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "content: part 1: text is missing"),
         ("Hi", "must be a mapping"),
     ],
 )
 def test_wrong_messages_are_named(message: Any, wrong: str) -> None:
     with pytest.raises(BadInputError, match=f"message 2: {wrong}"):
         ChatTemplate("x", {}).render([*CHATS[0], message])
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+@pytest.mark.parametrize(("value", "wrong"), [("x", "must be a list"), ([{}, 5], r"\[1\]: must be an object, not 5")])
+def test_tools_and_documents_are_lists_of_objects(name: str, value: Any, wrong: str) -> None:
+    with pytest.raises(BadInputError, match=f"^{name}.*{wrong}"):
+        ChatTemplate("x", {}).render(CHATS[0], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("source", "loss"),
+    [
+        (TEMPLATES["chatml"], None),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", None),
+        ("{{ raise_exception('never') }}", None),
+        ("{% for m in messages %}{{ m.text }}{% endfor %}", "everything"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "texts"),
+        ("{% for m in messages %}{{ m.content[0]['text'] }}{% endfor %}", "texts"),
+        ("{{ messages[-1].content }}", "earlier turns"),
+        ("{{ messages[0].content }}", "earlier turns"),
+        ("{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content }}", None),
+    ],
+)
+def test_a_template_that_loses_words_is_found_out(source: str, loss: str | None) -> None:
+    assert ChatTemplate(source, {}).loss() == loss
+
+
+def test_a_template_that_takes_one_part_gets_one() -> None:
+    template = ChatTemplate("{% for m in messages %}<{{ m.content[0]['text'] }}>{% endfor %}", {})
+    assert template.render([{"role": "user", "content": "Hi"}, {"role": "user", "content": [HI, HI]}]) == "<Hi><HiHi>"
+
+
+def test_parts_are_not_shown_as_python_shows_them() -> None:
+    """A template that writes whatever a content is gets the text of the parts, not the parts."""
+    template = ChatTemplate("{% for m in messages %}{{ m.content | trim }}{{ m.content | tojson }}{% endfor %}", {})
+    assert template.render([{"role": "user", "content": [HI, HI]}]) == 'HiHi"HiHi"'
+
+
+def test_a_client_that_sends_many_roles_does_not_keep_the_template_busy() -> None:
+    rendered: list[Any] = []
+
+    def render(chat: Any, tools: Any) -> str:
+        rendered.append(chat)
+        return ""
+
+    probes = Probes(render)
+    for number in range(1000):
+        fitted({"role": f"role {number}", "content": "Hi"}, probes.keeps)
+        fitted({"role": ("user", "system", "assistant", "tool")[number % 4], "content": [HI]}, probes.keeps)
+    assert len(rendered) == 4 * 3  # a text, a part, and several, for each role that there is
+
+
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_conversations_with_tools_have_a_template_of_their_own(tmp_path: Path, in_a_list: bool) -> None:
+    named: Any = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}", "rag": "no"}
+    if in_a_list:
+        named = [{"name": name, "template": template} for name, template in named.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = ChatTemplate.from_folder(tmp_path)
+    assert template is not None and template.takes_tools
+    assert template.render(CHATS[0]) == CHATS[0][0]["content"]
+    assert template.render(CHATS[0], tools=[]) == "[]"
+
+
+def test_variables_may_have_any_name() -> None:
+    assert ChatTemplate("{{ x }}", {"x": "a"}).render(CHATS[0], **{"x": "b", "self": 1, "context": 2, "": 3}) == "b"
 
 
 def test_a_folder_may_hold_its_template_in_three_ways(tmp_path: Path) -> None:
@@ -303,10 +380,11 @@ def test_templates_without_a_default_are_none_and_only_texts_are_special_tokens(
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}, {}, 5]}))
     assert ChatTemplate.from_folder(tmp_path) is None
-    source = "{{ bos_token }}{{ add_bos_token is defined }}{{ pad_token is defined }}"
+    source = "{{ bos_token }}{{ add_bos_token is defined }}{{ pad_token is defined }}{{ audio }}{{ video is defined }}"
+    own = {"extra_special_tokens": {"audio": "<audio>", "video": 5}}
     config.write_text(
-        json.dumps({"chat_template": source, "bos_token": "<s>", "add_bos_token": True, "pad_token": None})
+        json.dumps({"chat_template": source, "bos_token": "<s>", "add_bos_token": True, "pad_token": None, **own})
     )
     template = ChatTemplate.from_folder(tmp_path)
     assert template is not None
-    assert template.render(CHATS[0]) == "<s>FalseFalse"
+    assert template.render(CHATS[0]) == "<s>FalseFalse<audio>False"

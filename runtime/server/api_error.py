@@ -1,0 +1,50 @@
+"""The errors that clients of the server see, in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rrt_edge.runtime.errors import LONGEST, BadInputError, ContextFullError, RRTEdgeError, as_ours, one_line
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """An answer with an error status, in the form of OpenAI's API."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": one_line(self, LONGEST), "type": kind, "param": self.param, "code": self.code}}
+
+
+def api_error(error: BaseException) -> ApiError:
+    """An error, whatever it is, as the API tells it."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextFullError):
+        return ApiError(400, str(error), "messages", "context_length_exceeded")
+    if not isinstance(error, RRTEdgeError):
+        log.error("a request failed", exc_info=error)
+    return ApiError(400 if isinstance(error, BadInputError) else 500, str(as_ours(error)))
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether the task that caught an error is to end: another's cancellation is an error like others."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError | GeneratorExit) and task is not None and task.cancelling() > 0

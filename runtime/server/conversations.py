@@ -1,0 +1,87 @@
+"""The conversation of a request to /v1/chat/completions, as the model's chat template takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate
+from rrt_edge.runtime.bundle.messages import MessageError, check_objects, checked, text_of
+from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.loaded import NO_TOOLS
+from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.server.api_error import ApiError
+from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import shown
+
+
+def read_prompt(fields: Mapping[str, Any], model: Model) -> list[int]:
+    """The token ids of a request's conversation, with the tools and further variables that its template may use.
+
+    Raises:
+        ApiError: a field is missing or wrong.
+        BadInputError: the template refuses the conversation.
+    """
+    messages = _messages(fields.get("messages"))
+    model.check_length("".join(map(text_of, messages)))
+    tools = _tools(fields, model.template)
+    if model.template is not None and model.template.takes_objects(tools):
+        messages = [_with_objects(message) for message in messages]
+    return model.encode_chat(messages, tools=tools, chat_template_kwargs=_variables(fields))
+
+
+def _messages(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "messages: must be a list of messages, one at least", "messages")
+    try:
+        chat = checked(messages)
+    except MessageError as error:
+        where = f"messages[{error.index}]{error.field}"
+        raise ApiError(400, f"{where}: {error.complaint}", where) from error
+    return [{**message, "role": "system"} if message["role"] == "developer" else message for message in chat]
+
+
+def _tools(fields: Mapping[str, Any], template: ChatTemplate | None) -> list[dict[str, Any]] | None:
+    """The tools that the template is to show; None where there are none, or none of them may be called."""
+    tools, choice = _objects(fields, "tools"), fields.get("tool_choice")
+    if not tools or choice == "none":
+        return None
+    if template is not None and not template.takes_tools:
+        raise ApiError(400, NO_TOOLS, "tools")
+    if choice not in (None, "auto"):
+        raise ApiError(400, f"tool_choice {shown(choice)}: must be auto or none", "tool_choice")
+    return tools
+
+
+def _variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+    variables = fields.get("chat_template_kwargs")
+    if variables is not None and not isinstance(variables, dict):
+        raise ApiError(400, "chat_template_kwargs: must be an object", "chat_template_kwargs")
+    documents = _objects(fields, "documents")
+    return {**({} if documents is None else {"documents": documents}), **(variables or {})}
+
+
+def _objects(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]] | None:
+    value: list[dict[str, Any]] | None = fields.get(name)
+    try:
+        check_objects(name, value)
+    except BadInputError as error:
+        raise ApiError(400, str(error), name) from error
+    return value
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """A message in which the arguments of calls, texts of JSON in this API, are the objects that they stand for."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_with_object(call) for call in calls]} if isinstance(calls, list) else message
+
+
+def _with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
+        return call
+    try:
+        value = parse_json(arguments)
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": value}} if isinstance(value, dict) else call

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.conversion.block import refuse_leftovers
 from rrt_edge.conversion.checkpoint import Checkpoint
-from rrt_edge.conversion.conversion import generation_config, read_texts, recursive_config
+from rrt_edge.conversion.conversion import read_texts, recursive_config, write_generation_config
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
@@ -158,7 +158,7 @@ def _export_recursive(
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
-        generation_config(checkpoint).save_pretrained(folder)
+        write_generation_config(checkpoint, folder)
         provenance = {"init": weights.config.init}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         _check_runs(folder)

@@ -57,10 +57,12 @@ def reply_ends(source: Path, bundle: Path, config_ends: Iterable[int], vocabular
 
 
 def _generation_ends(folder: Path) -> list[Any]:
-    path = folder / GENERATION
-    if not path.is_file():
+    """What generation_config.json says, as it stands; nothing where it cannot be read, of which its writer tells."""
+    try:
+        fields = parse_json((folder / GENERATION).read_bytes())
+    except (OSError, ValueError):
         return []
-    named = _fields(path).get("eos_token_id")
+    named = fields.get("eos_token_id") if isinstance(fields, dict) else None
     return named if isinstance(named, list) else [] if named is None else [named]
 
 
@@ -69,16 +71,6 @@ def _check(path: Path, token: Any, vocabulary: int, tokenizer: Tokenizer) -> Non
         raise BadInputError(f"{path}: eos_token_id {shown(token)}: is none of the model's {vocabulary} tokens")
     if tokenizer.id_to_token(token) is None:
         raise BadInputError(f"{path}: eos_token_id {token} is no token of tokenizer.json")
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = parse_json(path.read_text("utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read as a JSON object ({error})") from error
-    return fields
 
 
 def _turn_end(folder: Path, template: ChatTemplate, tokenizer: Tokenizer) -> str | None:

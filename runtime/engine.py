@@ -82,11 +82,11 @@ class Engine:
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> Request:
         """`submit` in two parts: check a request, which any thread may do, and `enqueue` it."""
-        model, sampling, policy = self.model, sampling or Sampling(), self.model.policy(exit_policy)
+        model, sampling, policy = self.model, sampling or self.model.sampling(), self.model.policy(exit_policy)
         ids = model.checked_prompt(prompt)
         room = model.context - len(ids)
         runner = model.runner
-        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.max_tokens, room))
+        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.most_tokens(len(ids)), room))
         if kv_bytes > self.kv_budget_bytes:
             raise BadInputError(
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "

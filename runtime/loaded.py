@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from tokenizers import Tokenizer
@@ -41,6 +42,7 @@ class Loaded:
         context: int,
         device: str = "cpu",
         reproducible: bool = False,
+        own_sampling: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
@@ -48,6 +50,7 @@ class Loaded:
         self.context = context  # tokens a conversation may hold
         self.device = device  # what it runs on
         self.reproducible = reproducible  # a reply depends on its prompt and options alone, to the last bit
+        self.own_sampling = own_sampling  # the fields of `Sampling` that the bundle's makers chose
         self.draft_length = DraftLength(manifest.architecture.loops)
         self._runner: AnyRunner | None = runner
 
@@ -170,6 +173,31 @@ class Loaded:
             raise BadInputError(f"exit policy {shown(exit_policy)}: must be a text or an ExitPolicy")
         text = exits.own_policy if exit_policy is None else exit_policy
         return ExitPolicy.parse(text, exits.loops, exits.calibrated, exits.points)
+
+    def sampling(
+        self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Any
+    ) -> Sampling:
+        """How the bundle's makers want tokens to be chosen (its generation_config.json), but for the fields given here:
+        `model.sampling(seed=1)`. Greedy where they say nothing.
+
+        Args:
+            otherwise: has the fields that neither says.
+            most_tokens: what bounds `max_tokens`, whoever says it.
+            fields: as those of `Sampling`.
+
+        Raises:
+            BadInputError: a value is out of range; names the field.
+        """
+        own = dict(self.own_sampling)
+        least = own.pop("min_tokens", 0)
+        if "max_tokens" in fields:
+            own.pop("max_length", None)  # as in transformers, where tokens of the reply count before those of both
+        sampling = replace(otherwise or Sampling(), **{**own, **fields})
+        if most_tokens is not None and most_tokens < sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=most_tokens)
+        if least and "min_tokens" not in fields:
+            sampling = replace(sampling, min_tokens=min(least, sampling.max_tokens))
+        return sampling
 
     def kv_rule(self, name: KVRuleName | None) -> KVRule:
         """The KV rule of a name, by default the bundle's own.

@@ -16,6 +16,7 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.bundle.template_probes import LOSSES
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
+from rrt_edge.runtime.decoding.default_sampling import default_sampling
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Generation
 from rrt_edge.runtime.decoding.sampling import Sampling
@@ -105,8 +106,8 @@ class Model(Loaded):
         tokenizer = read_tokenizer(folder)
         check_tokenizer(folder, manifest, tokenizer)
         runner, device = open_on(device, folder, manifest, context, options, graph_folder)
-        template = _template(folder)
-        model = cls(manifest, runner, tokenizer, template, context, device, reproducible)
+        template, own_sampling = _template(folder), default_sampling(folder)
+        model = cls(manifest, runner, tokenizer, template, context, device, reproducible, own_sampling)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 

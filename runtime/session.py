@@ -122,7 +122,7 @@ class Session:
         """Generate the assistant's next turn. Where the context is full, `truncate-left` and `shift` leave out the
         oldest messages, but for a system's. What the template sees is said at `encode_chat`.
         """
-        most = None if context_full == "error" else self._most_prompt(sampling or Sampling())
+        most = None if context_full == "error" else self._most_prompt(sampling or self.model.sampling())
         ids = self.model.encode_chat(messages, most, tools=tools, chat_template_kwargs=chat_template_kwargs)
         return self.stream(ids, sampling, exit_policy, context_full=context_full)
 
@@ -137,6 +137,8 @@ class Session:
         """Generate from a prompt; the options are checked now, the model runs as tokens are asked for.
 
         Args:
+            sampling: taken as it is; by default what the bundle's makers chose (`Model.sampling`).
+            exit_policy: by default the bundle's own (`Model.policy`).
             context_full: what to do with a prompt that leaves no room for a reply: `error`; `truncate-left`, drop its
                 oldest tokens, so that half the context or `max_tokens` are free; `shift`, the same, and where a reply
                 fills the context, drop the older half of what is held, run the rest again and go on.
@@ -145,7 +147,7 @@ class Session:
             ContextFullError: the prompt does not fit the context.
             BadInputError: an empty prompt, a token id the model does not have, a wrong option.
         """
-        sampling, policy = sampling or Sampling(), self.model.policy(exit_policy)
+        sampling, policy = sampling or self.model.sampling(), self.model.policy(exit_policy)
         if policy.lossless and not self.decoder.state.rule.exact:
             raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
         if context_full not in get_args(ContextFull):
@@ -171,7 +173,7 @@ class Session:
         self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
     ) -> list[Generation]:
         """`Sampling.n` replies to one prompt, whose tokens run once; the seed of the i-th is `seed + i`."""
-        sampling = sampling or Sampling()
+        sampling = sampling or self.model.sampling()
         return [self.generate(prompt, sampling.choice(index), exit_policy) for index in range(sampling.n)]
 
     def logits(

@@ -84,13 +84,12 @@ class Here:
 @contextmanager
 def serving_here(model: Any, **options: Any) -> Iterator[Here]:
     """Serve a model from this process until the block ends."""
-    from rrt_edge.runtime import Sampling
     from rrt_edge.runtime.server.app import ServerOptions
     from rrt_edge.runtime.server.serving import listen, make_server
 
     ready, bound = threading.Event(), listen("127.0.0.1", 0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read is soon noticed
-    server = make_server(model, ServerOptions(name="here", **options), Sampling(), ready.set)
+    server = make_server(model, ServerOptions(name="here", **options), ready.set)
     host, port = bound.getsockname()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()

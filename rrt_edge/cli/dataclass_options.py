@@ -9,22 +9,25 @@ from typing import Any, TypeVar
 import click
 
 from rrt_edge.cli.common import Command
-from rrt_edge.runtime.system.options import Option, options_in, read_options
+from rrt_edge.runtime.system.options import Option, options_in, read_fields
 
 T = TypeVar("T")
 NONE = "none"  # stands for no parts at all, where giving none means the default
 
 
-def options_of(options: type, *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+def options_of(
+    options: type, *, without: Collection[str] = (), of_bundle: Collection[str] = ()
+) -> Callable[[Command], Command]:
     """A decorator that gives a command a flag for each option of a dataclass, but those that it does without.
 
-    A flag that is not given is None, or an empty tuple where it may be repeated: the dataclass knows the defaults.
+    A flag that is not given is None, or an empty tuple where it may be repeated: the dataclass knows the defaults, but
+    for the fields `of_bundle`, of which the bundle may say others.
     """
 
     def decorate(command: Command) -> Command:
         for understood in reversed(options_in(options).values()):
             if understood.name not in without:
-                command = _flag(understood)(command)
+                command = _flag(understood, understood.name in of_bundle)(command)
         return command
 
     return decorate
@@ -36,21 +39,30 @@ def from_options(options: type[T], values: Mapping[str, Any], file: Mapping[str,
     Raises:
         BadInputError: the file has no such option, or a value is of another type or not allowed.
     """
+    return options(**given_fields(options, values, file))
+
+
+def given_fields(options: Any, values: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a dataclass of options that flags or a file say.
+
+    Raises:
+        BadInputError: the file has no such option, or a value is of another type.
+    """
     known = options_in(options)
     flags = {name: value for name, value in values.items() if name in known and value not in (None, ())}
     for name, value in flags.items():
         if _may_be_none(known[name]):
             flags[name] = tuple(part for part in value if part != NONE)
-    return read_options(options, {**(file or {}), **flags})
+    return read_fields(options, {**(file or {}), **flags})
 
 
 def _may_be_none(understood: Option) -> bool:
     return understood.optional and understood.several
 
 
-def _flag(understood: Option) -> Callable[[Command], Command]:
+def _flag(understood: Option, of_bundle: bool) -> Callable[[Command], Command]:
     about, name = understood.about, understood.about.flag or understood.label
-    settings: dict[str, Any] = {"default": None, "help": about.help + _default(understood)}
+    settings: dict[str, Any] = {"default": None, "help": about.help + _default(understood, of_bundle)}
     if about.envvar:
         settings["envvar"] = about.envvar
     if understood.kind is bool:
@@ -70,7 +82,7 @@ def _type(understood: Option) -> Any:
     return click.Path(path_type=Path) if understood.kind is Path else understood.kind
 
 
-def _default(understood: Option) -> str:
+def _default(understood: Option, of_bundle: bool) -> str:
     """What the help says of the default, if there is anything to say."""
     default: Any = understood.default
     if isinstance(default, bool):
@@ -79,4 +91,6 @@ def _default(understood: Option) -> str:
         default = ",".join(map(str, default))
     elif default is None or default == {}:
         default = understood.about.unset
+    if of_bundle:
+        default = f"the bundle's own{'' if default == '' else f', else {default}'}"
     return "" if default == "" else f"  [default: {default}]"

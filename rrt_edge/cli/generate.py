@@ -12,9 +12,15 @@ from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import grammar_options, load_model, read_sampling, read_variables, reply_options
+from rrt_edge.cli.options import (
+    grammar_options,
+    load_model,
+    read_sampling,
+    read_variables,
+    reply_options,
+    sampling_options,
+)
 from rrt_edge.cli.terminal import depth_text, legend
-from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.load_options import LoadOptions
 
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
 @grammar_options
-@options_of(Sampling, without={"n"})
+@sampling_options(without={"n"})
 @reply_options
 @options_of(LoadOptions)
 @json_option
@@ -38,11 +44,12 @@ def generate(
     kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
-    sampling, variables = read_sampling(values), read_variables(values)
+    fields, variables = read_sampling(values), read_variables(values)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else _prompt(prompt)
     with load_model(bundle, values, kv_rule) as model:
+        sampling = model.sampling(**fields)
         if text is None:
             request: str | list[int] = _parse_ids(str(prompt_ids))
         elif raw or model.template is None:

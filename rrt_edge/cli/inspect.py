@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,15 +67,17 @@ class GraphContents:
 def inspect(bundle: Path, graph: bool, as_json: bool) -> None:
     """Show what is inside a bundle."""
     from rrt_edge.runtime.bundle.manifest import Manifest
+    from rrt_edge.runtime.decoding.default_sampling import default_sampling
 
     manifest = Manifest.read(bundle)
     if graph:
         manifest.check_hashes(bundle, but=manifest.files.keys() - {GRAPH})
         contents = read_graph(bundle / GRAPH)
         return print_json(contents) if as_json else Console().print(graph_tables(contents))
+    sampling = default_sampling(bundle)
     if as_json:
-        return print_json(manifest)
-    return Console().print(manifest_table(str(bundle), manifest))
+        return print_json({**asdict(manifest), **({"sampling": sampling} if sampling else {})})
+    return Console().print(manifest_table(str(bundle), manifest, sampling))
 
 
 def _attention(windows: Windows) -> str:
@@ -85,8 +87,12 @@ def _attention(windows: Windows) -> str:
     return ", ".join(f"{layers.count(size)} of {len(layers)} layers see the last {size} tokens" for size in sizes)
 
 
-def manifest_table(bundle: str, manifest: Manifest) -> Table:
-    """Return a table of what a bundle holds."""
+def _fields_text(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in fields.items())
+
+
+def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any]) -> Table:
+    """Return a table of what a bundle holds; `sampling` has the fields of `Sampling` that its makers chose."""
     shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
     parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
     rows = [
@@ -100,6 +106,7 @@ def manifest_table(bundle: str, manifest: Manifest) -> Table:
         ("cache", f"{shape.kv_bytes_per_token:,} bytes a token ({shape.kv_bits} bits), rule {manifest.kv_rule}"),
         ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
+        *((("sampling by default", _fields_text(sampling)),) if sampling else ()),
         ("bits", f"{bits.bits} ({parts}; blocks of {bits.block_size})"),
         *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
         ("weights of the unshared model", size(manifest.unshared_weight_bytes)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rrt_edge.cli.common import Command
-from rrt_edge.cli.dataclass_options import from_options
+from rrt_edge.cli.dataclass_options import from_options, given_fields, options_of
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.decoding.default_sampling import FIELDS
 from rrt_edge.runtime.decoding.exit_policy import POINTS, in_words
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import device_for
 from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.system.json_text import parse_json
+from rrt_edge.runtime.system.options import options_in
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Grammar, Model
@@ -54,6 +57,11 @@ def reply_options(command: Command) -> Command:
     return _with(command, options)
 
 
+def sampling_options(*, without: set[str]) -> Callable[[Command], Command]:
+    """How tokens are chosen; what is not given is as the bundle's makers chose."""
+    return options_of(Sampling, without=without, of_bundle=FIELDS)
+
+
 def grammar_options(command: Command) -> Command:
     """What a reply must be."""
     options = [
@@ -70,13 +78,16 @@ def _with(command: Command, options: list[Any]) -> Command:
     return command
 
 
-def read_sampling(values: dict[str, Any]) -> Sampling:
-    """`Sampling` from the options' values.
+def read_sampling(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `Sampling` that the options' values say, for `Model.sampling`.
 
     Raises:
         BadInputError: a value is out of range, or a file cannot be read.
     """
-    return replace(from_options(Sampling, values), grammar=_grammar(values))
+    fields = given_fields(Sampling, values)
+    for name, value in fields.items():
+        options_in(Sampling)[name].check(value)
+    return {**fields, "grammar": _grammar(values)}
 
 
 def read_variables(values: dict[str, Any]) -> dict[str, Any]:

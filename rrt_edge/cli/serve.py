@@ -47,7 +47,6 @@ def serve(
     Requests share one engine, each token at a depth of its own. Ctrl-C ends the server when the running replies have
     ended, or after --grace seconds; a second Ctrl-C at once.
     """
-    from rrt_edge.runtime.decoding.default_sampling import default_sampling
     from rrt_edge.runtime.server.app import ServerOptions, hosts_for
     from rrt_edge.runtime.server.serving import listen, run
 
@@ -81,7 +80,7 @@ def serve(
         def ending() -> None:
             click.echo("ending when the running replies have ended; Ctrl-C again ends at once", err=True)
 
-        run(model, options, default_sampling(bundle), socket, ready, ending)
+        run(model, options, socket, ready, ending)
 
 
 def _page() -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
@@ -22,14 +24,18 @@ from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.model.text import tokenized
-from rrt_edge.runtime.errors import BadInputError, in_words
+from rrt_edge.runtime.errors import BadInputError, in_words, one_line
 from rrt_edge.runtime.scoring.corpus import read_records
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.memory import peak_memory_bytes
+from rrt_edge.runtime.system.options import shown
 from rrt_edge.runtime.system.progress import Progress
 
+GENERATION = "generation_config.json"
+LONGEST_LEFT_OUT = 700  # characters of what a line says of fields that are left out
 TEXT_TOKENS = 512  # of a text that adapters are fitted to, at most
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
     stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
-    energies, generation = Energies(), generation_config(checkpoint)
+    energies = Energies()
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if config.tie_word_embeddings:
@@ -137,7 +143,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
             for piece in recursive_state(Block(checkpoint, model, stored), texts, energies, progress):
                 file.write(piece.name, piece.tensor, piece.loop)
         checkpoint.copy_companions(folder)
-        generation.save_pretrained(folder)
+        write_generation_config(checkpoint, folder)
         config.architectures, config.dtype = [type(model).__name__], stored
         write_card(folder, config)
         config.save_pretrained(folder)  # last: without it nothing loads the folder
@@ -237,17 +243,38 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
     return Parameters(embedding + non_embedding, non_embedding, source)
 
 
-def generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """The source's, or one with the token ids of its config.
+def write_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the source's generation_config.json, or one with the token ids of its config where it has none.
 
-    Raises:
-        BadInputError: generation_config.json cannot be read, or says what no such file may.
+    What transformers would not read again is left out, and a line tells of it.
     """
-    path = checkpoint.folder / "generation_config.json"
-    if not path.is_file():
-        return GenerationConfig.from_model_config(checkpoint.config)
+    path = checkpoint.folder / GENERATION
+    config = None
+    if path.is_file():
+        try:
+            fields = parse_json(path.read_bytes())
+            if not isinstance(fields, dict):
+                raise ValueError("it is no JSON object")
+            config = _generation_config(path, fields)
+        except (OSError, ValueError) as error:
+            log.warning("%s: left out, since it cannot be read (%s); correct the file", path, one_line(error))
+    if config is None:
+        config = GenerationConfig.from_model_config(checkpoint.config)
+    config.to_json_file(folder / GENERATION)
+
+
+def _generation_config(path: Path, fields: Mapping[str, Any]) -> GenerationConfig:
+    """Those of the fields that may stand together, of which the first count."""
+    kept: dict[str, Any] = dict(fields)
     try:
-        parse_json(path.read_bytes())
-        return GenerationConfig.from_pretrained(checkpoint.folder)
-    except Exception as error:  # transformers raises many kinds
-        raise BadInputError(f"{path}: cannot be read ({in_words(error)})") from error
+        GenerationConfig(**kept).to_json_string()
+    except Exception:  # transformers raises many kinds
+        kept, odd = {}, []
+        for name, value in fields.items():
+            try:
+                GenerationConfig(**kept, **{name: value}).to_json_string()
+                kept[name] = value
+            except Exception as error:
+                odd.append(f"{name} {shown(value)} ({in_words(error)})")
+        log.warning("%s: left out: %s; correct the file", path, one_line(", ".join(odd), LONGEST_LEFT_OUT))
+    return GenerationConfig(**kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import llm
@@ -14,14 +13,14 @@ from rrt_edge.runtime.decoding.exit_policy import in_words
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.library.store import bundles_folder, installed_names
-from rrt_edge.runtime.system.options import options_in, read_options
+from rrt_edge.runtime.system.options import options_in, read_fields
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model, Stats
 
 WITHOUT = {"n", "logprobs", "logit_bias"}  # llm shows one text, and has no option that is a mapping
 OPTIONS = {name: understood for name, understood in options_in(Sampling).items() if name not in WITHOUT}
-DEFAULTS = {"max_tokens": 1024}  # that differ from those of `Sampling`
+OTHERWISE = Sampling(max_tokens=1024)  # where neither the options nor the bundle say how long a reply may be
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
@@ -35,11 +34,10 @@ def _fields() -> dict[str, Any]:
     policy_help = f"{in_words()}; by default the bundle's calibrated threshold, else full"
     fields: dict[str, Any] = {"exit_policy": (str | None, Field(default=None, description=policy_help))}
     for name, understood in OPTIONS.items():
-        default = None if understood.several else DEFAULTS.get(name, understood.default)
         kind: Any = str if understood.several else understood.kind
         # llm takes an option once, so the part of the help that says "may be given several times" is left out.
         help_text = understood.about.help.partition(";")[0] if understood.several else understood.about.help
-        fields[name] = (kind | None if default is None else kind, Field(default=default, description=help_text))
+        fields[name] = (kind | None, Field(default=None, description=help_text))
     return fields
 
 
@@ -87,7 +85,7 @@ class LlmBundle(llm.Model):  # type: ignore[misc]
         options = prompt.options
         values = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
         grammar = None if prompt.schema is None else Grammar.json_schema(prompt.schema)
-        sampling = replace(read_options(Sampling, values), grammar=grammar)
+        sampling = model.sampling(OTHERWISE, **read_fields(Sampling, values), grammar=grammar)
         if model.template is None:
             return model.stream("".join(message["content"] for message in messages), sampling, options.exit_policy)
         return model.chat(messages, sampling, options.exit_policy, context_full="truncate-left")

@@ -103,7 +103,8 @@ class Reply:
         self.dropped = 0  # tokens at the history's beginning that no cache holds any more
         self._text = TextStream(tokenizer, sampling.stop)
         self.shifts, self._device = shifts, device
-        self._limit = sampling.max_tokens if shifts else min(sampling.max_tokens, room)
+        most = sampling.most_tokens(len(prompt))
+        self._limit = most if shifts else min(most, room)
         self._ends = ends
         self._prompt_tokens = len(prompt)
         self._depths: list[int] = []

@@ -66,6 +66,7 @@ class Sampling:
         seed: makes sampling repeatable.
         n: replies that `Session.choices` gives.
         max_tokens: tokens generated at most.
+        max_length: tokens of prompt and reply together at most; a prompt that has as many already is not bounded by it.
         min_tokens: tokens before which nothing that ends a reply is chosen.
         stop: texts that end the generation; they are not part of it.
         stop_ids: token ids that end it, beside the model's own.
@@ -105,6 +106,7 @@ class Sampling:
     logprobs: int | None = option(
         None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS
     )
+    max_length: int | None = None
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
@@ -112,10 +114,17 @@ class Sampling:
         bias = {int(token): float(bias) for token, bias in self.logit_bias.items()}
         object.__setattr__(self, "logit_bias", bias)
         object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
+        if not (self.max_length is None or (plain_number(self.max_length, int) or 0) >= 1):
+            raise BadInputError(f"max-length {shown(self.max_length)}: must be a whole number, 1 or more, or none")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise BadInputError(f"grammar {shown(self.grammar)}: must be a Grammar, or none")
         if self.min_tokens > self.max_tokens:
             raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
+
+    def most_tokens(self, prompt_tokens: int) -> int:
+        """Tokens at most of the reply to a prompt of so many."""
+        room = 0 if self.max_length is None else self.max_length - prompt_tokens
+        return min(self.max_tokens, room) if room > 0 else self.max_tokens
 
     def choice(self, index: int) -> Sampling:
         """Return the sampling of reply number `index` to a prompt: its seed is `seed + index`."""

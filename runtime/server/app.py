@@ -7,7 +7,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
-from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
@@ -89,11 +88,8 @@ class ServerOptions:
             raise BadInputError(f"grace {self.grace}: must be from 0 to {MOST_GRACE} seconds")
 
 
-def create_app(model: Model, options: ServerOptions, defaults: Sampling | None = None) -> Starlette:
+def create_app(model: Model, options: ServerOptions) -> Starlette:
     """The application, for any ASGI server; its engine starts and ends with it.
-
-    Args:
-        defaults: sampling of requests that do not say otherwise.
 
     Raises:
         BadInputError: an option does not go with the bundle, or this program cannot start the processes in which
@@ -105,13 +101,12 @@ def create_app(model: Model, options: ServerOptions, defaults: Sampling | None =
             "embeds Python, cannot start; run it with a Python of its own"
         )
     model.policy(options.exit_policy)
-    return _Application(model, options, defaults or Sampling()).app
+    return _Application(model, options).app
 
 
 class _Application:
-    def __init__(self, model: Model, options: ServerOptions, defaults: Sampling) -> None:
+    def __init__(self, model: Model, options: ServerOptions) -> None:
         self.model, self.options = model, options
-        self.defaults = replace(defaults, max_tokens=min(options.most_tokens, model.context))
         engine = Engine(model, kv_rule=options.kv_rule, kv_budget_bytes=options.kv_budget_bytes)
         self.engine = engine
         self.worker: Worker | None = None
@@ -265,7 +260,7 @@ class _Application:
         body = read_json(content)
         if isinstance(body, dict):
             self._check_model(body.get("model"))
-        return read(body, self.model, self.defaults, self.options.exit_policy, self.options.most_tokens)
+        return read(body, self.model, self.options.exit_policy, self.options.most_tokens)
 
     async def _whole(self, completing: Completing, gone: asyncio.Task[None]) -> Response:
         whole = asyncio.create_task(completing.whole())

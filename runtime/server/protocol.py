@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -18,6 +18,7 @@ from rrt_edge.runtime.system.options import options_in, plain_number, shown
 
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
+COMPLETION_TOKENS = 16  # of a completion whose request names no number, as OpenAI's API has it
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
 NOT_HERE = ("functions", "audio", "prediction", "suffix", "best_of", "echo")
 OTHERWISE_READ = {"max_tokens", "stop", "stop_ids", "logit_bias", "logprobs"}  # fields of another name or form
@@ -48,7 +49,7 @@ def read_json(content: bytes) -> Any:
         raise ApiError(400, f"the body is not valid JSON ({error})") from error
 
 
-def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
+def read_chat(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/chat/completions.
 
     Raises:
@@ -63,16 +64,16 @@ def read_chat(body: Any, model: Model, defaults: Sampling, exit_policy: str | No
     elif fields.get("top_logprobs") is not None:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", "top_logprobs")
     most = fields.get("max_completion_tokens", fields.get("max_tokens"))
-    return _ask(fields, model, (prompt,), most, logprobs, defaults, exit_policy, most_tokens)
+    return _ask(fields, model, (prompt,), most, most_tokens, logprobs, exit_policy, most_tokens)
 
 
-def read_completion(body: Any, model: Model, defaults: Sampling, exit_policy: str | None, most_tokens: int) -> Ask:
+def read_completion(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
     """The body of /v1/completions; errors as `read_chat`."""
     fields = _checked(body)
     prompts = tuple(_ids(prompt, model) for prompt in _prompts(fields.get("prompt")))
     logprobs = _whole(fields, "logprobs", 0, Sampling.MOST_LOGPROBS)
-    most = fields.get("max_tokens", 16)  # as OpenAI's API has it
-    return _ask(fields, model, prompts, most, logprobs, defaults, exit_policy, most_tokens)
+    otherwise = most_tokens if "max_tokens" in fields else COMPLETION_TOKENS
+    return _ask(fields, model, prompts, fields.get("max_tokens"), otherwise, logprobs, exit_policy, most_tokens)
 
 
 def _ask(
@@ -80,21 +81,29 @@ def _ask(
     model: Model,
     prompts: tuple[list[int], ...],
     most: Any,
+    otherwise: int,
     logprobs: int | None,
-    defaults: Sampling,
     exit_policy: str | None,
     most_tokens: int,
 ) -> Ask:
+    """
+    Args:
+        most: tokens of a reply at most, where the request says it; `otherwise`: where the bundle does not either.
+        most_tokens: the server's own limit.
+    """
     values = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
     if plain_number(values.get("n", 1), int) not in range(1, MOST_CHOICES + 1):
         raise ApiError(400, f"n {shown(values['n'])}: must be a whole number from 1 to {MOST_CHOICES}", "n")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ApiError(400, f"max_tokens {shown(most)}: must be a whole number, 1 or more", "max_tokens")
-    sampling = replace(
-        defaults,
+    if most is not None:
+        values["max_tokens"] = min(most, most_tokens)
+    if fields.get("stop") is not None:
+        values["stop"] = _stops(fields["stop"])
+    sampling = model.sampling(
+        Sampling(max_tokens=min(otherwise, most_tokens)),
+        most_tokens=most_tokens,
         **values,
-        max_tokens=min(most_tokens, most_tokens if most is None else most),
-        stop=_stops(fields.get("stop")),
         stop_ids=_stop_ids(fields.get("stop_token_ids")),
         logit_bias=_bias(fields.get("logit_bias")),
         logprobs=logprobs,
@@ -144,8 +153,6 @@ def _ids(prompt: str | list[int], model: Model) -> list[int]:
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    if stop is None:
-        return ()
     stops = [stop] if isinstance(stop, str) else stop
     if (
         not isinstance(stops, list)

@@ -18,7 +18,6 @@ from types import FrameType
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
-from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.app import ServerOptions, create_app
@@ -58,7 +57,6 @@ def listen(host: str, port: int) -> socket.socket:
 def run(
     model: Model,
     options: ServerOptions,
-    defaults: Sampling,
     bound: socket.socket,
     ready: Callable[[], None],
     ending: Callable[[], None],
@@ -68,7 +66,7 @@ def run(
 
     `ready` is called when the server answers, `ending` when it is told to end.
     """
-    server = make_server(model, options, defaults, ready, ending)
+    server = make_server(model, options, ready, ending)
     often = OncePerSecond()
     for name in OFTEN:
         logging.getLogger(name).addFilter(often)
@@ -92,14 +90,13 @@ def run(
 def make_server(
     model: Model,
     options: ServerOptions,
-    defaults: Sampling,
     ready: Callable[[], None] = lambda: None,
     ending: Callable[[], None] = lambda: None,
 ) -> Server:
     """The server that `run` runs."""
     limits, backlog = within_descriptors(options.limits)
     config = uvicorn.Config(
-        create_app(model, options, defaults), http=Connection.limited(limits), ws="none", lifespan="on",
+        create_app(model, options), http=Connection.limited(limits), ws="none", lifespan="on",
         log_level="warning", access_log=False, server_header=False, backlog=backlog,
     )  # fmt: skip
     return Server(config, options.grace, ready, ending)

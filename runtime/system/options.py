@@ -281,6 +281,16 @@ def read_options(options: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         BadInputError: there is no such option, or its value is of another type or not allowed.
     """
+    return options(**read_fields(options, values))
+
+
+def read_fields(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass of options that such a mapping names, of the right types; their
+    bounds are the dataclass's to check.
+
+    Raises:
+        BadInputError: there is no such option, or its value is of another type.
+    """
     known, fields = options_in(options), {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -288,4 +298,4 @@ def read_options(options: type[T], values: Mapping[str, Any]) -> T:
             labels = sorted(understood.label for understood in known.values())
             raise BadInputError(f"{key}: no such option; choose from {', '.join(labels)}")
         fields[name] = known[name].read(value)
-    return options(**fields)
+    return fields

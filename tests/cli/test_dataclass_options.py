@@ -97,6 +97,17 @@ def test_the_help_says_what_the_fields_say() -> None:
     assert "--cache" not in text
 
 
+def test_the_help_says_where_the_bundle_may_say_another_default() -> None:
+    @click.command()
+    @options_of(Options, of_bundle={"epochs", "stop_ids"})
+    def command(**flags: Any) -> None:
+        pass
+
+    text = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+    assert "--epochs FLOAT Passes. [default: the bundle's own, else 1.0] --bits" in text
+    assert "--stop-id INTEGER Ends. [default: the bundle's own] --lazy" in text
+
+
 def test_commands_show_their_options_without_torch() -> None:
     code = "import sys; from rrt_edge.cli import main\n"
     code += "for name in ('convert', 'export', 'train'):\n"

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 import rrt_edge
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.folder import INDEX, SINGLE
+from rrt_edge.runtime import Model, Sampling
 
 ODD: dict[str, Any] = {
     "num_hidden_layers": [0, -1, 10**9, "12", 1.5, True, [12], 10**400],
@@ -128,11 +130,40 @@ def test_weights_of_another_type_are_not_taken_for_numbers_that_count(
     assert f"{name} has numbers of the type {kind}; weights must be of float32, bfloat16, float16, float64" in message
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "7", "\0"])
-def test_an_odd_generation_config_is_named(copied: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "7", "\0", '{"top_p": NaN}'])
+def test_a_broken_generation_config_costs_what_it_says_and_a_line(
+    copied: Path, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = copied / "generation_config.json"
     path.write_text(text)
-    assert refused(copied, tmp_path / "out").startswith(f"{path}: cannot be read")
+    rrt_edge.convert(copied, tmp_path / "out", loops=3)
+    (message,) = [line for line in caplog.messages if line.startswith(f"{path}: ")]
+    assert "cannot be read" in message and message.endswith("correct the file") and "\n" not in message
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert written.eos_token_id == 1 and written.do_sample is None  # as config.json has it
+    rrt_edge.export(copied, tmp_path / "bundle", loops=3, bits=32)
+    with Model.load(tmp_path / "bundle") as model:
+        assert model.manifest.eos_token_ids == (1,) and model.sampling() == Sampling()
+
+
+ODD_GENERATION: list[dict[str, Any]] = [
+    {"max_new_tokens": -1}, {"max_new_tokens": "7"}, {"early_stopping": [1]}, {"num_return_sequences": 3},
+    {"cache_implementation": "no-such-cache"}, {"compile_config": {}}, {"watermarking_config": {"seeding_scheme": "x"}},
+    {"suppress_tokens": 7}, {"assistant_model": "x"}, {"pad_token_id": "x"}, {"dtype": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_GENERATION, ids=lambda odd: next(iter(odd)))
+def test_an_odd_field_of_a_generation_config_is_left_out_and_named(
+    copied: Path, tmp_path: Path, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, fields = copied / "generation_config.json", {"temperature": 0.7, "eos_token_id": [1, 5]}
+    path.write_text(json.dumps({**fields, **odd}))
+    rrt_edge.convert(copied, tmp_path / "out", loops=3)
+    (message,) = [line for line in caplog.messages if line.startswith(f"{path}: ")]
+    assert f"left out: {next(iter(odd))} " in message and message.endswith("correct the file") and "\n" not in message
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert written.eos_token_id == [1, 5] and written.temperature == 0.7
 
 
 def test_an_index_says_which_files_count_and_not_what_they_hold(copied: Path, tmp_path: Path) -> None:

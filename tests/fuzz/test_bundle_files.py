@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrt_edge.runtime import BadInputError, BundleError
+from rrt_edge.runtime import BadInputError, BundleError, Sampling
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.declared import check_declared
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
-from rrt_edge.runtime.decoding.default_sampling import FIELDS, default_sampling
+from rrt_edge.runtime.decoding.default_sampling import default_sampling
 from tests.conftest import PREBUILT
 from tests.fuzz.budget import cases
 from tests.fuzz.documents import changed_bytes, contents, whole_numbers
@@ -40,6 +44,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copied
 
 
+@contextmanager
+def listening(name: str) -> Iterator[list[str]]:
+    """What is logged under a name inside the block."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger(name).removeHandler(handler)
+
+
 def short_tokenizer() -> dict[str, object]:
     """The prebuilt tokenizer with the start of its vocabulary."""
     model = TOKENIZER["model"]
@@ -62,18 +79,23 @@ def test_a_changed_tokenizer_is_refused_or_reads_texts(folder: Path, content: by
 
 @cases(100)
 @given(content=contents(GENERATION))
-def test_changed_defaults_are_refused_or_what_they_say(folder: Path, content: bytes) -> None:
+def test_changed_defaults_are_what_they_say_or_told_of(folder: Path, content: bytes) -> None:
     (folder / "generation_config.json").write_bytes(content)
-    try:
-        sampling = default_sampling(folder)
-    except BundleError as error:
-        check_message(str(error), folder)
+    with listening("rrt_edge.runtime.decoding.default_sampling") as messages:
+        fields = default_sampling(folder)
+    for message in messages:
+        check_message(message, folder)
+    assert len(messages) <= 1
+    sampling = replace(Sampling(max_tokens=(1 << 31) - 1), **fields) if fields else Sampling()
+    if messages and "cannot be read" in messages[0]:
+        assert fields == {}
         return
     config = json.loads(content)
-    assert config.get("do_sample") in (True, False, None)
-    for name in FIELDS if config.get("do_sample") else ["repetition_penalty"]:
-        if config.get(name) is not None:
-            assert getattr(sampling, name) == config[name] and type(config[name]) is not bool
+    drawn = {"temperature", "top_k", "top_p", "min_p", "typical_p"} if config.get("do_sample") is True else set()
+    assert fields.keys() <= {*drawn, "repetition_penalty", "max_tokens", "max_length", "min_tokens", "stop"}
+    for name in {*drawn, "repetition_penalty"} & config.keys():
+        if config[name] is not None and f"{name} " not in "".join(messages):
+            assert getattr(sampling, name) == (config[name] or fields[name]) and type(config[name]) is not bool
 
 
 @cases(50)

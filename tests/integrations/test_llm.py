@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +15,29 @@ import pytest
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.library.store import pull
 from rrt_edge.runtime.system.options import options_in
+from tests.manifests import replace_file
 
 QUESTION = "What does os.path.join do?"
 
 
 @pytest.fixture(scope="module")
-def llm(demo: Path, tmp_path_factory: pytest.TempPathFactory):
+def drawing(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's bundle, whose makers want tokens to be drawn."""
+    folder = Path(shutil.copytree(demo, tmp_path_factory.mktemp("drawing") / "bundle"))
+    config = {"do_sample": True, "temperature": 1.7, "max_new_tokens": 6}
+    replace_file(folder, "generation_config.json", json.dumps(config).encode())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(demo: Path, drawing: Path, tmp_path_factory: pytest.TempPathFactory):
     pytest.importorskip("llm")
     home = tmp_path_factory.mktemp("home")
     environment = {**os.environ, "RRT_EDGE_HOME": str(home / "rrt"), "LLM_USER_PATH": str(home / "llm")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RRT_EDGE_HOME", environment["RRT_EDGE_HOME"])
         pull(str(demo), "pydoc")
+        pull(str(drawing), "drawing")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "llm", *arguments]
@@ -73,6 +85,18 @@ def test_every_field_of_sampling_is_an_option(llm, answer: str) -> None:
     word = answer.split()[2]
     stopped = llm("-m", "rrt-edge/pydoc", "-o", "stop", word, "-o", "max_tokens", "200", QUESTION)
     assert stopped.stdout.strip() == answer.partition(word)[0].strip()
+
+
+def test_what_the_options_leave_open_is_as_the_makers_chose(llm, drawing: Path) -> None:
+    messages = [{"role": "user", "content": QUESTION}]
+    with Model.load(drawing) as model:
+        own, greedy = (
+            "".join(token.text for token in model.chat(messages, model.sampling(seed=1, **fields))).strip()
+            for fields in ({}, {"temperature": 0, "max_tokens": 9})
+        )
+    assert llm("-m", "rrt-edge/drawing", "-o", "seed", "1", QUESTION).stdout.strip() == own
+    options = ("-o", "temperature", "0", "-o", "max_tokens", "9")
+    assert llm("-m", "rrt-edge/drawing", *options, QUESTION).stdout.strip() == greedy != own
 
 
 def test_errors_are_one_line(llm) -> None:

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded
 from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import load_model, read_sampling, read_variables, reply_options
-from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.cli.options import load_model, read_sampling, read_variables, reply_options, sampling_options
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.load_options import LoadOptions
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
-@options_of(Sampling, without={"n", "logprobs"})
+@sampling_options(without={"n", "logprobs"})
 @reply_options
 @options_of(LoadOptions)
 @guarded
@@ -38,7 +37,7 @@ def chat(
     from rrt_edge.cli.chat.commands import execute
     from rrt_edge.cli.chat.conversation import Chat
 
-    sampling, variables = read_sampling(values), read_variables(values)
+    fields, variables = read_sampling(values), read_variables(values)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
@@ -51,7 +50,7 @@ def chat(
             return model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
 
         status = Chat(
-            model, new_session, console, sampling, exit_policy,
+            model, new_session, console, model.sampling(**fields), exit_policy,
             execute=execute, keyboard=_keyboard(model) if interactive else None,
             show_depth=show_depth, plain=plain, system=system, context_full=context_full,
             chat_template_kwargs=variables,

@@ -193,7 +193,7 @@ class Chat:
         """The lines below a reply, for people."""
         if how == "stopped":
             self.notice("stopped")
-        elif how == "length" and count == self.sampling.max_tokens:
+        elif how == "length" and count == self.sampling.most_tokens(self.session.stats.prompt_tokens):
             self.notice(f"cut off at {count} tokens (--max-tokens)")
         elif how == "length":
             self.notice("cut off: the context is full; /undo drops the last exchange, /reset starts anew")

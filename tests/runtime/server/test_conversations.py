@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rrt_edge.runtime import BadInputError, Model, Sampling
+from rrt_edge.runtime import BadInputError, Model
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.protocol import read_chat
@@ -36,7 +36,7 @@ def read(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> Read:
     def text(template: str | None, *messages: dict[str, Any], **fields: Any) -> str:
         special = {"bos_token": "", "eos_token": ""}
         monkeypatch.setattr(loaded, "template", template and ChatTemplate(template, special))
-        ask = read_chat({"messages": list(messages), **fields}, loaded, Sampling(), None, 100)
+        ask = read_chat({"messages": list(messages), **fields}, loaded, None, 100)
         return str(loaded.tokenizer.decode(ask.prompts[0], skip_special_tokens=False))
 
     return text

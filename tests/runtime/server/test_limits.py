@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from rrt_edge.runtime import Model, Sampling
-from rrt_edge.runtime.decoding.default_sampling import default_sampling
-from rrt_edge.runtime.server.protocol import read_completion
+from rrt_edge.runtime.server.protocol import read_chat, read_completion
+from tests.manifests import replace_file
 
 PROMPT = [20, 30, 40]
 ENDLESS = {"prompt": PROMPT, "max_tokens": 60_000, "stream": True}
@@ -127,10 +129,27 @@ def test_replies_are_cut_to_the_servers_limit(serve, endless: Path) -> None:
 
 def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_path: Path) -> None:
     config = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.4, "repetition_penalty": 1.2}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, **config}), "utf-8")
+    more = {"do_sample": True, "stop_strings": ["#"], "max_new_tokens": 30, "min_new_tokens": 20}
+    folder = Path(shutil.copytree(endless, tmp_path / "bundle"))
+    replace_file(folder, "generation_config.json", json.dumps({**config, **more}).encode())
+    own = Sampling(**config, stop=("#",), max_tokens=30, min_tokens=20)
+    with Model.load(folder) as model:
+        for fields, most_tokens, changes in (
+            ({}, 4096, {}),
+            ({"min_p": 0.2, "stop": ["x", "y"]}, 4096, {"min_p": 0.2, "stop": ("x", "y")}),
+            ({"max_tokens": 25, "seed": 3}, 4096, {"max_tokens": 25, "seed": 3}),
+            ({"max_tokens": 9, "stop": []}, 4096, {"max_tokens": 9, "min_tokens": 9, "stop": ()}),
+            ({"max_tokens": None}, 9, {"max_tokens": 9, "min_tokens": 9}),
+            ({"max_tokens": 100}, 9, {"max_tokens": 9, "min_tokens": 9}),
+        ):
+            ask = read_completion({"prompt": [2], **fields}, model, None, most_tokens)
+            assert ask.sampling == replace(own, **changes)
+        messages = [{"role": "user", "content": "Hi"}]
+        assert read_chat({"messages": messages}, model, None, 4096).sampling == own
     with Model.load(endless) as model:
-        ask = read_completion({"prompt": [2], "min_p": 0.2}, model, default_sampling(tmp_path), None, 9)
-    assert ask.sampling == Sampling(**{**config, "min_p": 0.2}, max_tokens=9)
+        for fields, most in (({}, 16), ({"max_tokens": None}, 4096), ({"max_tokens": 7}, 7)):
+            assert read_completion({"prompt": [2], **fields}, model, None, 4096).sampling == Sampling(max_tokens=most)
+        assert read_chat({"messages": messages}, model, None, 4096).sampling == Sampling(max_tokens=4096)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")

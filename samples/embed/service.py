@@ -10,12 +10,13 @@ import argparse
 import asyncio
 import contextlib
 
-from rrt_edge.runtime import Model, RRTEdgeError, Sampling
+from rrt_edge.runtime import Model, RRTEdgeError
 
 
 class Service:
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.sampling = model.sampling(max_tokens=200)  # the rest as the bundle's makers chose
         self.policy = "full" if model.manifest.gate.threshold is None else "threshold"
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -26,7 +27,7 @@ class Service:
                 messages.append({"role": "user", "content": line})
                 reply = ""
                 try:
-                    async with session.chat(messages, Sampling(max_tokens=200), self.policy) as stream:
+                    async with session.chat(messages, self.sampling, self.policy) as stream:
                         async for token in stream:
                             reply += token.text
                             writer.write(token.text.encode())

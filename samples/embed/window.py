@@ -14,9 +14,7 @@ from textual.app import App, ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Header, Input, Static
 
-from rrt_edge.runtime import Model, RRTEdgeError, Sampling
-
-SAMPLING = Sampling(max_tokens=200)
+from rrt_edge.runtime import Model, RRTEdgeError
 
 
 class Window(App[None]):
@@ -26,6 +24,7 @@ class Window(App[None]):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.session = model, model.session()
+        self.sampling = model.sampling(max_tokens=200)  # the rest as the bundle's makers chose
         self.policy = "full" if model.manifest.gate.threshold is None else "threshold"
         self.messages: list[dict[str, str]] = []
 
@@ -56,7 +55,7 @@ class Window(App[None]):
         asked = [*self.messages, {"role": "user", "content": question}]
         reply = ""
         try:
-            async with self.session.chat(asked, SAMPLING, self.policy) as stream:
+            async with self.session.chat(asked, self.sampling, self.policy) as stream:
                 async for token in stream:
                     reply += token.text
                     shown.update(reply)

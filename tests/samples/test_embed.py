@@ -91,12 +91,12 @@ def test_the_service_streams_to_several_clients_and_ends_with_them(demo: Path, e
 def test_the_window_stays_awake_and_stops_on_escape(demo: Path, endless: Path) -> None:
     pytest.importorskip("textual")
     window = load("window")
-    window.SAMPLING = Sampling(max_tokens=10_000)
 
     async def asks(bundle: Path, question: str, stop: bool, context: int | None = None) -> tuple[str, int]:
         ticks = 0
         with Model.load(bundle, threads=1, context=context) as model:
             app = window.Window(model)
+            app.sampling = Sampling(max_tokens=10_000)
             tick = app.tick
 
             def counted() -> None:

@@ -103,5 +103,12 @@ def _generation(header: GgufHeader, config: PreTrainedConfig) -> dict[str, Any]:
     named = [header.metadata.get(f"tokenizer.ggml.{key}") for key in ENDS]
     ends = list(dict.fromkeys(end for end in named if isinstance(end, int)))
     sampling = {field: header.metadata[key] for key, field in SAMPLING.items() if key in header.metadata}
+    if sampling:
+        sampling["do_sample"] = sampling.get("temperature", 1) > 0  # llama.cpp takes the likeliest token at 0 and below
+        sampling["top_k"] = max(
+            0, sampling.get("top_k", 0)
+        )  # 0 and below cut nothing there; transformers knows 0 alone
+        if not sampling["do_sample"]:
+            del sampling["temperature"]
     fields = {"bos_token_id": config.bos_token_id, "eos_token_id": ends or None, "pad_token_id": config.pad_token_id}
-    return {**fields, **sampling, **({"do_sample": True} if sampling else {})}
+    return {**fields, **sampling}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import rrt_edge
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.gguf_header import TYPES, read_header
 from rrt_edge.exporters import export, verify
+from rrt_edge.runtime.decoding.default_sampling import default_sampling
 from tests.conversion.test_saved_ways import TEXT, our_model
 from tests.families import random_model
 from tests.gguf_files import write_gguf
@@ -105,7 +107,16 @@ def test_a_file_is_converted_with_its_tokenizer_and_settings(tmp_path: Path) -> 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == [1, 3]
     assert model.generation_config.temperature == pytest.approx(0.7)
+    assert model.generation_config.do_sample and model.generation_config.top_k == 0
     assert model.config.source == "model.gguf"
+
+
+def test_llama_cpps_words_for_greedy_and_for_no_cut_are_understood(tmp_path: Path) -> None:
+    settings = {"general.sampling.temp": 0.0, "general.sampling.top_k": -1, "general.sampling.penalty_repeat": 1.25}
+    write_gguf(random_model("qwen2"), tmp_path / "model.gguf", **settings)
+    with closing(Checkpoint(tmp_path / "model.gguf")) as checkpoint:
+        sampling = default_sampling(checkpoint.folder)
+    assert (sampling.get("temperature", 0), sampling["repetition_penalty"]) == (0, 1.25)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ MARKS = {  # where tests lie: their mark
     "conversion/test_odd_checkpoints.py": "slow",
     "cli/test_library.py": "slow",
     "exporters/test_families.py": "slow",
+    "exporters/test_sizes.py": "slow",
     "exporters/test_tokenizer_files.py": "slow",
     "exporters/test_ends.py": "slow",
     "integrations/": "slow",

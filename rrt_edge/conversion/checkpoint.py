@@ -134,6 +134,11 @@ class Checkpoint:
             raise BadInputError(f"{where}: {stored} is {shape_here}, but config.json makes it {expected}")
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
 
+    def block_type(self, name: str) -> str | None:
+        """GGML's type of a matrix, where it is stored in its blocks."""
+        stored = self._names.stored.get(name)
+        return self._files.block_type(stored) if stored and isinstance(self._files, GgufFile) else None
+
     def blocks(self, name: str) -> Blocks | None:
         """A matrix in GGML's blocks, where it is stored so."""
         stored = self._names.stored.get(name)

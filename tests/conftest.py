@@ -45,6 +45,7 @@ MARKS = {  # where tests lie: their mark
     "conversion/test_by_data.py": "slow",
     "conversion/test_odd_checkpoints.py": "slow",
     "cli/test_library.py": "slow",
+    "cli/test_run.py": "slow",
     "exporters/test_families.py": "slow",
     "exporters/test_sizes.py": "slow",
     "exporters/test_tokenizer_files.py": "slow",

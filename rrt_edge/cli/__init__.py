@@ -11,6 +11,7 @@ with importing():
     from rrt_edge.runtime.system.version import __version__
 
 COMMANDS = {  # name: where it is, and what --help says of it
+    "run": ("run:run", "Talk with a model of your own: exported once, then found again."),
     "convert": ("convert:convert", "Turn a checkpoint into a recursive checkpoint."),
     "train": ("train:train", "Train a recursive checkpoint back: distillation, exits, gate."),
     "export": ("export:export", "Export a checkpoint as a bundle."),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from rrt_edge.conversion.folder import gguf_fields, local_folder, read_fields, weight_files
+from rrt_edge.conversion.folder import TEMPLATES, gguf_fields, local_folder, read_fields, weight_files
 from rrt_edge.conversion.gguf_file import Blocks, GgufFile
 from rrt_edge.conversion.gguf_folder import write_folder
 from rrt_edge.conversion.gguf_header import GgufHeader, read_header
@@ -32,7 +32,6 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS = 4096  # compared at once
 

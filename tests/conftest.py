@@ -44,6 +44,7 @@ MARKS = {  # where tests lie: their mark
     "cli/test_cli.py": "slow",
     "conversion/test_by_data.py": "slow",
     "conversion/test_odd_checkpoints.py": "slow",
+    "cli/test_inspect_source.py": "slow",
     "cli/test_library.py": "slow",
     "cli/test_run.py": "slow",
     "exporters/test_families.py": "slow",

@@ -234,15 +234,15 @@ class BlockEmitter(ABC, Generic[Surroundings]):
     def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
         columns = sum(lora_columns(linear.a.shape[1], self.spec.loops) for linear in linears if linear.a is not None)
-        self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), self.bits.lora, "lora")
         inputs = linears[0].weight.shape[1]
+        self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), (columns, inputs), self.bits.lora, "lora")
         product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, self.bits.lora)
         return graph.op("Mul", product, depths.mask(linears))
 
     def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         outputs, inputs = fused_shape(linears, self.spec.loops)
         bits = fused_bits(linears, self.bits.block)
-        self.linears.write(name, lambda: fused(linears), bits, "block")
+        self.linears.write(name, lambda: fused(linears), (outputs, inputs), bits, "block")
         y = self.linears.matmul(graph, x, name, inputs, outputs, bits)
         if all(linear.bias is None for linear in linears):
             return y

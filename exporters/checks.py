@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rrt_edge.conversion.checks import check_conversion
+from rrt_edge.conversion.checks import check_sharing_of
 from rrt_edge.conversion.folder import RECURSIVE, check_source
+from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.options import SOURCE, ExportOptions
 from rrt_edge.model.sharing import check_sharing
@@ -15,6 +16,7 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import check_kind
 from rrt_edge.runtime.system.files import check_replaceable
 
+CARRIED = ("Q4_0", "Q8_0")  # GGML's types whose blocks are onnxruntime's, whatever they hold
 SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama": {  # TinyLlama-1.1B
         "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
@@ -38,19 +40,33 @@ def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> No
         BadInputError: the source or the place for the bundle is wrong, or the options do not go with the source.
     """
     check_replaceable(bundle, "bundle", is_bundle)
+    check_source_options(source, check_source(source), options)
+
+
+def check_source_options(source: Path | str, fields: dict[str, Any], options: ExportOptions) -> None:
+    """
+    Raises:
+        BadInputError: the options do not go with the source, or the fields of its config.
+    """
     if options.bits == SOURCE and not Path(source).is_file():
         raise BadInputError(
             f"{source}: bits source keeps the blocks of a GGUF file, which this is not; give other bits"
         )
     if options.data is not None:
         check_kind(options.data)
-    if check_source(source)["model_type"] != RECURSIVE:
+    if fields["model_type"] != RECURSIVE:
         if options.data is not None and (options.loops > 1 or options.rank):
             raise BadInputError(
                 f"{source}: data goes with loops 1 or a recursive checkpoint; make that first: rrt-edge convert --data"
             )
         converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
-        check_conversion(source, None, converting)
+        check_sharing_of(source, fields, converting)
+
+
+def keeps_blocks(header: GgufHeader) -> bool:
+    """Whether the layers' matrices are all in blocks that a bundle carries over as they are."""
+    matrices = [tensor for name, tensor in header.tensors.items() if name.startswith("blk.") and len(tensor.shape) > 1]
+    return bool(matrices) and all(tensor.type in CARRIED for tensor in matrices)
 
 
 def check_verification(source: Path | str, text: Path | str | None) -> None:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
-from rrt_edge.exporters.linears import Bits, Linears, Matrix, RowDepths, in_blocks
+from rrt_edge.exporters.linears import Bits, Linears, Matrix, RowDepths
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.quantisation.blocks import BLOCK, Quantized
+from rrt_edge.quantisation.blocks import BLOCK
 from rrt_edge.quantisation.packing import is_packed
 
 Float = NDArray[np.float32]
@@ -52,19 +52,14 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embeddin
 
 
 def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix, ids: str) -> str:
-    weights = linears.weights
+    shape = (spec.vocabulary, spec.hidden)
     if packs_embedding(spec, bits):
-        if "embedding.rows" not in weights:
-            packed = in_blocks(embedding, bits)
-            weights.add("embedding.packed", packed.packed, "embedding")
-            weights.add("embedding.scales", packed.scales, "embedding")
-            weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * bits // 8))
+        linears.write("embedding", lambda: embedding, shape, bits, "embedding")
+        linears.weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * bits // 8))
         tensors = ("embedding.rows", ids, "embedding.scales")
         sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         return graph.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
-    assert not isinstance(embedding, Quantized)
-    stored = np.float16 if bits == 16 else np.float32
-    weights.add("embedding", embedding.astype(stored), "embedding")
+    linears.write("embedding", lambda: embedding, shape, 16 if bits == 16 else 32, "embedding", turned=False)
     rows = graph.op("Gather", "embedding", ids, axis=0)
     return graph.op("Cast", rows, to=FLOAT) if bits == 16 else rows
 
@@ -77,7 +72,7 @@ def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: O
         name = "embedding"
     else:
         name, matrix = "head", outer.embedding if outer.head is None else outer.head
-        linears.write(name, lambda: matrix, bits.head, "head")
+        linears.write(name, lambda: matrix, (spec.vocabulary, spec.hidden), bits.head, "head")
     logits = linears.matmul(graph, normed, name, spec.hidden, spec.vocabulary, bits.head)
     if spec.logits_softcap is None:
         return logits

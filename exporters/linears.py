@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
-from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.exporters.weights import Stored, Weights
 from rrt_edge.quantisation.blocks import BLOCK, Quantized, beside, pad_to_block, quantize, stacked
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
@@ -55,7 +56,7 @@ def lora_columns(rank: int, loops: int) -> int:
 class Linears:
     """Writes the matrices of linears and emits the nodes of one graph that multiply by them, in its float type."""
 
-    def __init__(self, weights: WeightFile, top: Builder, kind: int = FLOAT, accuracy: int = FAST_INT8) -> None:
+    def __init__(self, weights: Weights, top: Builder, kind: int = FLOAT, accuracy: int = FAST_INT8) -> None:
         """
         Args:
             top: the outermost graph, where weights stored in another float type are converted, which onnxruntime does
@@ -70,17 +71,31 @@ class Linears:
         """The float type as numpy has it."""
         return np.float16 if self.kind == FLOAT16 else np.float32
 
-    def write(self, name: str, matrix: Callable[[], Matrix], bits: int, part: str) -> None:
-        """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then."""
+    def write(
+        self, name: str, matrix: Callable[[], Matrix], shape: tuple[int, int], bits: int, part: str, turned: bool = True
+    ) -> None:
+        """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then.
+
+        In floats it stands `turned`, [in, out].
+        """
         if is_packed(bits):
-            if f"{name}.packed" not in self.weights:
-                packed = in_blocks(matrix(), bits)
-                self.weights.add(f"{name}.packed", packed.packed, part)
-                self.weights.add(f"{name}.scales", packed.scales, part)
-        elif name not in self.weights:
-            floats = matrix()
-            assert not isinstance(floats, Quantized)
-            self.weights.add(name, floats.T.astype(np.float16 if bits == 16 else np.float32), part)
+            blocks = (shape[0], pad_to_block(shape[1]) // BLOCK)
+            packed, scales = Stored((*blocks, BLOCK * bits // 8), np.uint8), Stored(blocks, np.float32)
+
+            def quantised() -> list[NDArray[Any]]:
+                both = in_blocks(matrix(), bits)
+                return [both.packed, both.scales]
+
+            self.weights.add_made({f"{name}.packed": packed, f"{name}.scales": scales}, quantised, part)
+            return
+        kind = np.float16 if bits == 16 else np.float32
+
+        def floats() -> list[NDArray[Any]]:
+            whole = matrix()
+            assert not isinstance(whole, Quantized)
+            return [(whole.T if turned else whole).astype(kind)]
+
+        self.weights.add_made({name: Stored(shape[::-1] if turned else shape, kind)}, floats, part)
 
     def tensor(self, name: str, bits: int = 32) -> str:
         """Return a tensor that was written in 16 or 32 bits, in this graph's float type."""

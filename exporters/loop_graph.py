@@ -18,7 +18,7 @@ from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propa
 from rrt_edge.exporters.masks import Masks, Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.exporters.weights import WeightFile, Weights
 from rrt_edge.runtime.bundle.contract import inputs_of, new_rows, outputs_of
 
 Float = NDArray[np.float32]
@@ -33,17 +33,24 @@ def emit(
     `layers` is read one by one, so that no more than one layer is held in memory.
     """
     with WeightFile(folder) as weights:
-        devices = DeviceGraphs(spec, bits, outer, weights) if has_device_graphs(spec) else None
-        layers = layers if devices is None else devices.also(layers)
-        model = _Emitter(spec, bits, weights).model(outer, layers)
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        if devices is not None:
-            devices.write(folder)
+        emit_graphs(spec, bits, outer, layers, weights, folder)
         return weights.bytes_by_part
 
 
+def emit_graphs(
+    spec: BlockSpec, bits: Bits, outer: OuterWeights, layers: Iterable[LayerWeights], weights: Weights, folder: Path
+) -> None:
+    """Write the graphs into `folder`; their weights go where `weights` puts them."""
+    devices = DeviceGraphs(spec, bits, outer, weights) if has_device_graphs(spec) else None
+    layers = layers if devices is None else devices.also(layers)
+    model = _Emitter(spec, bits, weights).model(outer, layers)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    if devices is not None:
+        devices.write(folder)
+
+
 class _Emitter:
-    def __init__(self, spec: BlockSpec, bits: Bits, weights: WeightFile) -> None:
+    def __init__(self, spec: BlockSpec, bits: Bits, weights: Weights) -> None:
         self.spec, self.bits, self.weights = spec, bits, weights
         self.top = Builder()
         self.linears = Linears(weights, self.top)

@@ -28,7 +28,7 @@ from rrt_edge.exporters.linears import Bits, Linears, RowDepths
 from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.exporters.weights import WeightFile
+from rrt_edge.exporters.weights import Weights
 from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.device_graphs import VERSION, why_unfit
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
@@ -42,7 +42,7 @@ EXACT = 0  # accuracy_level of MatMulNBits: activations stay as they are
 class DeviceGraphs:
     """Emits them layer by layer, as the loop graph is emitted."""
 
-    def __init__(self, spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: WeightFile) -> None:
+    def __init__(self, spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weights) -> None:
         self.spec, self.bits, self.outer, self.weights = spec, bits, outer, weights
         self._blocks = {
             f"{name}/{form}": _BlockGraph(spec, bits, weights, kind, slots)
@@ -90,7 +90,7 @@ def has_device_graphs(spec: BlockSpec) -> bool:
 class _BlockGraph:
     """The block at the depth of each row, for `slots` sequences."""
 
-    def __init__(self, spec: BlockSpec, bits: Bits, weights: WeightFile, kind: int, slots: int) -> None:
+    def __init__(self, spec: BlockSpec, bits: Bits, weights: Weights, kind: int, slots: int) -> None:
         self.spec, self.weights, self.kind, self.slots = spec, weights, kind, range(1, slots + 1)
         self.graph = graph = Builder()
         self.linears = Linears(weights, graph, kind, EXACT)
@@ -134,7 +134,7 @@ def _rotation_values(spec: BlockSpec) -> list[ValueInfoProto]:
     return [*tables, *(value(f"turn.{number}", INT64, 1, "rows") for number in turns)]
 
 
-def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: WeightFile) -> ModelProto:
+def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weights) -> ModelProto:
     """Return the graph of what depends on ids, positions and depths alone: it runs on the CPU, in float32."""
     graph = Builder()
     linears = Linears(weights, graph)
@@ -163,7 +163,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     return _model(graph, inputs, outputs, weights)
 
 
-def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: WeightFile, kind: int) -> ModelProto:
+def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weights, kind: int) -> ModelProto:
     """Logits of some rows of what the block returned."""
     graph = Builder()
     linears = Linears(weights, graph, kind, EXACT)
@@ -217,7 +217,7 @@ def _model(
     graph: Builder,
     inputs: Sequence[ValueInfoProto],
     outputs: Sequence[ValueInfoProto],
-    weights: WeightFile | None = None,
+    weights: Weights | None = None,
 ) -> ModelProto:
     stored = weights.initializers(graph.nodes) if weights is not None else []
     made = helper.make_graph(graph.nodes, "rrt", inputs, outputs, [*stored, *graph.constants])

@@ -11,11 +11,12 @@ with importing():
     from rrt_edge.runtime.system.version import __version__
 
 COMMANDS = {  # name: where it is, and what --help says of it
+    "run": ("run:run", "Talk with a model of your own: exported once, then found again."),
     "convert": ("convert:convert", "Turn a checkpoint into a recursive checkpoint."),
     "train": ("train:train", "Train a recursive checkpoint back: distillation, exits, gate."),
     "export": ("export:export", "Export a checkpoint as a bundle."),
     "verify": ("verify:verify", "Check a bundle, alone or against its source."),
-    "inspect": ("inspect:inspect", "Show what a bundle is made of."),
+    "inspect": ("inspect:inspect", "Show what a bundle or a checkpoint is made of."),
     "eval": ("eval:evaluate", "Score a bundle or a checkpoint at every depth."),
     "calibrate": ("calibrate:calibrate", "Find thresholds that keep a promise of agreement."),
     "generate": ("generate:generate", "Complete one or more prompts."),

@@ -20,10 +20,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 @dataclasses.dataclass(frozen=True)
-class _NotFound:
+class NotFound:
     """Stands in the place of a bundle's path until `guarded` can raise the error as all others are."""
 
-    error: BundleError
+    error: BadInputError
 
 
 class BundlePath(click.ParamType):  # type: ignore[type-arg]
@@ -31,13 +31,13 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
 
     name = "bundle"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | _NotFound:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | NotFound:
         from rrt_edge.runtime.library.store import find_bundle
 
         try:
             return find_bundle(value)
         except BundleError as error:
-            return _NotFound(error)
+            return NotFound(error)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Installed names with the folders here, or folders alone where no name fits."""
@@ -63,7 +63,7 @@ def guarded(command: Command) -> Command:
         as_json = bool(kwargs.get("as_json"))
         try:
             for value in kwargs.values():
-                if isinstance(value, _NotFound):
+                if isinstance(value, NotFound):
                     raise value.error
             return command(*args, **kwargs)
         except RRTEdgeError as error:
@@ -72,13 +72,14 @@ def guarded(command: Command) -> Command:
             complain(error, str(error), as_json)
             context.exit(2 if isinstance(error, BadInputError) else 1)
         except ModuleNotFoundError as error:
-            complain(error, f"rrt-edge {context.info_name} needs {_missing(str(error.name))}", as_json)
+            complain(error, f"rrt-edge {context.info_name} needs {missing(str(error.name))}", as_json)
             context.exit(2)
 
     return run  # type: ignore[return-value]
 
 
-def _missing(module: str) -> str:
+def missing(module: str) -> str:
+    """That a module is not installed, and how it is."""
     package = module.partition(".")[0]
     extra = extra_with(package)
     target = package if extra is None else f"'rrt-edge[{extra}]'"

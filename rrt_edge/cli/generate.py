@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
 @click.argument("bundle", type=BundlePath())
 @click.argument("prompt", required=False)
+@click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the chat template.")
 @click.option("--prompt-ids", help="Token ids instead of a prompt: 1,2,3.")
 @grammar_options
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 def generate(
-    bundle: Path, prompt: str | None, raw: bool, prompt_ids: str | None, exit_policy: str | None, show_depth: bool,
-    kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
+    bundle: Path, prompt: str | None, system: str, raw: bool, prompt_ids: str | None, exit_policy: str | None,
+    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     fields, variables = read_sampling(values), read_variables(values)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
-    text = None if prompt_ids is not None else _prompt(prompt)
+    text = None if prompt_ids is not None else read_prompt(prompt)
     with load_model(bundle, values, kv_rule) as model:
         sampling = model.sampling(**fields)
         if text is None:
@@ -55,7 +56,8 @@ def generate(
         elif raw or model.template is None:
             request = text
         else:
-            messages = [{"role": "user", "content": text}]
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": text})
             request = model.encode_chat(messages, chat_template_kwargs=variables)
         session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
@@ -82,7 +84,7 @@ def generate(
     )
 
 
-def _prompt(argument: str | None) -> str:
+def read_prompt(argument: str | None) -> str:
     """The prompt from the command line or from a pipe."""
     if argument is not None and argument != "-":
         return argument

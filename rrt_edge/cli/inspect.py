@@ -1,4 +1,4 @@
-"""`inspect`: what a bundle holds, and what its graph is made of."""
+"""`inspect`: what a bundle holds, and what its graph is made of; of a source, what it is and what it would become."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
+from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.inspect_source import inspect_source
+from rrt_edge.cli.sources import BundleOrSource, Source
 from rrt_edge.cli.terminal import size, two_columns
-from rrt_edge.runtime.errors import BundleError, in_words
+from rrt_edge.runtime.errors import BadInputError, BundleError, in_words
 
 if TYPE_CHECKING:
     import onnx
@@ -60,15 +62,29 @@ class GraphContents:
 
 
 @click.command(epilog="Example: rrt-edge inspect bundle")
-@click.argument("bundle", type=BundlePath())
-@click.option("--graph", is_flag=True, help="Show the inputs, outputs and operators of model.onnx instead.")
+@click.argument("source", type=BundleOrSource())
+@click.option("--graph", is_flag=True, help="Show the inputs, outputs and operators of a bundle's model.onnx instead.")
+@click.option("--loops", type=int, help="Show how large bundles of a checkpoint with so many loops are.  [default: 1]")
+@click.option("--rank", type=int, help="The same with adapters of this rank.  [default: 0]")
 @json_option
 @guarded
-def inspect(bundle: Path, graph: bool, as_json: bool) -> None:
-    """Show what is inside a bundle."""
+def inspect(source: Path | Source, graph: bool, loops: int | None, rank: int | None, as_json: bool) -> None:
+    """Show what is inside a bundle, or what a checkpoint is.
+
+    SOURCE is a bundle, a checkpoint's folder (recursive or not), a GGUF file, or a name on the Hugging Face hub. Of a
+    checkpoint only headers are read: what it is, whether and by which loops it can be converted, and how large a bundle
+    of it is at each bits.
+    """
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.decoding.default_sampling import default_sampling
 
+    if isinstance(source, Source):
+        if graph:
+            raise BadInputError(f"{source.text}: is no bundle, whose graph --graph shows; export it first")
+        return inspect_source(source.local(), loops, rank, as_json)
+    bundle = source
+    if loops is not None or rank is not None:
+        raise BadInputError(f"{bundle}: is a bundle; --loops and --rank are of what is not exported yet")
     manifest = Manifest.read(bundle)
     if graph:
         manifest.check_hashes(bundle, but=manifest.files.keys() - {GRAPH})

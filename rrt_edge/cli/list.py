@@ -9,12 +9,14 @@ from rich.console import Console
 
 from rrt_edge.cli.common import complain, guarded, json_option, print_json
 from rrt_edge.cli.terminal import size
-from rrt_edge.runtime.errors import RRTEdgeError
+from rrt_edge.runtime.errors import RRTEdgeError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from rrt_edge.runtime.library.store import Installed
+
+LONGEST_SOURCE = 300  # characters that are shown
 
 
 @click.command("list", epilog="Example: rrt-edge list")
@@ -44,10 +46,15 @@ def list_bundles(as_json: bool) -> None:
 
 def _table(bundles: list[Installed]) -> Table:
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
+    from rrt_edge.runtime.library.origin import origin_of
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "size", "family", "loops", "bits", "exit gate"):
+    origins = {bundle.name: origin_of(bundle.folder) for bundle in bundles}
+    exported = any(origins.values())
+    for column in ("name", "size", "family", "loops", "bits", "exit gate", *(["exported from"] if exported else [])):
         number = column in ("size", "loops", "bits")
         table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for bundle in bundles:
@@ -58,5 +65,7 @@ def _table(bundles: list[Installed]) -> Table:
         gate_text = "none" if gate.kind == "none" else "trained" if gate.trained else "not trained"
         gate_text += ", calibrated" if gate.threshold is not None or gate.points else ""
         bits = bundle.manifest.quantization.bits
-        table.add_row(bundle.name, size(bundle.bytes), shape.family, str(shape.loops), str(bits), gate_text)
+        origin = origins[bundle.name]
+        source = () if not exported else ("" if origin is None else escape(one_line(origin.source, LONGEST_SOURCE)),)
+        table.add_row(bundle.name, size(bundle.bytes), shape.family, str(shape.loops), str(bits), gate_text, *source)
     return table

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from rrt_edge.conversion.folder import gguf_fields, local_folder, read_fields, weight_files
+from rrt_edge.conversion.folder import TEMPLATES, gguf_fields, local_folder, read_fields, weight_files
 from rrt_edge.conversion.gguf_file import Blocks, GgufFile
 from rrt_edge.conversion.gguf_folder import write_folder
 from rrt_edge.conversion.gguf_header import GgufHeader, read_header
@@ -32,7 +32,6 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS = 4096  # compared at once
 
@@ -133,6 +132,11 @@ class Checkpoint:
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(f"{where}: {stored} is {shape_here}, but config.json makes it {expected}")
         return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
+
+    def block_type(self, name: str) -> str | None:
+        """GGML's type of a matrix, where it is stored in its blocks."""
+        stored = self._names.stored.get(name)
+        return self._files.block_type(stored) if stored and isinstance(self._files, GgufFile) else None
 
     def blocks(self, name: str) -> Blocks | None:
         """A matrix in GGML's blocks, where it is stored so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rrt_edge.conversion.folder import RECURSIVE, check_source, is_recursive_checkpoint
 from rrt_edge.conversion.options import ConvertOptions
@@ -20,7 +21,14 @@ def check_conversion(source: Path | str, out: Path | None, options: ConvertOptio
     """
     if out is not None:
         check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
-    fields = check_source(source)
+    check_sharing_of(source, check_source(source), options)
+
+
+def check_sharing_of(source: Path | str, fields: dict[str, Any], options: ConvertOptions) -> None:
+    """
+    Raises:
+        BadInputError: the options do not go with the fields of the source's config.
+    """
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     layers = (fields.get("text_config") or fields).get("num_hidden_layers")

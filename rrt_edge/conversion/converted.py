@@ -46,18 +46,32 @@ class Converted:
         assert shape is None or tuple(tensor.shape) == tuple(shape)
         return tensor.to(dtype)
 
+    def block_type(self, name: str) -> str | None:
+        """GGML's type of a matrix as the source stores it in blocks; None where it does not, or it is another here."""
+        source = self._unshared
+        return None if source is None else source.block_type(self._own(name))
+
     def blocks(self, name: str) -> Blocks | None:
-        """A matrix as the source stores it in GGML's blocks; None where it does not, or the matrix is another here."""
-        if self.config.loops > 1 or self.config.relaxed or not isinstance(self._source, Checkpoint):
-            return None
-        family = self._block.family
-        if name == EMBEDDING:
-            return self._source.blocks(f"{family.prefix}.{family.embedding}.weight")
-        return self._source.blocks(name.replace("model.block.", f"{family.prefix}.layers."))
+        """The matrix in these blocks."""
+        source = self._unshared
+        return None if source is None else source.blocks(self._own(name))
 
     def close(self) -> None:
         self._made.clear()
         self._source.close()
+
+    @property
+    def _unshared(self) -> Checkpoint | None:
+        """The source on disk, where its matrices are the model's own."""
+        same = self.config.loops == 1 and not self.config.relaxed
+        return self._source if same and isinstance(self._source, Checkpoint) else None
+
+    def _own(self, name: str) -> str:
+        """What the source calls a matrix."""
+        family = self._block.family
+        if name == EMBEDDING:
+            return f"{family.prefix}.{family.embedding}.weight"
+        return name.replace("model.block.", f"{family.prefix}.layers.")
 
     def _layer(self, k: int) -> Iterable[Piece]:
         yield from self._block.shared_layer(k)

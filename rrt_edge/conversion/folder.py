@@ -17,6 +17,7 @@ INDEX = f"model{INDEX_SUFFIX}"
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
+TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 DECODERS, WITH_DECODER = ("ForCausalLM", "Model"), "ForConditionalGeneration"  # how architectures end
 BOTH_WAYS = ("paligemma",)  # models whose decoder sees a prompt's later tokens too
 LONGEST_NAME = 255  # letters of a file's name

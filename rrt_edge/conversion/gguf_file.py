@@ -88,11 +88,15 @@ class GgufFile:
             tensor = tensor.float() - self._family.norm_offset
         return tensor
 
+    def block_type(self, name: str) -> str | None:
+        """GGML's type of a matrix in blocks, or None where it is stored as floating point numbers."""
+        kind = self._header.tensors[self._own[name]].type
+        return None if kind in PLAIN or kind == "F64" else kind
+
     def blocks(self, name: str) -> Blocks | None:
-        """A matrix in blocks as it is stored, or None where it is stored as floating point numbers."""
-        own = self._own[name]
-        kind = self._header.tensors[own].type
-        return None if kind in PLAIN or kind == "F64" else Blocks(kind, self._rows(own))
+        """A matrix in blocks as it is stored."""
+        kind = self.block_type(name)
+        return None if kind is None else Blocks(kind, self._rows(self._own[name]))
 
     def close(self) -> None:
         """Nothing is held: each tensor is mapped while it is read."""

@@ -171,8 +171,7 @@ class _Reader:
         if count > len(self.data) or depth > MOST_NESTED:
             raise IndexError(count)
         if kind == TEXT:
-            for _ in range(count):
-                self.skip(self.value(10))
+            self.skip_texts(count)
             return count
         return [self.value(kind, depth + 1) for _ in range(count)]
 
@@ -192,6 +191,15 @@ class _Reader:
         if self.at > len(self.data):
             raise IndexError(self.at)
         return start
+
+    def skip_texts(self, count: int) -> None:
+        """Go on behind an array of texts, of which a vocabulary has hundreds of thousands."""
+        at, end = self.at, len(self.data)
+        for _ in range(count):
+            at += 8 + int.from_bytes(self.data[at : at + 8], "little")
+            if at > end:
+                raise IndexError(at)
+        self.at = at
 
     def tensor(self) -> GgufTensor:
         name, dimensions = self.text(), self.value(4)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rrt_edge.runtime.bundle.manifest import FILE, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
+from rrt_edge.runtime.library.origin import origin_of
 from rrt_edge.runtime.library.source import UNPACKED, fetched, parse_source
 from rrt_edge.runtime.system.files import (
     CHUNK,
@@ -30,6 +31,7 @@ from rrt_edge.runtime.system.home import home
 from rrt_edge.runtime.system.progress import Progress
 
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
+_LONGEST_FITTING = 64  # characters of a name that is made up
 _SHOWN = 5  # names an error lists
 _LONG = 1000  # characters; no path is as long
 
@@ -61,6 +63,8 @@ class Installed:
             shape, gate = self.manifest.architecture, self.manifest.gate
             facts |= {"family": shape.family, "loops": shape.loops, "bits": self.manifest.quantization.bits}
             facts |= {"kv_rule": self.manifest.kv_rule, "gate_trained": gate.trained, "threshold": gate.threshold}
+        if (origin := origin_of(self.folder)) is not None:
+            facts["source"] = origin.source
         return {**facts, "problem": self.problem}
 
 
@@ -168,6 +172,12 @@ def remove(name: str) -> int:
     except OSError as error:
         raise RRTEdgeError(f"{bundle.folder}: cannot be removed ({error}); end the programs that use it") from error
     return bundle.bytes
+
+
+def fitting_name(text: str) -> str:
+    """A name that a bundle may have, as like a text as can be."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:_LONGEST_FITTING].strip("._-")
+    return name if _NAME.fullmatch(name) else f"model-{name}".strip("-")
 
 
 def _place(name: str) -> Path:

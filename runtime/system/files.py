@@ -232,12 +232,14 @@ def abandoned_scratch(parent: Path, kind: str) -> list[Path]:
     return folders
 
 
-def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file, read in pieces."""
+def sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The hexadecimal SHA-256 of a file, read in pieces; `advance` is called with the bytes of each."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
             digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
     return digest.hexdigest()
 
 

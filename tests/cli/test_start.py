@@ -77,7 +77,7 @@ def test_help_imports_no_command() -> None:
     assert "numpy" not in modules.split() and "rich" not in modules.split()
     from rrt_edge.cli import main
 
-    assert all(f"  {name} " in text for name in main.commands) and len(main.commands) == 17
+    assert all(f"  {name} " in text for name in main.commands) and len(main.commands) == 18
     assert {command.name for command in main.commands.values()} == set(main.commands)
 
 

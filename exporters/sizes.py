@@ -1,0 +1,135 @@
+"""How large a bundle would be: its graphs are emitted over tensors that have shapes and no numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from rrt_edge.conversion.block import refuse_leftovers
+from rrt_edge.conversion.checkpoint import Checkpoint
+from rrt_edge.conversion.conversion import recursive_config
+from rrt_edge.conversion.converted import Converted
+from rrt_edge.conversion.gguf_header import GgufHeader
+from rrt_edge.conversion.options import ConvertOptions
+from rrt_edge.exporters.bundle import plan_bits
+from rrt_edge.exporters.checkpoint_weights import Read, layer_weights, outer_weights
+from rrt_edge.exporters.linears import Matrix
+from rrt_edge.exporters.loop_graph import emit_graphs
+from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
+from rrt_edge.exporters.source_blocks import ROUNDED, SourceBlocks
+from rrt_edge.exporters.spec import spec_of
+from rrt_edge.exporters.weights import Weights
+from rrt_edge.model.configuration import RecursiveConfig
+from rrt_edge.model.families import family_of
+from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.sharing import check_sharing
+from rrt_edge.quantisation.blocks import BLOCK, Quantized
+
+BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
+FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get
+SMALL_FILES = 5000  # bytes of the manifest, what the graph repeats of it, and the files of settings
+BYTES_OF_TOKEN, BYTES_OF_MERGE = 30, 46  # that tokenizer.json takes for each, all but the largest part indentation
+MERGES_OF_PIECE = 1.95  # that a vocabulary of SentencePiece's BPE has for each of its pieces
+
+
+class Shapes:
+    """The parameters of a recursive model as tensors of zeros, which take no memory."""
+
+    def __init__(self, config: RecursiveConfig) -> None:
+        with torch.device("meta"):
+            model = RecursiveForCausalLM(config)
+        self.config = config
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros((), dtype=dtype).expand(self._shapes[name])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class BlockShapes(SourceBlocks):
+    """The matrices of a GGUF file as a bundle would keep them, without their numbers."""
+
+    def __init__(self, weights: Converted, header: GgufHeader, shapes: Shapes) -> None:
+        super().__init__(weights, header)
+        self._shapes = shapes
+
+    def matrix(self, name: str) -> Matrix:
+        zeros, kind = self._shapes.tensor(name), self._weights.block_type(name)
+        if kind is None:
+            return zeros.numpy()
+        bits, (rows, columns) = FEWER_BITS.get(kind, ROUNDED), zeros.shape
+        packed = torch.zeros((), dtype=torch.uint8).expand(rows, columns // BLOCK, BLOCK * bits // 8)
+        scales = torch.zeros(()).expand(rows, columns // BLOCK)
+        return Quantized(packed.numpy(), scales.numpy(), bits, columns)
+
+
+def sizes_of(source: Path, loops: int = 1, rank: int = 0) -> dict[str, int]:
+    """`bundle_sizes` of a folder or a GGUF file."""
+    return bundle_sizes(Checkpoint(source), loops, rank)
+
+
+def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0) -> dict[str, int]:
+    """Bytes of the bundle that `export` would write, by what `bits` it is given; no weights are read.
+
+    Args:
+        loops, rank: of a source that is not recursive.
+
+    Raises:
+        BadInputError: the checkpoint cannot be exported, or not with these loops.
+    """
+    config = checkpoint.config
+    if not checkpoint.is_recursive:
+        check_sharing(config.num_hidden_layers, loops, rank)
+        refuse_leftovers(checkpoint, family_of(config))
+        config = recursive_config(config, ConvertOptions(loops=loops, rank=rank), None)
+    spec, shapes = spec_of(config), Shapes(config)
+    kept = checkpoint.gguf is not None and loops == 1 and not rank
+    beside = SMALL_FILES + _tokenizer_bytes(checkpoint)
+    sizes = {}
+    for bits in BITS if kept else BITS[:-1]:
+        blocks = _block_shapes(checkpoint, shapes) if bits == SOURCE else None
+        matrix: Read = blocks.matrix if blocks is not None else lambda name: shapes.tensor(name).numpy()
+        unscaled = dataclasses.replace(spec, residual_scale=1.0)  # to scale a matrix would take its memory
+        outer = outer_weights(shapes, spec, matrix)
+        options = ExportOptions(bits=bits, loops=loops, rank=rank)
+        plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
+        weights = Weights()
+        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
+            emit_graphs(spec, plan, outer, layer_weights(shapes, unscaled, matrix), weights, Path(folder))
+            graphs = sum(path.stat().st_size for path in Path(folder).iterdir())
+        sizes[str(bits)] = graphs + weights.end + beside
+    return sizes
+
+
+def _block_shapes(checkpoint: Checkpoint, shapes: Shapes) -> BlockShapes:
+    assert checkpoint.gguf is not None
+    return BlockShapes(Converted(checkpoint, shapes.config, checkpoint.dtype), checkpoint.gguf, shapes)
+
+
+def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of tokenizer.json: as it is written from the folder's, else about what so many tokens take."""
+    if checkpoint.gguf is not None:
+        tokens, merges = (checkpoint.gguf.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+        pieces = tokens if isinstance(tokens, int) else 0
+        pairs = merges if isinstance(merges, int) else MERGES_OF_PIECE * pieces
+        return round(pieces * BYTES_OF_TOKEN + pairs * BYTES_OF_MERGE)
+    path = checkpoint.source / "tokenizer.json"
+    if not path.is_file():
+        return round(int(checkpoint.config.vocab_size) * (BYTES_OF_TOKEN + MERGES_OF_PIECE * BYTES_OF_MERGE))
+    try:
+        text: str = Tokenizer.from_file(str(path)).to_str(pretty=True)
+    except Exception:  # tokenizers raises plain Exception; export says what is wrong with it
+        return path.stat().st_size
+    return len(text.encode())

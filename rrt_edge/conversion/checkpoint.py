@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from rrt_edge.conversion.safetensors_files import SafetensorsFiles
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import FAMILIES, family_of, layer_types
 from rrt_edge.runtime.errors import BadInputError, one_line
-from rrt_edge.runtime.system.options import shown
+from rrt_edge.runtime.system.options import named, shown
 
 log = logging.getLogger(__name__)
 COMPANIONS = (
@@ -195,7 +195,7 @@ def _read_config(folder: Path, fields: dict[str, Any], trust_remote_code: bool) 
             f"{path}: auto_map: its model_type {shown(fields['model_type'])} comes with code of its own, which is "
             "not run unless you trust it (--trust-remote-code)"
         )
-    with _config_errors(path, fields["model_type"]):
+    with _config_errors(path, fields):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
         _try_layer(getattr(config, "text_config", None) or config)
     return config
@@ -203,22 +203,37 @@ def _read_config(folder: Path, fields: dict[str, Any], trust_remote_code: bool) 
 
 def _gguf_config(header: GgufHeader) -> PreTrainedConfig:
     fields = gguf_fields(header)
-    with _config_errors(header.path, fields["model_type"]):
+    with _config_errors(header.path, fields):
         config = AutoConfig.for_model(**fields)
         _try_layer(config)
     return config
 
 
 @contextmanager
-def _config_errors(path: Path, model_type: str) -> Iterator[None]:
-    """Errors in a config as one sentence that names the file."""
+def _config_errors(path: Path, fields: Mapping[str, Any]) -> Iterator[None]:
+    """Errors in a config as one sentence that names the file, and the field where one is at fault."""
     try:
         yield
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from error
     except Exception as error:  # transformers and torch raise many kinds
-        reason = one_line(error) or type(error).__name__
-        raise BadInputError(f"{path}: cannot be read as a {shown(model_type)} config: {reason}") from error
+        reason = f"cannot be read as a {shown(fields['model_type'])} config: {one_line(error) or type(error).__name__}"
+        name = _field_at_fault(fields)
+        at = "" if name is None else f"{named(name)} {shown(fields[name])}: "
+        raise BadInputError(f"{path}: {at}{reason}") from error
+
+
+def _field_at_fault(fields: Mapping[str, Any]) -> str | None:
+    """The field without which a config could be read: errors of transformers and torch do not always name it."""
+    for name in fields:
+        others = {other: value for other, value in fields.items() if other != name}
+        try:
+            config = AutoConfig.for_model(**others)
+            _try_layer(getattr(config, "text_config", None) or config)
+        except Exception:  # as above; without model_type TypeError
+            continue
+        return name
+    return None
 
 
 def _decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -117,6 +117,9 @@ class Family:
     embedding: str = "embed_tokens"
     final_norm: str = "norm"
     cache_argument: str = "past_key_values"  # of the layer's forward
+    window: Literal["never", "everywhere", "by layer"] = (
+        "never"  # where the config's sliding_window counts, if it has one
+    )
     rotary_by_type: bool = False  # the rotary embedding differs between full and sliding attention
     activation: str = "hidden_act"
     parallel: Fact = _never  # attention and MLP read the same residual
@@ -171,6 +174,7 @@ GEMMA: dict[str, Any] = {  # what all of Gemma's have
 }
 GEMMA_2: dict[str, Any] = {  # and those from the second on
     "activation": "hidden_activation",
+    "window": "by layer",
     "attention_scale": _by_root_of_scalar,
     "attention_softcap": _optional("attn_logit_softcapping"),
     "logits_softcap": _optional("final_logit_softcapping"),
@@ -178,9 +182,9 @@ GEMMA_2: dict[str, Any] = {  # and those from the second on
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama"),
-    "mistral": Family("mistral", "Mistral"),
-    "qwen2": Family("qwen2", "Qwen2"),
-    "qwen3": Family("qwen3", "Qwen3", norms={**PRE_NORMS, **HEAD_NORMS}),
+    "mistral": Family("mistral", "Mistral", window="everywhere"),
+    "qwen2": Family("qwen2", "Qwen2", window="by layer"),
+    "qwen3": Family("qwen3", "Qwen3", window="by layer", norms={**PRE_NORMS, **HEAD_NORMS}),
     "gemma": Family("gemma", "Gemma", **GEMMA),
     "gemma2": Family("gemma2", "Gemma2", norms=SANDWICH_NORMS, **GEMMA, **GEMMA_2),
     "gemma3_text": Family(
@@ -207,6 +211,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         "phi3",
         "Phi3",
+        window="everywhere",
         linears=(
             Linear("self_attn.qkv_proj", ("q", "k", "v")),
             Linear("self_attn.o_proj", ("o",)),
@@ -259,9 +264,12 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     Raises:
         BadInputError: a layer attends in a way that is not known here.
     """
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        types = [SLIDING if getattr(config, "sliding_window", None) else FULL] * config.num_hidden_layers
+    window = family_of(config).window
+    if window == "by layer":
+        types = config.layer_types
+    else:  # a field that transformers' class does not read means nothing
+        everywhere = window == "everywhere" and config.sliding_window is not None
+        types = [SLIDING if everywhere else FULL] * config.num_hidden_layers
     unknown = next((kind for kind in types if kind not in (FULL, SLIDING)), None)
     if unknown is not None:
         raise BadInputError(f"config.json: layer_types names {unknown!r}; supported: {FULL}, {SLIDING}")

@@ -251,3 +251,16 @@ def test_a_file_named_in_the_config_is_beside_it(source: Path, tmp_path: Path, n
     with_fields(tmp_path, transformers_weights=named)
     with pytest.raises(rrt_edge.BadInputError, match="transformers_weights"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "stray"),
+    [(family, "sliding_window") for family in ("llama-biases", "gemma", "gpt_neox", "olmo2", "granite")]
+    + [(family, "use_sliding_window") for family in ("llama-biases", "mistral-full", "phi3")],
+)
+def test_a_field_that_transformers_does_not_read_means_nothing(tmp_path: Path, family: str, stray: str) -> None:
+    """A window is that of the models whose class in transformers reads one; in others' configs it is a leftover."""
+    random_model(family).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, stray: 5 if stray == "sliding_window" else True}))
+    assert away(tmp_path) < 1e-4

@@ -16,13 +16,15 @@ from rrt_edge.runtime.system.openmp import WAIT_POLICY
 SPIN = "session.intra_op.spin_duration_us"
 ON_ONE_CORE = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
 THREADS_OF_A_SESSION = """
-import os, sys
+import os, sys, threading
 from pathlib import Path
 from rrt_edge.runtime import Model
 tasks = Path("/proc/self/task")
 before = set(os.listdir(tasks))
 with Model.load(sys.argv[1], device="cpu"):
-    # Those that are just ending (timers) are still listed for a moment; those of the pool stay.
+    # Python's own are timers that are just ending, and are still listed for a moment; those of the pool stay.
+    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+        thread.join()
     print(1 + min(len(set(os.listdir(tasks)) - before) for _ in range(200)))
 """
 

@@ -106,16 +106,18 @@ class Window:
 
 
 def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
-    """The text in windows of at most `size` tokens: plain text cut between lines, or a record in each."""
+    """The text in windows of at most `size` tokens: plain text cut between lines, or records; chats are left whole."""
     tokenizer = read_tokenizer(folder)
     if records := path.suffix in (".jsonl", ".parquet"):
         windows = []
         for example in tokenized_records(path, tokenizer, ChatTemplate.from_folder(folder)):
-            rows = np.flatnonzero(
-                np.asarray(example.scored, np.bool_)[1:]
-            ).tolist()  # each predicts the token behind it
-            if len(example.ids) <= size and rows:
-                windows.append(Window(list(example.ids), rows))
+            ids, scored = list(example.ids), np.asarray(example.scored, np.bool_)
+            if len(ids) > size and not scored.all():
+                continue  # half a chat would be another one; a text may be cut
+            for start in range(0, len(ids), size):
+                rows = np.flatnonzero(scored[start : start + size][1:]).tolist()  # each predicts the token behind it
+                if rows:
+                    windows.append(Window(ids[start : start + size], rows))
     else:
         pieces: list[list[int]] = []
         for line in read_lines(path):

@@ -41,6 +41,13 @@ def test_sizes_and_hashes_are_what_lies_there(recursive: Path, tmp_path: Path) -
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= set(files)
 
 
+def test_long_texts_of_a_data_file_are_compared_in_pieces(recursive: Path, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": "The cat sees the hen. " * 1000}) + "\n")
+    report = verify(bundle, source=recursive, text=path)
+    assert report.ok and report.positions > 5000
+
+
 @pytest.mark.slow
 def test_unshared_bytes_are_what_one_loop_takes(source: Path, tmp_path: Path) -> None:
     for bits in (4, 8, 32):

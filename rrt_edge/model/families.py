@@ -264,16 +264,16 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     Raises:
         BadInputError: a layer attends in a way that is not known here.
     """
-    window = family_of(config).window
-    if window == "by layer":
-        types = config.layer_types
-    else:  # a field that transformers' class does not read means nothing
-        everywhere = window == "everywhere" and config.sliding_window is not None
-        types = [SLIDING if everywhere else FULL] * config.num_hidden_layers
+    types = list(getattr(config, "layer_types", None) or [])
     unknown = next((kind for kind in types if kind not in (FULL, SLIDING)), None)
     if unknown is not None:
         raise BadInputError(f"config.json: layer_types names {unknown!r}; supported: {FULL}, {SLIDING}")
-    return list(types)
+    window = family_of(config).window
+    if window == "by layer":
+        return types
+    # A field that transformers' class does not read means nothing.
+    everywhere = window == "everywhere" and config.sliding_window is not None
+    return [SLIDING if everywhere else FULL] * config.num_hidden_layers
 
 
 def windows(config: PreTrainedConfig) -> list[int | None]:

@@ -41,6 +41,7 @@ def test_sizes_and_hashes_are_what_lies_there(recursive: Path, tmp_path: Path) -
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_long_texts_of_a_data_file_are_compared_in_pieces(recursive: Path, bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(json.dumps({"text": "The cat sees the hen. " * 1000}) + "\n")

@@ -74,13 +74,14 @@ class RoundedToTexts:
             moment, crossed = self._moments(k, sides, sources, made, group[0])
             for path in group:
                 aim = shared[f"{path}.weight"]
-                missed = sum(
+                missed = [
                     source.get_parameter(f"{path}.weight") @ cross
                     for source, cross in zip(sources, crossed, strict=True)
                     if cross is not None
-                )
-                if isinstance(missed, Tensor):
-                    aim = aim + CORRECTION * torch.linalg.solve(moment, missed.T.double()).T.float()
+                ]
+                if missed:
+                    output = sum(missed, torch.zeros_like(aim)).double()
+                    aim = aim + CORRECTION * torch.linalg.solve(moment, output.T).T.float()
                 rounded = compensated(aim.numpy(), moment.numpy(), self._bits)
                 self._rounded[f"model.block.{k}.{path}.weight"] = rounded
                 weight = torch.from_numpy(dequantize(rounded))

@@ -117,9 +117,7 @@ class Family:
     embedding: str = "embed_tokens"
     final_norm: str = "norm"
     cache_argument: str = "past_key_values"  # of the layer's forward
-    window: Literal["never", "everywhere", "by layer"] = (
-        "never"  # where the config's sliding_window counts, if it has one
-    )
+    window: Literal["never", "everywhere", "by layer"] = "never"  # where a sliding_window of the config counts
     rotary_by_type: bool = False  # the rotary embedding differs between full and sliding attention
     activation: str = "hidden_act"
     parallel: Fact = _never  # attention and MLP read the same residual

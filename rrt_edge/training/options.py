@@ -42,6 +42,8 @@ class TrainOptions:
         exit_lr: the same for both in the early-exit stage, which starts from a trained model.
         gate_lr: the same for the gate.
         weight_decay: AdamW's, of matrices.
+        cpu_replicas: on a CPU, in one process: divide each batch over so many threads, each with a copy of the model
+            that shares the weights and has gradients of its own (4 bytes a parameter more).
         bf16: mixed precision; where None, on GPUs that have it.
         gradient_checkpointing: run the block again in the backward pass instead of keeping what it computed.
         kd_weight: weight of the divergence from the teacher (section 3.1, appendix E).
@@ -90,6 +92,12 @@ class TrainOptions:
     gate_lr: float = option(1e-2, "The same for the gate.", above=0)
     warmup: int = option(40, "Steps of warm-up in each stage.", least=0)
     weight_decay: float = option(0.0, "Of matrices.", least=0)
+    cpu_replicas: int = option(
+        1,
+        "On a CPU, divide each batch over so many threads with a copy of the model each, which share the weights: as "
+        "many as cores is fastest where other programs run too.",
+        above=0,
+    )
     bf16: bool | None = option(None, "Mixed precision.", unset="on GPUs that have it")
     gradient_checkpointing: bool = option(
         False, "Run the block again in the backward pass: less memory, a third more time."

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import shutil
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -31,6 +32,7 @@ from rrt_edge.training.distributed import (
 from rrt_edge.training.evaluation import depth_scores
 from rrt_edge.training.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.training.options import Stage, TrainOptions
+from rrt_edge.training.replicas import Replicas, divided
 from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
 
 BY_GATE = 0.5  # share of tokens that leave as the gate says, where it does
@@ -46,6 +48,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.is_distributed_loading_by_transformers = processes() > 1  # sharded before: nobody else wraps the model
         self.stage, self.teacher, self.options = stage, teacher, options
+        self._replicas: Replicas | None = None
         self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
         if isinstance(teacher, OnlineTeacher):
             teacher.model.to(self.args.device)
@@ -54,19 +57,52 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         predicts = predicting(inputs["labels"])  # [B, S]
+        exits = self._exits(model, predicts, self.accelerator.unwrap_model(model).config.loops)
+        loss, outputs = self._mean_loss(model, inputs, predicts, exits)
+        loss = share_of_mean(loss, int(predicts.sum()))
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward: in one, or with a part of the batch for each replica."""
+        if self.options.cpu_replicas == 1:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        if self._replicas is None:
+            self._replicas = Replicas(self.accelerator.unwrap_model(model), self.options.cpu_replicas)
+        model.train()
+        parts = divided(self._prepare_inputs(inputs), self.options.cpu_replicas)
+        count = sum(int(predicting(part["labels"]).sum()) for part in parts) * self.current_gradient_accumulation_steps
+        return self._replicas.learn([self._share(model, part, count) for part in parts])
+
+    def _share(self, model: Any, part: dict[str, Tensor], count: int) -> Callable[[nn.Module], Tensor]:
+        """The loss of a part, which a copy of the model will compute: as much of a mean over `count` as it is."""
+        predicts = predicting(part["labels"])
+        exits = self._exits(model, predicts, self.accelerator.unwrap_model(model).config.loops)  # drawn in this thread
+
+        def loss(replica: nn.Module) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.args.bf16)):
+                return self._mean_loss(replica, part, predicts, exits)[0] * (predicts.sum() / count)
+
+        return loss
+
+    def _mean_loss(
+        self, model: Any, inputs: dict[str, Tensor], predicts: Tensor, exits: dict[str, Any]
+    ) -> tuple[Tensor, Any]:
+        """The stage's mean loss over the labelled positions, and what the model gave."""
         targets = inputs["labels"][:, 1:][predicts[:, :-1]]  # [N]
-        loops, depth, options = self.accelerator.unwrap_model(model).config.loops, None, self.options
-        if self.stage == "early-exit" and options.exit_loss == "stochastic":
+        loops, depth = self.accelerator.unwrap_model(model).config.loops, None
+        if self.stage == "early-exit" and self.options.exit_loss == "stochastic":
             depth = self._drawn.randint(1, loops)
         outputs = model(
             **text_of(inputs),
             logits_mask=predicts,
             output_depths=self.stage != "uptrain" and depth is None,
             depth=depth,
-            **self._exits(model, predicts, loops),
+            **exits,
         )
-        loss = share_of_mean(self._loss(outputs, targets, inputs, predicts), len(targets))
-        return (loss, outputs) if return_outputs else loss
+        return self._loss(outputs, targets, inputs, predicts), outputs
 
     @property
     def _drawn(self) -> random.Random:

@@ -84,6 +84,8 @@ def train(
     started = time.perf_counter()
     options, out = options or TrainOptions(), Path(out)
     check_training(checkpoint, out, data, teacher, eval_data, options)
+    if options.cpu_replicas > 1 and (processes() > 1 or torch.accelerator.is_available()):
+        raise BadInputError("cpu-replicas: are for one process on a CPU; leave it out with several, and on a GPU")
     texts = {"data": str(data), "eval_data": None if eval_data is None else str(eval_data)}
     models = {"checkpoint": str(checkpoint), "teacher": None if teacher is None else str(teacher)}
     work = out.with_name(f"{out.name}.work")

@@ -19,7 +19,14 @@ from rrt_edge.conversion.conversion import read_texts, recursive_config, write_g
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
-from rrt_edge.exporters.checkpoint_weights import Read, RecursiveTensors, layer_weights, outer_weights
+from rrt_edge.exporters.checkpoint_weights import (
+    Read,
+    ReadRows,
+    RecursiveTensors,
+    Streamed,
+    layer_weights,
+    outer_weights,
+)
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.exporters.embedding_and_head import packs_embedding
@@ -139,21 +146,24 @@ def _export_recursive(
     started: float,
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
-    spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
+    spec, dtype = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits), checkpoint.dtype
     blocks = _source_blocks(weights, checkpoint, options)
     plan = None if blocks is not None else plan_bits(options, spec.tied_head)
-    matrix: Read = blocks.matrix if blocks is not None else lambda name: weights.tensor(name).numpy()
+    outside: ReadRows = lambda name: Streamed(weights.tensor(name, dtype=dtype))  # noqa: E731
+    inside: Read = lambda name: weights.tensor(name).numpy()  # noqa: E731
+    if blocks is not None:
+        outside = inside = blocks.matrix
     if options.data is not None and plan is not None:
         texts = read_texts(checkpoint, options.data, options.data_tokens)
-        matrix = RoundedToTexts(weights, texts, plan.block, progress).matrix
+        inside = RoundedToTexts(weights, texts, plan.block, dtype).matrix
     with new_folder(bundle, "bundle", is_bundle) as folder:
         write_tokenizer(checkpoint.folder, folder)
         eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)
-        outer = outer_weights(weights, spec, matrix)
+        outer = outer_weights(weights, spec, outside)
         if blocks is not None:
             plan = blocks.plan(outer.embedding, outer.head)
         assert plan is not None
-        layers = watched(layer_weights(weights, spec, matrix), spec.layers, progress)
+        layers = watched(layer_weights(weights, spec, inside), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer, layers, folder)
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits

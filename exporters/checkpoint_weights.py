@@ -18,10 +18,11 @@ from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, Linear, family_of, head_shape, part_sizes
 from rrt_edge.model.lora import adapter_names, split_rows
-from rrt_edge.quantisation.blocks import Quantized
+from rrt_edge.quantisation.blocks import Quantized, Rows
 
 Float = NDArray[np.float32]
 Read = Callable[[str], Matrix]  # a matrix by its name in the recursive model
+ReadRows = Callable[[str], Matrix | Rows]
 GATE = ("inner", "inner_bias", "outer", "bias")
 NOTHING = np.zeros(0, np.float32)
 
@@ -31,6 +32,17 @@ class RecursiveTensors(Tensors, Protocol):
 
     @property
     def config(self) -> RecursiveConfig: ...
+
+
+class Streamed:
+    """A matrix [out, in] that stays in the type in which it is stored; rows are float32 where they are asked for."""
+
+    def __init__(self, stored: torch.Tensor) -> None:
+        self._stored = stored
+        self.shape: tuple[int, ...] = tuple(stored.shape)
+
+    def __getitem__(self, rows: slice) -> Float:
+        return self._stored[rows].float().numpy()
 
 
 def layer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: Read) -> Iterator[LayerWeights]:
@@ -57,7 +69,7 @@ def layer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: Read) -
         checkpoint.close()
 
 
-def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: Read) -> OuterWeights:
+def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: ReadRows) -> OuterWeights:
     gate = [checkpoint.tensor(f"exit_gate.{name}").numpy() for name in GATE] if spec.loops > 1 else [NOTHING] * 4
     return OuterWeights(
         embedding=matrix("model.embed_tokens.weight"),

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from rrt_edge.conversion.block import EMBEDDING, source_shapes
 from rrt_edge.conversion.side_by_side import SideBySide, damped
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
-from rrt_edge.exporters.linears import Matrix
 from rrt_edge.model.families import family_of, head_shape, part_sizes
 from rrt_edge.model.lora import adapter_names, join_rows
 from rrt_edge.quantisation.blocks import Quantized, dequantize
 from rrt_edge.quantisation.compensated import compensated
-from rrt_edge.runtime.system.progress import Progress
 
 CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
 
@@ -25,15 +23,17 @@ class RoundedToTexts:
 
     One after another, source and rounded model run side by side on the texts. A matrix that several depths share is
     rounded for the inputs of all of them; a depth below the first begins with the state that the source has there.
+    A layer is rounded when its first matrix is asked for: the layers before it must have been asked for.
     """
 
     def __init__(
-        self, weights: RecursiveTensors, texts: Sequence[Sequence[int]], bits: int, progress: Progress | None
+        self, weights: RecursiveTensors, texts: Sequence[Sequence[int]], bits: int, dtype: torch.dtype
     ) -> None:
         """
         Args:
             texts: token ids.
             bits: 4 or 8.
+            dtype: which keeps the embedding as it is.
         """
         config = weights.config
         self._weights, self._bits = weights, bits
@@ -41,16 +41,16 @@ class RoundedToTexts:
         self._family = family_of(self._text)
         self._shapes = source_shapes(self._family, self._text)
         self._rounded: dict[str, Quantized] = {}
-        embedding = weights.tensor(EMBEDDING, dtype=torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32)
-        sides = self._depths(SideBySide(config, texts, embedding), config.layers_per_block)
-        for k in range(config.layers_per_block):
-            self._round_layer(k, sides)
-            if progress is not None:
-                progress(k + 1, config.layers_per_block, "layers rounded")
+        self._next = 0  # the layer to round next
+        embedding = weights.tensor(EMBEDDING, dtype=dtype)
+        self._sides = self._depths(SideBySide(config, texts, embedding), config.layers_per_block)
 
-    def matrix(self, name: str) -> Matrix:
-        """A matrix by its name in the recursive model: rounded where it is of the block."""
-        return self._rounded[name] if name in self._rounded else self._weights.tensor(name).numpy()
+    def matrix(self, name: str) -> Quantized:
+        """A matrix of the block by its name in the recursive model; each is handed over once."""
+        if name.startswith(f"model.block.{self._next}."):
+            self._round_layer(self._next, self._sides)
+            self._next += 1
+        return self._rounded.pop(name)
 
     def _depths(self, first: SideBySide, layers: int) -> list[SideBySide]:
         """The texts at the beginning of each loop."""

@@ -11,7 +11,7 @@ from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
 from rrt_edge.exporters.linears import Bits, Linears, Matrix, RowDepths
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.quantisation.blocks import BLOCK
+from rrt_edge.quantisation.blocks import BLOCK, Rows
 from rrt_edge.quantisation.packing import is_packed
 
 Float = NDArray[np.float32]
@@ -32,9 +32,9 @@ class GateWeights:
 class OuterWeights:
     """The weights around the block. `head` is None where it is the embedding."""
 
-    embedding: Matrix
+    embedding: Matrix | Rows
     norm: Norm
-    head: Matrix | None
+    head: Matrix | Rows | None
     gate: GateWeights
 
 
@@ -43,7 +43,7 @@ def packs_embedding(spec: BlockSpec, bits: int) -> bool:
     return is_packed(bits) and spec.hidden % BLOCK == 0
 
 
-def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix, ids: str) -> str:
+def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix | Rows, ids: str) -> str:
     """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
     if spec.embedding_scale == 1:
@@ -51,7 +51,7 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embeddin
     return graph.op("Mul", rows, graph.constant(spec.embedding_scale, linears.dtype))
 
 
-def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix, ids: str) -> str:
+def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix | Rows, ids: str) -> str:
     shape = (spec.vocabulary, spec.hidden)
     if packs_embedding(spec, bits):
         linears.write("embedding", lambda: embedding, shape, bits, "embedding")

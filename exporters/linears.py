@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import Stored, Weights
-from rrt_edge.quantisation.blocks import BLOCK, Quantized, beside, pad_to_block, quantize, stacked
+from rrt_edge.quantisation.blocks import BLOCK, Quantized, Rows, beside, pad_to_block, quantize, stacked
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
 
@@ -72,7 +72,13 @@ class Linears:
         return np.float16 if self.kind == FLOAT16 else np.float32
 
     def write(
-        self, name: str, matrix: Callable[[], Matrix], shape: tuple[int, int], bits: int, part: str, turned: bool = True
+        self,
+        name: str,
+        matrix: Callable[[], Matrix | Rows],
+        shape: tuple[int, int],
+        bits: int,
+        part: str,
+        turned: bool = True,
     ) -> None:
         """Write a matrix [out, in] so that `matmul` can use it, unless it is there; asked for only then.
 
@@ -93,7 +99,7 @@ class Linears:
         def floats() -> list[NDArray[Any]]:
             whole = matrix()
             assert not isinstance(whole, Quantized)
-            return [(whole.T if turned else whole).astype(kind)]
+            return [(whole[:].T if turned else whole[:]).astype(kind)]
 
         self.weights.add_made({name: Stored(shape[::-1] if turned else shape, kind)}, floats, part)
 
@@ -139,7 +145,7 @@ def wide_b(linear: Adapted) -> Float:
     return wide
 
 
-def in_blocks(matrix: Matrix, bits: int) -> Quantized:
+def in_blocks(matrix: Matrix | Rows, bits: int) -> Quantized:
     """A matrix in blocks: as it is where it has them, or quantised."""
     return matrix if isinstance(matrix, Quantized) else quantize(matrix, bits)
 

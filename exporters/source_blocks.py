@@ -8,7 +8,7 @@ from collections import Counter
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.exporters.linears import Bits, Matrix
-from rrt_edge.quantisation.blocks import Quantized, quantize
+from rrt_edge.quantisation.blocks import Quantized, Rows, quantize
 from rrt_edge.quantisation.ggml import carried
 from rrt_edge.quantisation.packing import is_packed
 
@@ -40,7 +40,7 @@ class SourceBlocks:
         self._bits.add(kept.bits)
         return kept
 
-    def plan(self, embedding: Matrix, head: Matrix | None) -> Bits:
+    def plan(self, embedding: Matrix | Rows, head: Matrix | Rows | None) -> Bits:
         """The bits of what stands around the block, and of matrices of the block that are not in blocks."""
         embedded = embedding.bits if isinstance(embedding, Quantized) else self.float_bits
         above = head.bits if isinstance(head, Quantized) else self.float_bits

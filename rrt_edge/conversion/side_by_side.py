@@ -14,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of, layer_types
 from rrt_edge.model.modeling import attention_masks, rotary_embeddings
+from rrt_edge.model.threads import torch_threads
 
+SHARES = 4  # of the texts, which are summed up apart: so many on every machine, for the same sums
 DAMPING = 0.01  # of the mean square of an input, added to each: few texts do not reach every direction
 
 
@@ -48,7 +50,11 @@ class SideBySide:
         scale = self._family.embedding_scale(text)
         self._source = [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
         self._made = list(self._source)
-        self._arguments = [self._of_text(hidden) for hidden in self._source]
+        self._shares = [range(first, len(texts), SHARES) for first in range(min(SHARES, len(texts)))]
+        self._threads = torch_threads(min(torch.get_num_threads(), SHARES))
+        lengths = {len(ids): hidden for ids, hidden in zip(texts, self._source, strict=True)}
+        of_length = {length: self._of_text(hidden) for length, hidden in lengths.items()}
+        self._arguments = [of_length[len(ids)] for ids in texts]
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A layer of the family with weights of its own; `index` counts in the source."""
@@ -79,7 +85,6 @@ class SideBySide:
             before = entered
         return groups
 
-    @torch.no_grad()
     def moments(self, index: int, source: nn.Module, made: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
         """Sum up the inputs x of a linear in `made`; what runs before it has its final weights.
 
@@ -87,16 +92,30 @@ class SideBySide:
             The sums [in, in] of x x^T and of (y - x) x^T, where y is the same input in the source; None where no y is
             another than its x.
         """
-        size = source.get_submodule(path).in_features
-        assert isinstance(size, int)
-        squares, crossed = torch.zeros(size, size), torch.zeros(size, size)
-        differ = False
-        for number, (source_hidden, made_hidden) in enumerate(zip(self._source, self._made, strict=True)):
-            own = self._input(index, made, path, number, made_hidden)
-            error = self._input(index, source, path, number, source_hidden) - own
-            squares += own.T @ own
-            crossed += error.T @ own
-            differ = differ or bool(error.any())
+
+        @torch.no_grad()
+        def of_share(share: range) -> tuple[Tensor, Tensor, bool]:
+            size = source.get_submodule(path).in_features
+            assert isinstance(size, int)
+            squares, crossed, differ = torch.zeros(size, size), torch.zeros(size, size), False
+            for number in share:
+                own = self._input(index, made, number, self._made[number])
+                error = self._input(index, source, number, self._source[number]) - own
+                squares.addmm_(own.T, own)
+                crossed.addmm_(error.T, own)
+                differ = differ or bool(error.any())
+            return squares, crossed, differ
+
+        hooks = [layer.get_submodule(path).register_forward_pre_hook(_stop) for layer in (source, made)]
+        try:
+            sums = list(self._threads.map(of_share, self._shares))
+        finally:
+            _remove(hooks)
+        squares, crossed, differ = sums[0]
+        for more, more_crossed, more_differ in sums[1:]:
+            squares += more
+            crossed += more_crossed
+            differ = differ or more_differ
         return squares, crossed if differ else None
 
     @torch.no_grad()
@@ -112,18 +131,21 @@ class SideBySide:
         twin._source, twin._made = list(self._source), list(self._source)
         return twin
 
-    @torch.no_grad()
     def advance_source(self, index: int, source: nn.Module) -> None:
         """Go on behind a layer of the source alone."""
-        for number in range(len(self._source)):
-            self._source[number] = self._run(index, source, number, self._source[number])
+        self._advance(index, source, self._source)
 
-    @torch.no_grad()
     def advance(self, index: int, source: nn.Module, made: nn.Module) -> None:
         """Go on behind a layer."""
-        self.advance_source(index, source)
-        for number in range(len(self._made)):
-            self._made[number] = self._run(index, made, number, self._made[number])
+        self._advance(index, source, self._source)
+        self._advance(index, made, self._made)
+
+    def _advance(self, index: int, layer: nn.Module, states: list[Tensor]) -> None:
+        @torch.no_grad()
+        def behind(number: int) -> None:
+            states[number] = self._run(index, layer, number, states[number])
+
+        list(self._threads.map(behind, range(len(states))))
 
     def _of_text(self, hidden: Tensor) -> dict[str, dict[str, Any]]:
         """What a layer's forward takes beside a text's hidden states, by type of layer."""
@@ -153,20 +175,13 @@ class SideBySide:
         behind: Tensor = layer(hidden, **self._arguments[number][self._kinds[index]])
         return behind
 
-    def _input(self, index: int, layer: nn.Module, path: str, number: int, hidden: Tensor) -> Tensor:
-        """[S, in]: what reaches a linear of a layer on one text; what comes behind it does not run."""
-
-        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            raise _Reached(inputs[0])
-
-        hook = layer.get_submodule(path).register_forward_pre_hook(stop)
+    def _input(self, index: int, layer: nn.Module, number: int, hidden: Tensor) -> Tensor:
+        """[S, in]: what reaches the linear that has the hook `_stop` on one text; what comes behind it does not run."""
         try:
             self._run(index, layer, number, hidden)
         except _Reached as reached:
             return reached.hidden.flatten(0, -2)
-        finally:
-            hook.remove()
-        raise AssertionError(f"{path} did not run")
+        raise AssertionError("the linear did not run")
 
 
 def damped(squares: Tensor) -> Tensor:
@@ -181,6 +196,10 @@ class _Reached(Exception):
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
+
+
+def _stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    raise _Reached(inputs[0])
 
 
 def _remove(hooks: Sequence[RemovableHandle]) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +47,33 @@ def pad_to_block(columns: int) -> int:
     return -(-columns // BLOCK) * BLOCK
 
 
-def quantize(weight: Float, bits: int) -> Quantized:
+class Rows(Protocol):
+    """A matrix [out, in] of which some rows at a time are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Float: ...
+
+
+def quantize(weight: Rows, bits: int) -> Quantized:
     """Quantise a matrix [out, in] to 4 or 8 bits: of several ranges for each block, the one with the least error."""
     out, columns = weight.shape
-    padded = np.zeros((out, pad_to_block(columns)), dtype=np.float32)
-    padded[:, :columns] = weight
-    blocks = padded.reshape(out, -1, BLOCK)
-    rows = max(1, PIECE // padded.shape[1])
-    pieces = [blocks[start : start + rows] for start in range(0, out, rows)]
+    padded = pad_to_block(columns)
+    packed = np.empty((out, padded // BLOCK, BLOCK * bits // 8), np.uint8)
+    scales = np.empty((out, padded // BLOCK), np.float32)
+    rows = max(1, PIECE // padded)
+
+    def piece(start: int) -> None:
+        some = slice(start, min(start + rows, out))
+        values = np.zeros((some.stop - start, padded), np.float32)
+        values[:, :columns] = weight[some]
+        codes, scales[some] = best_codes(values.reshape(len(values), -1, BLOCK), bits)
+        packed[some] = pack(codes, bits)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(best_codes, pieces, [bits] * len(pieces)))
-    codes, scales = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    return Quantized(pack(codes, bits), scales, bits, columns)
+        list(pool.map(piece, range(0, out, rows)))
+    return Quantized(packed, scales, bits, columns)
 
 
 def stacked(matrices: Sequence[Quantized]) -> Quantized:

@@ -1,17 +1,14 @@
-"""A batch divided over threads of a CPU, each with a copy of the model that shares the weights.
-
-The threads meet once a step instead of once an operation: where other programs use the processor too, operations that
-all threads share wait for the slowest at each of thousands of meetings.
-"""
+"""A batch divided over threads of a CPU, each with a copy of the model that shares the weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+
+from rrt_edge.model.threads import torch_threads
 
 Batch = dict[str, Tensor]
 
@@ -34,8 +31,7 @@ class Replicas:
 
     def __init__(self, model: nn.Module, count: int) -> None:
         self.models = [model, *(_sharing(model) for _ in range(count - 1))]
-        each = max(1, torch.get_num_threads() // count)
-        self._threads = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
+        self._threads = torch_threads(count)
 
     def learn(self, losses: list[Callable[[nn.Module], Tensor]]) -> Tensor:
         """Add the gradients of the losses' sum to the model's, and return the sum; one loss for each copy at most."""

@@ -15,15 +15,15 @@ from rrt_edge.quantisation.packing import pack, unpack
 from rrt_edge.quantisation.scales import best_codes
 
 Float = NDArray[np.float32]
-BLOCK = 32  # weights that share a scale
+BLOCK = 32  # weights that share a scale, where nothing else is asked for
 PIECE = 1 << 16  # weights searched at a time: what stays in a core's cache
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix [out, in] in blocks of `BLOCK` along `in`.
+    """A matrix [out, in] in blocks along `in`.
 
-    `packed` uint8 [out, blocks, BLOCK * bits / 8], low nibble first; `scales` float32 [out, blocks]. A weight is
+    `packed` uint8 [out, blocks, block * bits / 8], low nibble first; `scales` float32 [out, blocks]. A weight is
     (q - 2^(bits - 1)) * scale. Zero points would lower the error by 4 % at 4 bits, but cost 15 % of the speed of a
     product of one row (measured, AVX2) and 2 % of the bytes.
     """
@@ -38,13 +38,18 @@ class Quantized:
         """The matrix's, [out, in]."""
         return len(self.scales), self.columns
 
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return int(self.packed.shape[-1]) * 8 // self.bits
+
     def __len__(self) -> int:
         return len(self.scales)
 
 
-def pad_to_block(columns: int) -> int:
-    """The next multiple of `BLOCK`."""
-    return -(-columns // BLOCK) * BLOCK
+def pad_to_block(columns: int, block: int = BLOCK) -> int:
+    """The next multiple of a block."""
+    return -(-columns // block) * block
 
 
 class Rows(Protocol):
@@ -56,19 +61,19 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Float: ...
 
 
-def quantize(weight: Rows, bits: int) -> Quantized:
+def quantize(weight: Rows, bits: int, block: int = BLOCK) -> Quantized:
     """Quantise a matrix [out, in] to 4 or 8 bits: of several ranges for each block, the one with the least error."""
     out, columns = weight.shape
-    padded = pad_to_block(columns)
-    packed = np.empty((out, padded // BLOCK, BLOCK * bits // 8), np.uint8)
-    scales = np.empty((out, padded // BLOCK), np.float32)
+    padded = pad_to_block(columns, block)
+    packed = np.empty((out, padded // block, block * bits // 8), np.uint8)
+    scales = np.empty((out, padded // block), np.float32)
     rows = max(1, PIECE // padded)
 
     def piece(start: int) -> None:
         some = slice(start, min(start + rows, out))
         values = np.zeros((some.stop - start, padded), np.float32)
         values[:, :columns] = weight[some]
-        codes, scales[some] = best_codes(values.reshape(len(values), -1, BLOCK), bits)
+        codes, scales[some] = best_codes(values.reshape(len(values), -1, block), bits)
         packed[some] = pack(codes, bits)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -77,7 +82,10 @@ def quantize(weight: Rows, bits: int) -> Quantized:
 
 
 def stacked(matrices: Sequence[Quantized]) -> Quantized:
-    """Matrices of the same input on top of each other: the same numbers, at the most bits of any."""
+    """Matrices of the same input on top of each other: the same numbers, at the most bits of any.
+
+    All are of the same block size.
+    """
     bits = max(matrix.bits for matrix in matrices)
     same = [_widened(matrix, bits) for matrix in matrices]
     packed = np.concatenate([matrix.packed for matrix in same])
@@ -85,9 +93,12 @@ def stacked(matrices: Sequence[Quantized]) -> Quantized:
 
 
 def beside(left: Quantized, right: Quantized) -> Quantized:
-    """Two matrices of as many rows and bits side by side; `left` is of whole blocks, or else both are rounded anew."""
-    if left.columns % BLOCK:
-        return quantize(np.concatenate([dequantize(left), dequantize(right)], axis=1), left.bits)
+    """Two matrices of as many rows and bits and the same block size side by side.
+
+    `left` is of whole blocks, or else both are rounded anew.
+    """
+    if left.columns % left.block:
+        return quantize(np.concatenate([dequantize(left), dequantize(right)], axis=1), left.bits, left.block)
     packed = np.concatenate([left.packed, right.packed], axis=1)
     scales = np.concatenate([left.scales, right.scales], axis=1)
     return Quantized(packed, scales, left.bits, left.columns + right.columns)
@@ -98,14 +109,14 @@ def _widened(quantized: Quantized, bits: int) -> Quantized:
     if quantized.bits == bits:
         return quantized
     codes = unpack(quantized.packed, quantized.bits) + np.uint8(2 ** (bits - 1) - 2 ** (quantized.bits - 1))
-    rows, blocks = quantized.scales.shape
-    return Quantized(pack(codes.reshape(rows, blocks, BLOCK), bits), quantized.scales, bits, quantized.columns)
+    packed = pack(codes.reshape(*quantized.scales.shape, quantized.block), bits)
+    return Quantized(packed, quantized.scales, bits, quantized.columns)
 
 
 def dequantize(quantized: Quantized) -> Float:
     """The matrix [out, in] that the kernels see."""
     codes = unpack(quantized.packed, quantized.bits)
     rows, blocks = quantized.scales.shape
-    centred = codes.reshape(rows, blocks, BLOCK).astype(np.float32) - np.float32(2 ** (quantized.bits - 1))
+    centred = codes.reshape(rows, blocks, quantized.block).astype(np.float32) - np.float32(2 ** (quantized.bits - 1))
     matrix: Float = (centred * quantized.scales[..., None]).reshape(rows, -1)[:, : quantized.columns]
     return matrix

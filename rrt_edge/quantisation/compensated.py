@@ -15,38 +15,41 @@ from rrt_edge.quantisation.blocks import BLOCK, Quantized, pad_to_block
 from rrt_edge.quantisation.packing import pack
 
 Float = NDArray[np.float32]
-PANEL = 128  # columns whose error is spread among themselves first; a multiple of the block
+PANEL = 128  # columns whose error is spread among themselves first; whole blocks
 SHRINKS = np.linspace(1.06, 0.61, 16, dtype=np.float32)  # candidate scales, relative to those that clip nothing
 ROWS = 64  # rows whose scales are solved for together
 TURNS = 3
 
 
-def compensated(weight: Float, moment: NDArray[np.float64], bits: int, turns: int = TURNS) -> Quantized:
+def compensated(
+    weight: Float, moment: NDArray[np.float64], bits: int, turns: int = TURNS, block: int = BLOCK
+) -> Quantized:
     """Quantise a matrix [out, in] so that its output on some inputs loses least.
 
     Args:
         moment: [in, in], positive definite: the sum of x x^T over the inputs, damped.
         bits: 4 or 8.
         turns: how often scales and codes are improved in turns.
+        block: weights that share a scale, at most `PANEL`.
     """
     out, columns = weight.shape
-    padded = pad_to_block(columns)
+    padded = pad_to_block(columns, block)
     if padded > columns:  # inputs that are always zero
         weight = np.pad(weight, ((0, 0), (0, padded - columns)))
         moment = np.pad(moment, ((0, padded - columns),) * 2)
         beyond = np.arange(columns, padded)
         moment[beyond, beyond] = np.diag(moment)[:columns].mean()
-    codes, scales = _spread(weight, moment, bits)
+    codes, scales = _spread(weight, moment, bits, block)
     single = moment.astype(np.float32)
     for _ in range(turns):
         scales = _best_scales(weight, single, codes, scales)
         _improve(weight, single, codes, scales, bits)
     middle = 2 ** (bits - 1)
-    unsigned = (codes + middle).astype(np.uint8).reshape(out, -1, BLOCK)
+    unsigned = (codes + middle).astype(np.uint8).reshape(out, -1, block)
     return Quantized(pack(unsigned, bits), np.ascontiguousarray(scales), bits, columns)
 
 
-def _spread(weight: Float, moment: NDArray[np.float64], bits: int) -> tuple[Float, Float]:
+def _spread(weight: Float, moment: NDArray[np.float64], bits: int, block: int) -> tuple[Float, Float]:
     """Codes less the middle [out, in] and scales [out, blocks]: each column's error is spread over those behind it."""
     middle, columns = 2 ** (bits - 1), weight.shape[1]
     inverse = np.linalg.inv(np.linalg.cholesky(moment))
@@ -54,17 +57,17 @@ def _spread(weight: Float, moment: NDArray[np.float64], bits: int) -> tuple[Floa
     importance = (1 / np.square(np.diag(spread))).astype(np.float32)
     left = weight.copy()
     codes = np.zeros(weight.shape, np.float32, order="F")
-    scales = np.zeros((len(weight), columns // BLOCK), np.float32)
+    scales = np.zeros((len(weight), columns // block), np.float32)
     for start in range(0, columns, PANEL):
         end = min(start + PANEL, columns)
         panel = np.asfortranarray(left[:, start:end])
         errors, own = np.zeros_like(panel), spread[start:end, start:end]
         for at in range(end - start):
             column = start + at
-            if column % BLOCK == 0:
-                block = np.ascontiguousarray(panel[:, at : at + BLOCK])
-                scales[:, column // BLOCK] = _scales(block, importance[column : column + BLOCK], bits)
-            scale = scales[:, column // BLOCK]
+            if column % block == 0:
+                weights = np.ascontiguousarray(panel[:, at : at + block])
+                scales[:, column // block] = _scales(weights, importance[column : column + block], bits)
+            scale = scales[:, column // block]
             codes[:, column] = np.clip(np.rint(panel[:, at] / scale), -middle, middle - 1)
             errors[:, at] = (panel[:, at] - codes[:, column] * scale) / own[at, at]
             panel[:, at + 1 :] -= errors[:, at, None] * own[at, at + 1 :]
@@ -73,7 +76,7 @@ def _spread(weight: Float, moment: NDArray[np.float64], bits: int) -> tuple[Floa
 
 
 def _scales(blocks: Float, importance: Float, bits: int) -> Float:
-    """The scales [rows] of blocks [rows, BLOCK] that lose least, where an error counts by its column's importance."""
+    """The scales [rows] of blocks [rows, block] that lose least, where an error counts by its column's importance."""
     middle = np.float32(2 ** (bits - 1))
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)[:, 0]
     best, least = np.ones_like(largest), np.full(largest.shape, np.inf, np.float32)
@@ -91,12 +94,13 @@ def _scales(blocks: Float, importance: Float, bits: int) -> Float:
 def _best_scales(weight: Float, moment: Float, codes: Float, scales: Float) -> Float:
     """The scales with which these codes lose least: for each row the solution of a system of as many equations."""
     rows, blocks = scales.shape
-    aims = (weight @ moment).reshape(rows, blocks, BLOCK)
+    block = codes.shape[1] // blocks
+    aims = (weight @ moment).reshape(rows, blocks, block)
     best = scales.copy()
     for start in range(0, rows, ROWS):
-        own = np.ascontiguousarray(codes[start : start + ROWS]).reshape(-1, blocks, BLOCK)
-        products = np.stack([own[:, block] @ moment[block * BLOCK :][:BLOCK] for block in range(blocks)], axis=1)
-        system = np.einsum("rkbi,rbi->rkb", products.reshape(len(own), blocks, blocks, BLOCK), own, dtype=np.float64)
+        own = np.ascontiguousarray(codes[start : start + ROWS]).reshape(-1, blocks, block)
+        products = np.stack([own[:, at] @ moment[at * block :][:block] for at in range(blocks)], axis=1)
+        system = np.einsum("rkbi,rbi->rkb", products.reshape(len(own), blocks, blocks, block), own, dtype=np.float64)
         diagonal = np.arange(blocks)
         unused = system[:, diagonal, diagonal] == 0  # blocks whose codes are all zero, whatever their scale
         system[:, diagonal, diagonal] = np.where(unused, 1.0, system[:, diagonal, diagonal] * (1 + 1e-6))
@@ -110,14 +114,15 @@ def _best_scales(weight: Float, moment: Float, codes: Float, scales: Float) -> F
 def _improve(weight: Float, moment: Float, codes: Float, scales: Float, bits: int) -> None:
     """Set each column's codes, in place, to what loses least while the others stay as they are."""
     middle, columns = 2 ** (bits - 1), weight.shape[1]
-    gradient = (codes * np.repeat(scales, BLOCK, axis=1) - weight) @ moment
+    block = columns // scales.shape[1]
+    gradient = (codes * np.repeat(scales, block, axis=1) - weight) @ moment
     for start in range(0, columns, PANEL):
         end = min(start + PANEL, columns)
         panel = np.asfortranarray(gradient[:, start:end])
         changes, own = np.zeros_like(panel), moment[start:end, start:end]
         for at in range(end - start):
             column = start + at
-            scale = scales[:, column // BLOCK]
+            scale = scales[:, column // block]
             aim = codes[:, column] - panel[:, at] / (own[at, at] * scale)
             changed = np.clip(np.rint(aim), -middle, middle - 1)
             changes[:, at] = (changed - codes[:, column]) * scale

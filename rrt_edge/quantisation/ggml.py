@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.quantisation.blocks import BLOCK, Quantized
+from rrt_edge.quantisation.blocks import Quantized
 from rrt_edge.quantisation.packing import pack
 
+GRID = 32  # weights of a block in all of these types
 HALF = 2  # bytes of a scale in float16
 MIDDLE_4, MIDDLE_8 = 8, 128  # the codes of zero
 
@@ -23,10 +24,10 @@ def carried(kind: str, rows: NDArray[np.uint8]) -> Quantized | None:
     """
     if kind not in ("Q4_0", "Q4_1", "Q8_0"):
         return None
-    size = {"Q4_0": HALF + BLOCK // 2, "Q4_1": 2 * HALF + BLOCK // 2, "Q8_0": HALF + BLOCK}[kind]
+    size = {"Q4_0": HALF + GRID // 2, "Q4_1": 2 * HALF + GRID // 2, "Q8_0": HALF + GRID}[kind]
     blocks = rows.reshape(len(rows), -1, size)
     scales = _halves(blocks[..., :HALF])
-    columns = blocks.shape[1] * BLOCK
+    columns = blocks.shape[1] * GRID
     if kind == "Q8_0":
         return _quantized(blocks[..., HALF:] ^ np.uint8(MIDDLE_8), scales, 8, columns)  # bytes with a sign
     if kind == "Q4_0":

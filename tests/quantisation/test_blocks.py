@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from rrt_edge.quantisation.blocks import BLOCK, dequantize, quantize
+from rrt_edge.quantisation.blocks import BLOCK, beside, dequantize, pad_to_block, quantize, stacked
 from rrt_edge.quantisation.packing import pack, unpack
 from rrt_edge.quantisation.scales import balance
 
@@ -28,12 +28,14 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
 @pytest.mark.parametrize("columns", [32, 72, 160])
-def test_onnxruntime_multiplies_by_what_dequantize_says(bits: int, columns: int) -> None:
+def test_onnxruntime_multiplies_by_what_dequantize_says(bits: int, block: int, columns: int) -> None:
     weight, x = normal(24, columns), normal(3, columns, seed=1)
-    packed = quantize(weight, bits)
+    packed = quantize(weight, bits, block)
+    assert packed.block == block and packed.packed.shape[1] * block == pad_to_block(columns, block)
     tensors = {"b": packed.packed, "s": packed.scales}
-    attributes = {"K": columns, "N": 24, "bits": bits, "block_size": BLOCK}  # no accuracy_level: float products
+    attributes = {"K": columns, "N": 24, "bits": bits, "block_size": block}  # no accuracy_level: float products
     node = helper.make_node("MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", **attributes)
     graph = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, columns])],
@@ -57,9 +59,10 @@ def test_errors_stay_below_a_step(seed: int, bits: int, columns: int, size: floa
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_onnxruntime_gathers_what_dequantize_says(bits: int) -> None:
-    table = quantize(normal(50, 64), bits)
-    attributes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_onnxruntime_gathers_what_dequantize_says(bits: int, block: int) -> None:
+    table = quantize(normal(50, 64), bits, block)
+    attributes = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     node = helper.make_node("GatherBlockQuantized", ["t", "i", "s"], ["y"], domain="com.microsoft", **attributes)
     tensors = [numpy_helper.from_array(table.packed.reshape(50, -1), "t"), numpy_helper.from_array(table.scales, "s")]
     graph = helper.make_graph(
@@ -81,6 +84,29 @@ def test_the_search_beats_plain_rounding() -> None:
     plain = np.clip(np.round(blocks / (largest / -8)), -8, 7) * (largest / -8)
     ours = np.square(dequantize(quantize(weight, 4)) - weight).mean()
     assert ours < 0.92 * np.square(plain.reshape(64, -1) - weight).mean()
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("columns", [128, 256])
+def test_matrices_that_are_put_together_keep_their_numbers(block: int, columns: int) -> None:
+    """Whole blocks are taken over as they are, whatever stands beside them; fewer bits fit into more."""
+    above, below = quantize(normal(6, columns), 4, block), quantize(normal(3, columns, seed=1), 8, block)
+    whole = stacked([above, below])
+    assert (whole.bits, whole.block, whole.shape) == (8, block, (9, columns))
+    np.testing.assert_array_equal(dequantize(whole), np.concatenate([dequantize(above), dequantize(below)]))
+    right = quantize(normal(9, 40, seed=2), 8, block)
+    both = beside(whole, right)
+    assert (both.bits, both.block, both.shape) == (8, block, (9, columns + 40))
+    np.testing.assert_array_equal(dequantize(both), np.concatenate([dequantize(whole), dequantize(right)], axis=1))
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_what_does_not_end_with_a_block_is_rounded_with_what_follows(block: int) -> None:
+    left, right = quantize(normal(6, 80), 8, block), quantize(normal(6, 40, seed=1), 8, block)
+    both = beside(left, right)
+    together = np.concatenate([dequantize(left), dequantize(right)], axis=1)
+    np.testing.assert_array_equal(dequantize(both), dequantize(quantize(together, 8, block)))
+    assert (both.block, both.shape) == (block, (6, 120))
 
 
 def test_zeros_are_exact() -> None:

@@ -29,12 +29,13 @@ def lost(weight: np.ndarray, rounded: np.ndarray, moment: np.ndarray) -> float:
 
 @pytest.mark.parametrize("shape", [(48, 256), (7, 96), (33, 160), (5, 72)])
 @pytest.mark.parametrize("bits, share", [(4, 0.6), (8, 0.8)])
-def test_less_of_the_output_is_lost(shape: tuple[int, int], bits: int, share: float) -> None:
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_less_of_the_output_is_lost(shape: tuple[int, int], bits: int, share: float, block: int) -> None:
     weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     moment = inputs(shape[1])
-    ours = compensated(weight, moment, bits)
-    assert ours.shape == shape and ours.bits == bits and ours.scales.dtype == np.float32
-    nearest = dequantize(quantize(weight, bits))
+    ours = compensated(weight, moment, bits, block=block)
+    assert ours.shape == shape and ours.bits == bits and ours.block == block and ours.scales.dtype == np.float32
+    nearest = dequantize(quantize(weight, bits, block))
     assert lost(weight, dequantize(ours), moment) < share * lost(weight, nearest, moment)
 
 

@@ -34,6 +34,7 @@ from rrt_edge.exporters.ends import reply_ends
 from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
+from rrt_edge.exporters.repair import Repaired
 from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.exporters.tokenizer_files import write_tokenizer
@@ -79,6 +80,7 @@ def export(
     rank: int = 0,
     data: Path | str | None = None,
     data_tokens: int = 16384,
+    repair_rank: int = 0,
     kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -95,6 +97,8 @@ def export(
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
         data_tokens: of the data, how many tokens are read, at most 512 of a text.
+        repair_rank: with `data`, for a model without adapters: the rank of some at each depth that take up what
+            rounding lost (`rrt_edge.exporters.repair`); adapters that a model has are fitted anew.
         kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
 
     Raises:
@@ -110,6 +114,7 @@ def export(
         rank=rank,
         data=None if data is None else Path(data),
         data_tokens=data_tokens,
+        repair_rank=repair_rank,
         kv_bits=kv_bits,
     )
     return _export(source, Path(bundle), options, progress)
@@ -146,16 +151,20 @@ def _export_recursive(
     started: float,
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
-    spec, dtype = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits), checkpoint.dtype
-    blocks = _source_blocks(weights, checkpoint, options)
-    plan = None if blocks is not None else plan_bits(options, spec.tied_head)
+    dtype, blocks = checkpoint.dtype, _source_blocks(weights, checkpoint, options)
+    plan = None if blocks is not None else plan_bits(options, spec_of(weights.config).tied_head)
     outside: ReadRows = lambda name: Streamed(weights.tensor(name, dtype=dtype))  # noqa: E731
     inside: Read = lambda name: weights.tensor(name).numpy()  # noqa: E731
     if blocks is not None:
         outside = inside = blocks.matrix
     if options.data is not None and plan is not None:
         texts = read_texts(checkpoint, options.data, options.data_tokens)
-        inside = RoundedToTexts(weights, texts, plan.block, dtype).matrix
+        rounded = RoundedToTexts(weights, texts, plan.block, dtype)
+        inside = rounded.matrix
+        if options.repair_rank or weights.config.relaxed:
+            repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, options.repair_rank, progress)
+            weights, inside = repaired, repaired.matrix
+    spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         write_tokenizer(checkpoint.folder, folder)
         eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)

@@ -54,6 +54,12 @@ def check_source_options(source: Path | str, fields: dict[str, Any], options: Ex
         )
     if options.data is not None:
         check_kind(options.data)
+    if (
+        options.repair_rank
+        and fields["model_type"] == RECURSIVE
+        and (fields.get("rank") or fields.get("component_ranks"))
+    ):
+        raise BadInputError(f"{source}: has adapters, which data fits anew; repair-rank is for a model without")
     if fields["model_type"] != RECURSIVE:
         if options.data is not None and (options.loops > 1 or options.rank):
             raise BadInputError(

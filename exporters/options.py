@@ -40,6 +40,12 @@ class ExportOptions:
         "output on them loses least.",
     )
     data_tokens: int = option(16384, "Tokens of the data that are read, at most 512 of a text.", least=1)
+    repair_rank: int = option(
+        0,
+        "With --data, for a model without adapters: the rank of some at each depth that take up what rounding lost. "
+        "Adapters that a model has are fitted anew.",
+        least=0,
+    )
     kv_bits: int = option(
         32, "How keys and values are kept while running; 8: a quarter of the memory.", choices=KV_BITS
     )
@@ -50,5 +56,7 @@ class ExportOptions:
             raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
         if self.data is not None and self.bits not in (4, 8):
             raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")
+        if self.repair_rank and self.data is None:
+            raise BadInputError("repair-rank: adapters take up what rounding lost on some texts; give them with data")
         if self.eight_bit and self.bits != 4:
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")

@@ -101,21 +101,35 @@ def output_factors(weight: Tensor, residual: Tensor, rank: int, sums: InputSums)
 
     With H = L L^T the sum of x x^T over the inputs x, |M L|^2 is the energy of the output M x. So the residual R is cut
     as `U, S, Vt = svd(R L)` and B A = U_r S_r Vt_r L^-1 (the idea of SVD-LLM, arXiv 2403.07378). R also takes over most
-    of what the inputs lost on the way to this layer: the source's weight times the best linear guess of their error.
-    The rows of A are orthonormal, as those of `residual_factors`.
+    of what the inputs lost on the way to this layer. The rows of A are orthonormal, as those of `residual_factors`.
 
     Args:
         weight: the source layer's, [out, in].
     Returns:
         A, B, the energy of the output that is lost, and that of the source's weight.
     """
-    whitened = residual @ sums.root
-    if sums.guess is not None:
-        whitened += CORRECTION * (weight @ sums.guess) @ sums.root
-    a, b, kept, energy = residual_factors(whitened, rank)
+    a, b, kept, energy = residual_factors(lost_output(weight, residual, sums), rank)
     whole = float((weight @ sums.root).square().sum())
     if not energy:
         return a, b, 0.0, whole
     a = torch.linalg.solve_triangular(sums.root, a, upper=False, left=False)
     rows, mixing = torch.linalg.qr(a.T)
     return rows.T.contiguous(), b @ mixing.T, energy - kept, whole
+
+
+def refitted(weight: Tensor, residual: Tensor, a: Tensor, sums: InputSums) -> Tensor:
+    """The B [out, rank] with which a given A [rank, in] stands best for `residual`, as `output_factors` has it."""
+    reached = a @ sums.root  # [rank, in]
+    b: Tensor = torch.linalg.lstsq(reached.T, lost_output(weight, residual, sums).T, driver="gelsy").solution
+    return b.T.contiguous()
+
+
+def lost_output(weight: Tensor, residual: Tensor, sums: InputSums) -> Tensor:
+    """`residual` [out, in], and most of what the inputs lost on the way, in the norm of the output.
+
+    The latter is the source's weight times the best linear guess of the inputs' error.
+    """
+    whitened = residual @ sums.root
+    if sums.guess is not None:
+        whitened += CORRECTION * (weight @ sums.guess) @ sums.root
+    return whitened

@@ -8,6 +8,8 @@ scales and codes are improved in turns while the others stay: scales by least sq
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,39 +23,56 @@ ROWS = 64  # rows whose scales are solved for together
 TURNS = 3
 
 
-def compensated(
-    weight: Float, moment: NDArray[np.float64], bits: int, turns: int = TURNS, block: int = BLOCK
-) -> Quantized:
+@dataclass(frozen=True)
+class Inputs:
+    """What rounding knows of the inputs of one or several linears; columns that pad the last block included.
+
+    Attributes:
+        moment: [in, in], positive definite: the sum of x x^T, damped.
+        spread: [in, in], upper triangular: by how much columns behind one make its error good, times its diagonal.
+        columns: without padding.
+        block: weights that share a scale, at most `PANEL`.
+    """
+
+    moment: Float
+    spread: Float
+    columns: int
+    block: int
+
+    @classmethod
+    def of(cls, moment: NDArray[np.float64], block: int = BLOCK) -> Inputs:
+        columns = len(moment)
+        padded = pad_to_block(columns, block)
+        if padded > columns:  # inputs that are always zero
+            moment = np.pad(moment, ((0, padded - columns),) * 2)
+            beyond = np.arange(columns, padded)
+            moment[beyond, beyond] = np.diag(moment)[:columns].mean()
+        inverse = np.linalg.inv(np.linalg.cholesky(moment))
+        spread = np.linalg.cholesky(inverse.T @ inverse).T.astype(np.float32)
+        return cls(moment.astype(np.float32), spread, columns, block)
+
+
+def compensated(weight: Float, inputs: Inputs, bits: int, turns: int = TURNS) -> Quantized:
     """Quantise a matrix [out, in] so that its output on some inputs loses least.
 
     Args:
-        moment: [in, in], positive definite: the sum of x x^T over the inputs, damped.
         bits: 4 or 8.
         turns: how often scales and codes are improved in turns.
-        block: weights that share a scale, at most `PANEL`.
     """
-    out, columns = weight.shape
-    padded = pad_to_block(columns, block)
-    if padded > columns:  # inputs that are always zero
-        weight = np.pad(weight, ((0, 0), (0, padded - columns)))
-        moment = np.pad(moment, ((0, padded - columns),) * 2)
-        beyond = np.arange(columns, padded)
-        moment[beyond, beyond] = np.diag(moment)[:columns].mean()
-    codes, scales = _spread(weight, moment, bits, block)
-    single = moment.astype(np.float32)
+    out, block, moment = len(weight), inputs.block, inputs.moment
+    weight = np.pad(weight, ((0, 0), (0, len(moment) - inputs.columns)))
+    codes, scales = _spread(weight, inputs.spread, bits, block)
     for _ in range(turns):
-        scales = _best_scales(weight, single, codes, scales)
-        _improve(weight, single, codes, scales, bits)
+        scales = _best_scales(weight, moment, codes, scales)
+        _improve(weight, moment, codes, scales, bits)
     middle = 2 ** (bits - 1)
     unsigned = (codes + middle).astype(np.uint8).reshape(out, -1, block)
-    return Quantized(pack(unsigned, bits), np.ascontiguousarray(scales), bits, columns)
+    return Quantized(pack(unsigned, bits), np.ascontiguousarray(scales), bits, inputs.columns)
 
 
-def _spread(weight: Float, moment: NDArray[np.float64], bits: int, block: int) -> tuple[Float, Float]:
+def _spread(weight: Float, spread: Float, bits: int, block: int) -> tuple[Float, Float]:
     """Codes less the middle [out, in] and scales [out, blocks]: each column's error is spread over those behind it."""
     middle, columns = 2 ** (bits - 1), weight.shape[1]
-    inverse = np.linalg.inv(np.linalg.cholesky(moment))
-    spread = np.linalg.cholesky(inverse.T @ inverse).T.astype(np.float32)  # upper triangular
     importance = (1 / np.square(np.diag(spread))).astype(np.float32)
     left = weight.copy()
     codes = np.zeros(weight.shape, np.float32, order="F")

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rrt_edge.model.text import IGNORED, Example
+from rrt_edge.model.threads import torch_threads
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.json_text import parse_json
@@ -26,6 +28,7 @@ from rrt_edge.training.losses import divergence
 from rrt_edge.training.options import Divergence
 
 META = "teacher.json"
+WINDOW = 16  # batches within which examples of like length run together
 
 
 def predicting(labels: Tensor) -> Tensor:
@@ -91,7 +94,38 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: damaged ({error}); remove the folder, or choose another") from error
 
 
+class Said(NamedTuple):
+    """What a teacher says at the positions of an example that predict a label: [N, k], [N, k] and [N]."""
+
+    tokens: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    others: NDArray[np.float32]
+
+
 @torch.no_grad()
+def _ask(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    collator: PadCollator,
+    top_k: int,
+    temperature: float,
+    indices: Sequence[int],
+) -> dict[int, Said]:
+    """Run the teacher on some examples."""
+    batch = collator([examples[index] for index in indices])
+    predicts = predicting(batch["labels"])
+    logits = model(**text_of(batch)).logits[predicts].float()  # [N, V]
+    largest = logits.topk(top_k, dim=-1)
+    left = logits.div_(temperature).scatter_(-1, largest.indices, -torch.inf)
+    others = torch.logsumexp(left, dim=-1).clamp(min=-1e4)
+    counts = predicts.sum(dim=1).tolist()
+    columns = (tensor.split(counts) for tensor in (largest.indices, largest.values, others))
+    return {
+        index: Said(tokens.numpy(), values.numpy(), rest.numpy())
+        for index, tokens, values, rest in zip(indices, *columns, strict=True)
+    }
+
+
 def cache_teacher(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -121,21 +155,26 @@ def cache_teacher(
     with new_folder(folder, "teacher cache", lambda path: (path / META).is_file()) as made:
         shape = (int(starts[-1]), top_k)
         others = np.zeros(shape[0], np.float32)
+        count = torch.get_num_threads()
+        rows = max(1, batch // count)
         with (
+            torch_threads(count) as threads,
             _Rows(made / "tokens.npy", np.int32, shape) as tokens,
             _Rows(made / "logits.npy", np.float16, shape) as logits,
         ):
-            for first in range(0, len(examples), batch):
-                rows = collator(examples[first : first + batch])
-                taught = model(**text_of(rows)).logits[predicting(rows["labels"])].float()
-                largest = taught.topk(top_k, dim=-1)
-                tokens.add(largest.indices.numpy())
-                logits.add(largest.values.numpy())
-                left = (taught / temperature).scatter(-1, largest.indices, -torch.inf)
-                span = slice(int(starts[first]), int(starts[min(first + batch, len(examples))]))
-                others[span] = torch.logsumexp(left, dim=-1).clamp(min=-1e4).numpy()
+            for first in range(0, len(examples), batch * WINDOW):
+                window = range(first, min(first + batch * WINDOW, len(examples)))
+                alike = sorted(window, key=lambda index: len(examples[index]["input_ids"]))
+                parts = [alike[at : at + rows] for at in range(0, len(alike), rows)]
+                said: dict[int, Said] = {}
+                for of_part in threads.map(partial(_ask, model, examples, collator, top_k, temperature), parts):
+                    said.update(of_part)
+                for index in window:
+                    tokens.add(said[index].tokens)
+                    logits.add(said[index].logits)
+                    others[starts[index] : starts[index + 1]] = said[index].others
                 if progress is not None:
-                    progress(min(first + batch, len(examples)), len(examples), "examples taught")
+                    progress(window.stop, len(examples), "examples taught")
         np.save(made / "others.npy", others)
         np.save(made / "starts.npy", starts)
         (made / META).write_text(json.dumps(made_of), "utf-8")

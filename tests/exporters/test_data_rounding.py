@@ -21,7 +21,7 @@ from rrt_edge.exporters import export, verify
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.quantisation.blocks import Quantized, dequantize, quantize
-from rrt_edge.quantisation.compensated import compensated
+from rrt_edge.quantisation.compensated import Inputs, compensated
 from tests.families import random_model
 
 GROUPS = (  # linears with one input, in the order in which they run
@@ -59,7 +59,7 @@ def test_each_matrix_is_rounded_on_the_inputs_that_those_before_it_give(source: 
     texts = random_texts(theirs.config.vocab_size)
     with closing(Checkpoint(source)) as checkpoint:
         config = recursive_config(checkpoint.config, ConvertOptions(loops=1), None)
-        rounded = RoundedToTexts(Converted(checkpoint, config, torch.float32), texts, 4, None)
+        rounded = RoundedToTexts(Converted(checkpoint, config, torch.float32), texts, 4, torch.float32)
     for layer in range(3):
         for group in GROUPS:
             aims, own = (inputs(model, f"model.layers.{layer}.{group[0]}", texts) for model in (theirs, ours))
@@ -69,7 +69,7 @@ def test_each_matrix_is_rounded_on_the_inputs_that_those_before_it_give(source: 
             for path in group:
                 weight = theirs.model.layers[layer].get_submodule(path).weight.detach().numpy()
                 aim = (weight + 0.7 * weight @ guess).astype(np.float32)
-                expected = dequantize(compensated(aim, moment, 4))
+                expected = dequantize(compensated(aim, Inputs.of(moment), 4))
                 made = matrix(rounded, f"model.block.{layer}.{path}.weight")
                 same = np.isclose(made, expected, rtol=1e-2, atol=1e-4).mean()
                 assert same > 0.98, (layer, path, same)  # a rounding error may tip a code, which tips those behind it
@@ -98,7 +98,7 @@ def test_every_family_is_nearer_to_its_source(tmp_path: Path, family: str) -> No
     with closing(Checkpoint(tmp_path)) as checkpoint:
         config = recursive_config(checkpoint.config, ConvertOptions(loops=1), None)
         made = Converted(checkpoint, config, torch.float32)
-        rounded = RoundedToTexts(made, random_texts(config.text_config.vocab_size), 4, None)
+        rounded = RoundedToTexts(made, random_texts(config.text_config.vocab_size), 4, torch.float32)
         held_out = random_texts(config.text_config.vocab_size, seed=1)
         assert away(made, rounded, held_out) < 0.9 * away(made, None, held_out)
 
@@ -106,7 +106,7 @@ def test_every_family_is_nearer_to_its_source(tmp_path: Path, family: str) -> No
 def test_a_shared_matrix_is_rounded_for_all_its_depths(recursive: Path) -> None:
     with closing(Checkpoint(recursive)) as made:
         vocabulary = made.config.text_config.vocab_size
-        rounded = RoundedToTexts(made, random_texts(vocabulary), 4, None)
+        rounded = RoundedToTexts(made, random_texts(vocabulary), 4, torch.float32)
         held_out = random_texts(vocabulary, seed=1)
         assert away(made, rounded, held_out) < 0.9 * away(made, None, held_out)
 

@@ -39,8 +39,7 @@ from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.exporters.tokenizer_files import write_tokenizer
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
-from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
-from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.quantisation.blocks import BLOCK, fitting_block
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.check import load_checked
@@ -74,6 +73,7 @@ def export(
     *,
     bits: ExportBits = 4,
     eight_bit: Sequence[Part] | None = None,
+    block_size: int = BLOCK,
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
@@ -91,6 +91,8 @@ def export(
             of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
+        block_size: 32, 64 or 128 weights of 4 or 8 bits share a scale; a matrix whose rows are not at least four whole
+            blocks takes the largest size below of which they are, or 32.
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
@@ -105,6 +107,7 @@ def export(
     options = ExportOptions(
         bits=bits,
         eight_bit=parts,
+        block_size=block_size,
         loops=loops,
         init=init,
         rank=rank,
@@ -134,7 +137,7 @@ def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     bits: int = options.bits
     by_default: tuple[Part, ...] = ("embedding", "head") if bits < 8 and tied_head else ()
     eight_bit = by_default if options.eight_bit is None else options.eight_bit
-    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
+    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS}, block_size=options.block_size)
 
 
 def _export_recursive(
@@ -155,7 +158,7 @@ def _export_recursive(
         outside = inside = blocks.matrix
     if options.data is not None and plan is not None:
         texts = read_texts(checkpoint, options.data, options.data_tokens)
-        inside = RoundedToTexts(weights, texts, plan.block, dtype).matrix
+        inside = RoundedToTexts(weights, texts, plan.block, dtype, plan.block_size).matrix
     with new_folder(bundle, "bundle", is_bundle) as folder:
         write_tokenizer(checkpoint.folder, folder)
         eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)
@@ -229,7 +232,7 @@ def write_manifest(
     manifest = Manifest(
         architecture=spec.architecture,
         gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
-        quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
+        quantization=_quantization(spec, bits, plan),
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,
         weight_bytes=weight_bytes,
@@ -239,6 +242,13 @@ def write_manifest(
     )
     _declare(folder, manifest)
     dataclasses.replace(manifest, files=list_files(folder)).write(folder)
+
+
+def _quantization(spec: BlockSpec, bits: int, plan: Bits) -> Quantization:
+    rows = (spec.hidden, spec.heads * spec.head_dim, spec.intermediate)
+    largest, *smaller = sorted({fitting_block(columns, plan.block_size) for columns in rows}, reverse=True)
+    parts: dict[str, int] = {part: getattr(plan, part) for part in PARTS}
+    return Quantization(bits, largest, parts, tuple(smaller) or None)
 
 
 def _declare(folder: Path, manifest: Manifest) -> None:
@@ -254,10 +264,7 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, 
         return dict(weight_bytes)  # nothing is shared
 
     def matrix(outputs: int, inputs: int, bits: int) -> int:
-        if not is_packed(bits):
-            return outputs * inputs * bits // 8
-        blocks = pad_to_block(inputs) // BLOCK
-        return outputs * blocks * (BLOCK * bits // 8 + 4)
+        return plan.format(bits, inputs).bytes((outputs, inputs))
 
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]

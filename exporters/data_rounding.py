@@ -12,7 +12,7 @@ from rrt_edge.conversion.side_by_side import SideBySide, damped
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.model.families import family_of, head_shape, part_sizes
 from rrt_edge.model.lora import adapter_names, join_rows
-from rrt_edge.quantisation.blocks import Quantized, dequantize
+from rrt_edge.quantisation.blocks import BLOCK, Quantized, dequantize, fitting_block
 from rrt_edge.quantisation.compensated import compensated
 
 CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
@@ -27,16 +27,22 @@ class RoundedToTexts:
     """
 
     def __init__(
-        self, weights: RecursiveTensors, texts: Sequence[Sequence[int]], bits: int, dtype: torch.dtype
+        self,
+        weights: RecursiveTensors,
+        texts: Sequence[Sequence[int]],
+        bits: int,
+        dtype: torch.dtype,
+        block_size: int = BLOCK,
     ) -> None:
         """
         Args:
             texts: token ids.
             bits: 4 or 8.
             dtype: which keeps the embedding as it is.
+            block_size: weights that share a scale, or fewer where a row is not of so many.
         """
         config = weights.config
-        self._weights, self._bits = weights, bits
+        self._weights, self._bits, self._block_size = weights, bits, block_size
         self._text, self._loops = config.text_config, config.loops
         self._family = family_of(self._text)
         self._shapes = source_shapes(self._family, self._text)
@@ -82,7 +88,8 @@ class RoundedToTexts:
                 if missed:
                     output = sum(missed, torch.zeros_like(aim)).double()
                     aim = aim + CORRECTION * torch.linalg.solve(moment, output.T).T.float()
-                rounded = compensated(aim.numpy(), moment.numpy(), self._bits)
+                block = fitting_block(aim.shape[1], self._block_size)
+                rounded = compensated(aim.numpy(), moment.numpy(), self._bits, block=block)
                 self._rounded[f"model.block.{k}.{path}.weight"] = rounded
                 weight = torch.from_numpy(dequantize(rounded))
                 for depth, layer in enumerate(made):

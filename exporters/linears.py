@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import Stored, Weights
-from rrt_edge.quantisation.blocks import BLOCK, Quantized, Rows, beside, pad_to_block, quantize, stacked
+from rrt_edge.quantisation.blocks import (
+    BLOCK,
+    Quantized,
+    Rows,
+    beside,
+    fitting_block,
+    pad_to_block,
+    quantize,
+    stacked,
+)
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.scales import balance
 
@@ -26,13 +35,44 @@ FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as 
 
 
 @dataclass(frozen=True)
+class Format:
+    """How a matrix is stored: in 4 or 8 bits, `block` weights with a scale each, or in floats of 16 or 32 bits."""
+
+    bits: int
+    block: int = BLOCK
+
+    @property
+    def packed(self) -> bool:
+        return is_packed(self.bits)
+
+    def blocks(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The scales of a matrix [out, in]: [out, blocks]."""
+        return shape[0], pad_to_block(shape[1], self.block) // self.block
+
+    def bytes(self, shape: tuple[int, int]) -> int:
+        """What a matrix [out, in] takes, scales in float32 included."""
+        if not self.packed:
+            return shape[0] * shape[1] * self.bits // 8
+        outputs, blocks = self.blocks(shape)
+        return outputs * blocks * (self.block * self.bits // 8 + 4)
+
+
+@dataclass(frozen=True)
 class Bits:
-    """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits."""
+    """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits.
+
+    `block_size` weights share a scale, or fewer where the rows of a matrix are not of so many (`fitting_block`).
+    """
 
     block: int
     lora: int
     embedding: int
     head: int
+    block_size: int = BLOCK
+
+    def format(self, bits: int, columns: int) -> Format:
+        """How a matrix of so many bits is stored whose rows, without adapters, are `columns` long."""
+        return Format(bits, fitting_block(columns, self.block_size))
 
 
 @dataclass(frozen=True)
@@ -49,7 +89,10 @@ class Adapted:
 
 
 def lora_columns(rank: int, loops: int) -> int:
-    """Columns of the wide form that one linear's adapters take, zero padding included."""
+    """Columns of the wide form that one linear's adapters take, zero padding included.
+
+    They are of 32, whatever the block: what several linears add stands side by side, and a row is padded once.
+    """
     return pad_to_block(rank * loops)
 
 
@@ -76,7 +119,7 @@ class Linears:
         name: str,
         matrix: Callable[[], Matrix | Rows],
         shape: tuple[int, int],
-        bits: int,
+        stored: Format,
         part: str,
         turned: bool = True,
     ) -> None:
@@ -84,17 +127,18 @@ class Linears:
 
         In floats it stands `turned`, [in, out].
         """
-        if is_packed(bits):
-            blocks = (shape[0], pad_to_block(shape[1]) // BLOCK)
-            packed, scales = Stored((*blocks, BLOCK * bits // 8), np.uint8), Stored(blocks, np.float32)
+        if stored.packed:
+            blocks = stored.blocks(shape)
+            packed = Stored((*blocks, stored.block * stored.bits // 8), np.uint8)
+            scales = Stored(blocks, np.float32)
 
             def quantised() -> list[NDArray[Any]]:
-                both = in_blocks(matrix(), bits)
+                both = in_blocks(matrix(), stored)
                 return [both.packed, both.scales]
 
             self.weights.add_made({f"{name}.packed": packed, f"{name}.scales": scales}, quantised, part)
             return
-        kind = np.float16 if bits == 16 else np.float32
+        kind = np.float16 if stored.bits == 16 else np.float32
 
         def floats() -> list[NDArray[Any]]:
             whole = matrix()
@@ -111,12 +155,13 @@ class Linears:
             self._converted[name] = self.top.op("Cast", name, to=self.kind)
         return self._converted[name]
 
-    def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
+    def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, stored: Format) -> str:
         """`x` [..., inputs] times the transpose of the matrix written as `name`."""
-        if not is_packed(bits):
-            return graph.op("MatMul", x, self.tensor(name, bits))
+        if not stored.packed:
+            return graph.op("MatMul", x, self.tensor(name, stored.bits))
         tensors = [f"{name}.packed", self.tensor(f"{name}.scales")]
-        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": self.accuracy}
+        sizes = {"K": inputs, "N": outputs, "bits": stored.bits, "block_size": stored.block}
+        sizes["accuracy_level"] = self.accuracy
         return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
 
 
@@ -145,24 +190,31 @@ def wide_b(linear: Adapted) -> Float:
     return wide
 
 
-def in_blocks(matrix: Matrix | Rows, bits: int) -> Quantized:
+def in_blocks(matrix: Matrix | Rows, stored: Format) -> Quantized:
     """A matrix in blocks: as it is where it has them, or quantised."""
-    return matrix if isinstance(matrix, Quantized) else quantize(matrix, bits)
+    return matrix if isinstance(matrix, Quantized) else quantize(matrix, stored.bits, stored.block)
 
 
-def fused_bits(linears: Sequence[Adapted], planned: int) -> int:
-    """The bits of what `fused` makes: those planned, or where weights are in blocks already the most of any."""
-    own = [linear.weight.bits for linear in linears if isinstance(linear.weight, Quantized)]
+def fused_format(linears: Sequence[Adapted], planned: Format) -> Format:
+    """How what `fused` makes is stored: as planned, or where weights are in blocks already in those, at the most bits.
+
+    Weights of the same input that are in blocks have these of one size.
+    """
+    own = [linear.weight for linear in linears if isinstance(linear.weight, Quantized)]
     if not own:
         return planned
-    return max(own) if len(own) == len(linears) else MOST_PACKED
+    return Format(max(each.bits for each in own) if len(own) == len(linears) else MOST_PACKED, own[0].block)
 
 
 def fused(linears: Sequence[Adapted]) -> Matrix:
     """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
-    if any(isinstance(linear.weight, Quantized) for linear in linears):
-        weights = stacked([in_blocks(linear.weight, MOST_PACKED) for linear in linears])
-        return beside(weights, quantize(_diagonal(linears), weights.bits)) if has_adapters(linears) else weights
+    own = [linear.weight for linear in linears if isinstance(linear.weight, Quantized)]
+    if own:
+        rest = Format(MOST_PACKED, own[0].block)
+        weights = stacked([in_blocks(linear.weight, rest) for linear in linears])
+        if not has_adapters(linears):
+            return weights
+        return beside(weights, quantize(_diagonal(linears), weights.bits, weights.block))
     weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
     return np.concatenate([weight, _diagonal(linears)], axis=1) if has_adapters(linears) else weight
 

@@ -98,7 +98,7 @@ class _Emitter:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
 
     def _embedded(self, outer: OuterWeights) -> str:
-        return embed(self.top, self.linears, self.spec, self.bits.embedding, outer.embedding, "input_ids")
+        return embed(self.top, self.linears, self.spec, self.bits, outer.embedding, "input_ids")
 
     def _leaving(self, stepping: str, leaving: str, hidden: str, gate: str) -> str:
         """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""

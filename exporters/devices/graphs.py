@@ -138,7 +138,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     """Return the graph of what depends on ids, positions and depths alone: it runs on the CPU, in float32."""
     graph = Builder()
     linears = Linears(weights, graph)
-    embedded = embed(graph, linears, spec, bits.embedding, outer.embedding, "input_ids")
+    embedded = embed(graph, linears, spec, bits, outer.embedding, "input_ids")
     rotations = Rotations(spec, Rows(spec, graph))
     depths = RowDepths(graph, graph.op("Unsqueeze", "row_depth", graph.constant([2])), spec.loops)
     turns = rotations.turns(graph, depths)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import MICROSOFT, Builder
-from rrt_edge.exporters.linears import (
+from rrt_edge.exporters.linears import Linears, RowDepths
+from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.quantisation.plan import Bits
+from rrt_edge.quantisation.wide import (
     Adapted,
-    Bits,
-    Linears,
-    RowDepths,
     fused,
     fused_format,
     fused_shape,
@@ -23,7 +23,6 @@ from rrt_edge.exporters.linears import (
     lora_columns,
     wide_a,
 )
-from rrt_edge.exporters.spec import BlockSpec
 
 Float = NDArray[np.float32]
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx
@@ -20,7 +19,6 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import (
-    Read,
     ReadRows,
     RecursiveTensors,
     Streamed,
@@ -29,17 +27,17 @@ from rrt_edge.exporters.checkpoint_weights import (
 )
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.data_rounding import RoundedToTexts
-from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.ends import reply_ends
-from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
-from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
+from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.exporters.tokenizer_files import write_tokenizer
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
+from rrt_edge.model.projections import Read
 from rrt_edge.quantisation.blocks import BLOCK, fitting_block
+from rrt_edge.quantisation.plan import PARTS, Bits, Part, bits_by_part, packs_embedding
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.check import load_checked
@@ -50,7 +48,6 @@ from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
 Float = NDArray[np.float32]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -134,10 +131,7 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
     assert options.bits != SOURCE
-    bits: int = options.bits
-    by_default: tuple[Part, ...] = ("embedding", "head") if bits < 8 and tied_head else ()
-    eight_bit = by_default if options.eight_bit is None else options.eight_bit
-    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS}, block_size=options.block_size)
+    return bits_by_part(options.bits, options.eight_bit, tied_head, options.block_size)
 
 
 def _export_recursive(
@@ -270,7 +264,7 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, 
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
     shapes += [(spec.intermediate, spec.hidden)] * (1 + spec.gated)
     layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * spec.bias_numbers
-    layers, packed = spec.layers * spec.loops, packs_embedding(spec, plan.embedding)
+    layers, packed = spec.layers * spec.loops, packs_embedding(spec.hidden, plan.embedding)
     sizes = {
         "block": layer * layers,
         "norms": (spec.norm_numbers * layers + spec.hidden * (1 + spec.layer_norm)) * 4,

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
-from rrt_edge.exporters.linears import Bits, Format, Linears, Matrix, RowDepths
+from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.quantisation.blocks import BLOCK, Rows
-from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.quantisation.blocks import Rows
+from rrt_edge.quantisation.plan import Bits, Format, packs_embedding
+from rrt_edge.quantisation.wide import Matrix
 
 Float = NDArray[np.float32]
 ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
@@ -38,11 +39,6 @@ class OuterWeights:
     gate: GateWeights
 
 
-def packs_embedding(spec: BlockSpec, bits: int) -> bool:
-    """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
-    return is_packed(bits) and spec.hidden % BLOCK == 0
-
-
 def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
     """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
@@ -53,7 +49,7 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embeddi
 
 def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
     shape, stored = (spec.vocabulary, spec.hidden), bits.format(bits.embedding, spec.hidden)
-    if packs_embedding(spec, stored.bits):
+    if packs_embedding(spec.hidden, stored.bits):
         linears.write("embedding", lambda: embedding, shape, stored, "embedding")
         linears.weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * stored.bits // 8))
         tensors = ("embedding.rows", ids, "embedding.scales")
@@ -70,7 +66,7 @@ def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: O
     if spec.logits_scale != 1:
         normed = graph.op("Mul", normed, graph.constant(spec.logits_scale, linears.dtype))
     stored = bits.format(bits.head, spec.hidden)
-    if outer.head is None and bits.head == bits.embedding and packs_embedding(spec, bits.head):
+    if outer.head is None and bits.head == bits.embedding and packs_embedding(spec.hidden, bits.head):
         name = "embedding"
     else:
         name, matrix = "head", outer.embedding if outer.head is None else outer.head

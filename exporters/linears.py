@@ -1,13 +1,8 @@
-"""Linear layers of the graph: shared weight and every depth's LoRA, in the wide form, at the asked precision.
-
-The A matrices of all depths stand side by side as one matrix; a mask by depth zeroes the columns of the others; the B
-matrices follow the shared weight along its input: `y = [W | B_1 .. B_K] [x ; mask * A x]`. Two products, no gather.
-"""
+"""Linear layers of the graph: shared weight and every depth's LoRA, in the wide form, at the asked precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,85 +10,11 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import Stored, Weights
-from rrt_edge.quantisation.blocks import (
-    BLOCK,
-    Quantized,
-    Rows,
-    beside,
-    fitting_block,
-    pad_to_block,
-    quantize,
-    stacked,
-)
-from rrt_edge.quantisation.packing import is_packed
-from rrt_edge.quantisation.scales import balance
+from rrt_edge.quantisation.blocks import Quantized, Rows
+from rrt_edge.quantisation.plan import Format
+from rrt_edge.quantisation.wide import Adapted, Matrix, in_blocks, lora_columns
 
-Float = NDArray[np.float32]
-Matrix = Float | Quantized  # [out, in]
-MOST_PACKED = 8  # bits of a code
 FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as fast as float at one row
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a matrix is stored: in 4 or 8 bits, `block` weights with a scale each, or in floats of 16 or 32 bits."""
-
-    bits: int
-    block: int = BLOCK
-
-    @property
-    def packed(self) -> bool:
-        return is_packed(self.bits)
-
-    def blocks(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The scales of a matrix [out, in]: [out, blocks]."""
-        return shape[0], pad_to_block(shape[1], self.block) // self.block
-
-    def bytes(self, shape: tuple[int, int]) -> int:
-        """What a matrix [out, in] takes, scales in float32 included."""
-        if not self.packed:
-            return shape[0] * shape[1] * self.bits // 8
-        outputs, blocks = self.blocks(shape)
-        return outputs * blocks * (self.block * self.bits // 8 + 4)
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits.
-
-    `block_size` weights share a scale, or fewer where the rows of a matrix are not of so many (`fitting_block`).
-    """
-
-    block: int
-    lora: int
-    embedding: int
-    head: int
-    block_size: int = BLOCK
-
-    def format(self, bits: int, columns: int) -> Format:
-        """How a matrix of so many bits is stored whose rows, without adapters, are `columns` long."""
-        return Format(bits, fitting_block(columns, self.block_size))
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
-
-    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already.
-    """
-
-    weight: Matrix
-    bias: Float | None = None
-    a: Float | None = None
-    b: Float | None = None
-
-
-def lora_columns(rank: int, loops: int) -> int:
-    """Columns of the wide form that one linear's adapters take, zero padding included.
-
-    They are of 32, whatever the block: what several linears add stands side by side, and a row is padded once.
-    """
-    return pad_to_block(rank * loops)
 
 
 class Linears:
@@ -163,83 +84,6 @@ class Linears:
         sizes = {"K": inputs, "N": outputs, "bits": stored.bits, "block_size": stored.block}
         sizes["accuracy_level"] = self.accuracy
         return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
-
-
-def wide_a(linears: Sequence[Adapted]) -> Float:
-    """The A matrices of several linears of the same input, [sum of lora_columns, in]; some may have none."""
-    inputs = linears[0].weight.shape[1]
-    parts = []
-    for linear in linears:
-        if linear.a is None or linear.b is None:
-            continue
-        balanced = [balance(a, b)[0] for a, b in zip(linear.a, linear.b, strict=True)]
-        part = np.zeros((lora_columns(linear.a.shape[1], len(balanced)), inputs), dtype=np.float32)
-        stacked = np.concatenate(balanced)
-        part[: len(stacked)] = stacked
-        parts.append(part)
-    return np.concatenate(parts)
-
-
-def wide_b(linear: Adapted) -> Float:
-    """The B matrices of a linear's depths side by side, [out, lora_columns]."""
-    assert linear.a is not None and linear.b is not None
-    balanced = [balance(a, b)[1] for a, b in zip(linear.a, linear.b, strict=True)]
-    wide = np.zeros((len(linear.weight), lora_columns(linear.a.shape[1], len(balanced))), dtype=np.float32)
-    stacked = np.concatenate(balanced, axis=1)
-    wide[:, : stacked.shape[1]] = stacked
-    return wide
-
-
-def in_blocks(matrix: Matrix | Rows, stored: Format) -> Quantized:
-    """A matrix in blocks: as it is where it has them, or quantised."""
-    return matrix if isinstance(matrix, Quantized) else quantize(matrix, stored.bits, stored.block)
-
-
-def fused_format(linears: Sequence[Adapted], planned: Format) -> Format:
-    """How what `fused` makes is stored: as planned, or where weights are in blocks already in those, at the most bits.
-
-    Weights of the same input that are in blocks have these of one size.
-    """
-    own = [linear.weight for linear in linears if isinstance(linear.weight, Quantized)]
-    if not own:
-        return planned
-    return Format(max(each.bits for each in own) if len(own) == len(linears) else MOST_PACKED, own[0].block)
-
-
-def fused(linears: Sequence[Adapted]) -> Matrix:
-    """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
-    own = [linear.weight for linear in linears if isinstance(linear.weight, Quantized)]
-    if own:
-        rest = Format(MOST_PACKED, own[0].block)
-        weights = stacked([in_blocks(linear.weight, rest) for linear in linears])
-        if not has_adapters(linears):
-            return weights
-        return beside(weights, quantize(_diagonal(linears), weights.bits, weights.block))
-    weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
-    return np.concatenate([weight, _diagonal(linears)], axis=1) if has_adapters(linears) else weight
-
-
-def _diagonal(linears: Sequence[Adapted]) -> Float:
-    """The wide B matrices of several linears, each in rows and columns of its own."""
-    nothing = np.zeros((0, 0), dtype=np.float32)
-    wides = [nothing if linear.a is None else wide_b(linear) for linear in linears]
-    rows = sum(len(linear.weight) for linear in linears)
-    diagonal = np.zeros((rows, sum(wide.shape[1] for wide in wides)), dtype=np.float32)
-    row = column = 0
-    for linear, wide in zip(linears, wides, strict=True):
-        diagonal[row : row + wide.shape[0], column : column + wide.shape[1]] = wide
-        row, column = row + len(linear.weight), column + wide.shape[1]
-    return diagonal
-
-
-def fused_shape(linears: Sequence[Adapted], loops: int) -> tuple[int, int]:
-    """Return the shape of what `fused` makes: outputs, inputs."""
-    adapters = [lora_columns(linear.a.shape[1], loops) for linear in linears if linear.a is not None]
-    return sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1] + sum(adapters)
-
-
-def has_adapters(linears: Sequence[Adapted]) -> bool:
-    return any(linear.a is not None for linear in linears)
 
 
 class RowDepths:

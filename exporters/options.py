@@ -8,6 +8,7 @@ from typing import Literal
 
 from rrt_edge.conversion.options import Init
 from rrt_edge.quantisation.blocks import BLOCK, SIZES
+from rrt_edge.quantisation.plan import Part
 from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
@@ -16,7 +17,6 @@ WeightBits = Literal[4, 8, 16, 32]
 SOURCE: Literal["source"] = "source"  # the blocks of a GGUF file are kept
 BLOCK_SIZES, BLOCK_SIZE = SIZES, BLOCK  # weights that share a scale: what can be, and what is by default
 ExportBits = Literal[4, 8, 16, 32, "source"]
-Part = Literal["block", "lora", "embedding", "head"]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import plan_bits, watched, write_manifest
 from rrt_edge.exporters.checks import SHAPES, check_shape, is_bundle
 from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
-from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import ExportOptions, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import GATE_WIDTH
 from rrt_edge.quantisation.blocks import BLOCK
+from rrt_edge.quantisation.wide import Adapted
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress

@@ -19,8 +19,7 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.bundle import plan_bits
-from rrt_edge.exporters.checkpoint_weights import Read, layer_weights, outer_weights
-from rrt_edge.exporters.linears import Matrix
+from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
 from rrt_edge.exporters.loop_graph import emit_graphs
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.source_blocks import ROUNDED, SourceBlocks
@@ -29,8 +28,10 @@ from rrt_edge.exporters.weights import Weights
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.projections import Read
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.quantisation.blocks import BLOCK, Quantized
+from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
 FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get

@@ -24,11 +24,12 @@ from rrt_edge.exporters.devices.block import (
     rotary_patterns,
 )
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
-from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import Weights
+from rrt_edge.quantisation.plan import Bits
 from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.device_graphs import VERSION, why_unfit
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS

@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import MICROSOFT, Builder
-from rrt_edge.exporters.linears import (
+from rrt_edge.exporters.linears import Linears, RowDepths
+from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.quantisation.plan import Bits
+from rrt_edge.quantisation.wide import (
     Adapted,
-    Bits,
-    Linears,
-    RowDepths,
     fused,
-    fused_bits,
+    fused_format,
     fused_shape,
     has_adapters,
     lora_columns,
     wide_a,
 )
-from rrt_edge.exporters.spec import BlockSpec
 
 Float = NDArray[np.float32]
 
@@ -235,15 +234,16 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
         columns = sum(lora_columns(linear.a.shape[1], self.spec.loops) for linear in linears if linear.a is not None)
         inputs = linears[0].weight.shape[1]
-        self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), (columns, inputs), self.bits.lora, "lora")
-        product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, self.bits.lora)
+        stored = self.bits.format(self.bits.lora, inputs)
+        self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), (columns, inputs), stored, "lora")
+        product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, stored)
         return graph.op("Mul", product, depths.mask(linears))
 
     def _product(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         outputs, inputs = fused_shape(linears, self.spec.loops)
-        bits = fused_bits(linears, self.bits.block)
-        self.linears.write(name, lambda: fused(linears), (outputs, inputs), bits, "block")
-        y = self.linears.matmul(graph, x, name, inputs, outputs, bits)
+        stored = fused_format(linears, self.bits.format(self.bits.block, linears[0].weight.shape[1]))
+        self.linears.write(name, lambda: fused(linears), (outputs, inputs), stored, "block")
+        y = self.linears.matmul(graph, x, name, inputs, outputs, stored)
         if all(linear.bias is None for linear in linears):
             return y
         loops = max(len(linear.bias) if linear.bias is not None and linear.bias.ndim == 2 else 0 for linear in linears)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx
@@ -20,7 +19,6 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.checkpoint_weights import (
-    Read,
     ReadRows,
     RecursiveTensors,
     Streamed,
@@ -29,19 +27,18 @@ from rrt_edge.exporters.checkpoint_weights import (
 )
 from rrt_edge.exporters.checks import check_export, is_bundle
 from rrt_edge.exporters.data_rounding import RoundedToTexts
-from rrt_edge.exporters.embedding_and_head import packs_embedding
 from rrt_edge.exporters.ends import reply_ends
-from rrt_edge.exporters.linears import Bits
 from rrt_edge.exporters.loop_graph import emit
-from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions, Part
+from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.repair import Repaired
 from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.exporters.tokenizer_files import write_tokenizer
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
-from rrt_edge.quantisation.blocks import BLOCK, pad_to_block
-from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.model.projections import Read
+from rrt_edge.quantisation.blocks import BLOCK, fitting_block
+from rrt_edge.quantisation.plan import PARTS, Bits, Part, bits_by_part, packs_embedding
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.check import load_checked
@@ -52,7 +49,6 @@ from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
 Float = NDArray[np.float32]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ def export(
     *,
     bits: ExportBits = 4,
     eight_bit: Sequence[Part] | None = None,
+    block_size: int = BLOCK,
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
@@ -93,6 +90,8 @@ def export(
             of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
+        block_size: 32, 64 or 128 weights of 4 or 8 bits share a scale; a matrix whose rows are not at least four whole
+            blocks takes the largest size below of which they are, or 32.
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
@@ -109,6 +108,7 @@ def export(
     options = ExportOptions(
         bits=bits,
         eight_bit=parts,
+        block_size=block_size,
         loops=loops,
         init=init,
         rank=rank,
@@ -136,10 +136,7 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
     assert options.bits != SOURCE
-    bits: int = options.bits
-    by_default: tuple[Part, ...] = ("embedding", "head") if bits < 8 and tied_head else ()
-    eight_bit = by_default if options.eight_bit is None else options.eight_bit
-    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS})
+    return bits_by_part(options.bits, options.eight_bit, tied_head, options.block_size)
 
 
 def _export_recursive(
@@ -159,7 +156,7 @@ def _export_recursive(
         outside = inside = blocks.matrix
     if options.data is not None and plan is not None:
         texts = read_texts(checkpoint, options.data, options.data_tokens)
-        rounded = RoundedToTexts(weights, texts, plan.block, dtype)
+        rounded = RoundedToTexts(weights, texts, plan.block, dtype, plan.block_size)
         inside = rounded.matrix
         if options.repair_rank or weights.config.relaxed:
             repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, options.repair_rank, progress)
@@ -238,7 +235,7 @@ def write_manifest(
     manifest = Manifest(
         architecture=spec.architecture,
         gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
-        quantization=Quantization(bits, BLOCK, {part: getattr(plan, part) for part in PARTS}),
+        quantization=_quantization(spec, bits, plan),
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,
         weight_bytes=weight_bytes,
@@ -248,6 +245,13 @@ def write_manifest(
     )
     _declare(folder, manifest)
     dataclasses.replace(manifest, files=list_files(folder)).write(folder)
+
+
+def _quantization(spec: BlockSpec, bits: int, plan: Bits) -> Quantization:
+    rows = (spec.hidden, spec.heads * spec.head_dim, spec.intermediate)
+    largest, *smaller = sorted({fitting_block(columns, plan.block_size) for columns in rows}, reverse=True)
+    parts: dict[str, int] = {part: getattr(plan, part) for part in PARTS}
+    return Quantization(bits, largest, parts, tuple(smaller) or None)
 
 
 def _declare(folder: Path, manifest: Manifest) -> None:
@@ -263,16 +267,13 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, 
         return dict(weight_bytes)  # nothing is shared
 
     def matrix(outputs: int, inputs: int, bits: int) -> int:
-        if not is_packed(bits):
-            return outputs * inputs * bits // 8
-        blocks = pad_to_block(inputs) // BLOCK
-        return outputs * blocks * (BLOCK * bits // 8 + 4)
+        return plan.format(bits, inputs).bytes((outputs, inputs))
 
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
     shapes += [(spec.intermediate, spec.hidden)] * (1 + spec.gated)
     layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * spec.bias_numbers
-    layers, packed = spec.layers * spec.loops, packs_embedding(spec, plan.embedding)
+    layers, packed = spec.layers * spec.loops, packs_embedding(spec.hidden, plan.embedding)
     sizes = {
         "block": layer * layers,
         "norms": (spec.norm_numbers * layers + spec.hidden * (1 + spec.layer_norm)) * 4,

@@ -12,7 +12,7 @@ from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide, damped
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.depth_layers import DepthLayers
-from rrt_edge.quantisation.blocks import Quantized, dequantize
+from rrt_edge.quantisation.blocks import BLOCK, Quantized, dequantize, fitting_block
 from rrt_edge.quantisation.compensated import Inputs, compensated
 
 CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
@@ -27,17 +27,23 @@ class RoundedToTexts:
     """
 
     def __init__(
-        self, weights: RecursiveTensors, texts: Sequence[Sequence[int]], bits: int, dtype: torch.dtype
+        self,
+        weights: RecursiveTensors,
+        texts: Sequence[Sequence[int]],
+        bits: int,
+        dtype: torch.dtype,
+        block_size: int = BLOCK,
     ) -> None:
         """
         Args:
             texts: token ids.
             bits: 4 or 8.
             dtype: which keeps the embedding as it is.
+            block_size: weights that share a scale, or fewer where a row is not of so many.
         """
         config = weights.config
         self._layers, self._loops, self._bits = DepthLayers(weights), config.loops, bits
-        self._per_block = config.layers_per_block
+        self._per_block, self._block_size = config.layers_per_block, block_size
         self._rounded: dict[str, Quantized] = {}
         self._next = 0  # the layer to round next
         embedding = weights.tensor(EMBEDDING, dtype=dtype)
@@ -69,7 +75,8 @@ class RoundedToTexts:
             runs.append(Run(side, slot, side.layer(slot, tensors), side.layer(slot, tensors)))
         for group in sides[0].groups(k, runs[0].source):
             moment, crossed = _moments(runs, group[0])
-            inputs, root = Inputs.of(moment.numpy()), torch.linalg.cholesky(moment)
+            root = torch.linalg.cholesky(moment)
+            inputs = Inputs.of(moment.numpy(), fitting_block(len(moment), self._block_size))
             for path in group:
                 aim = shared[f"{path}.weight"]
                 missed = [

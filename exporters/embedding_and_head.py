@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.block import Norm
 from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder
-from rrt_edge.exporters.linears import Bits, Linears, Matrix, RowDepths
+from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.spec import BlockSpec
-from rrt_edge.quantisation.blocks import BLOCK, Rows
-from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.quantisation.blocks import Rows
+from rrt_edge.quantisation.plan import Bits, Format, packs_embedding
+from rrt_edge.quantisation.wide import Matrix
 
 Float = NDArray[np.float32]
 ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
@@ -38,12 +39,7 @@ class OuterWeights:
     gate: GateWeights
 
 
-def packs_embedding(spec: BlockSpec, bits: int) -> bool:
-    """Whether the embedding is stored in blocks: GatherBlockQuantized takes whole blocks only."""
-    return is_packed(bits) and spec.hidden % BLOCK == 0
-
-
-def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix | Rows, ids: str) -> str:
+def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
     """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
     if spec.embedding_scale == 1:
@@ -51,29 +47,31 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embeddin
     return graph.op("Mul", rows, graph.constant(spec.embedding_scale, linears.dtype))
 
 
-def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: int, embedding: Matrix | Rows, ids: str) -> str:
-    shape = (spec.vocabulary, spec.hidden)
-    if packs_embedding(spec, bits):
-        linears.write("embedding", lambda: embedding, shape, bits, "embedding")
-        linears.weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * bits // 8))
+def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
+    shape, stored = (spec.vocabulary, spec.hidden), bits.format(bits.embedding, spec.hidden)
+    if packs_embedding(spec.hidden, stored.bits):
+        linears.write("embedding", lambda: embedding, shape, stored, "embedding")
+        linears.weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * stored.bits // 8))
         tensors = ("embedding.rows", ids, "embedding.scales")
-        sizes = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        sizes = {"bits": stored.bits, "block_size": stored.block, "gather_axis": 0, "quantize_axis": 1}
         return graph.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
-    linears.write("embedding", lambda: embedding, shape, 16 if bits == 16 else 32, "embedding", turned=False)
+    floats = Format(16 if stored.bits == 16 else 32)
+    linears.write("embedding", lambda: embedding, shape, floats, "embedding", turned=False)
     rows = graph.op("Gather", "embedding", ids, axis=0)
-    return graph.op("Cast", rows, to=FLOAT) if bits == 16 else rows
+    return graph.op("Cast", rows, to=FLOAT) if floats.bits == 16 else rows
 
 
 def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: OuterWeights, normed: str) -> str:
     """Logits of normed rows [.., H]; a tied head of the embedding's precision shares its bytes in the file."""
     if spec.logits_scale != 1:
         normed = graph.op("Mul", normed, graph.constant(spec.logits_scale, linears.dtype))
-    if outer.head is None and bits.head == bits.embedding and packs_embedding(spec, bits.head):
+    stored = bits.format(bits.head, spec.hidden)
+    if outer.head is None and bits.head == bits.embedding and packs_embedding(spec.hidden, bits.head):
         name = "embedding"
     else:
         name, matrix = "head", outer.embedding if outer.head is None else outer.head
-        linears.write(name, lambda: matrix, (spec.vocabulary, spec.hidden), bits.head, "head")
-    logits = linears.matmul(graph, normed, name, spec.hidden, spec.vocabulary, bits.head)
+        linears.write(name, lambda: matrix, (spec.vocabulary, spec.hidden), stored, "head")
+    logits = linears.matmul(graph, normed, name, spec.hidden, spec.vocabulary, stored)
     if spec.logits_softcap is None:
         return logits
     cap = graph.constant(spec.logits_softcap, linears.dtype)

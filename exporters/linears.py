@@ -1,13 +1,8 @@
-"""Linear layers of the graph: shared weight and every depth's LoRA, in the wide form, at the asked precision.
-
-The A matrices of all depths stand side by side as one matrix; a mask by depth zeroes the columns of the others; the B
-matrices follow the shared weight along its input: `y = [W | B_1 .. B_K] [x ; mask * A x]`. Two products, no gather.
-"""
+"""Linear layers of the graph: shared weight and every depth's LoRA, in the wide form, at the asked precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,42 +10,11 @@ from numpy.typing import NDArray
 
 from rrt_edge.exporters.builder import FLOAT, FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.weights import Stored, Weights
-from rrt_edge.quantisation.blocks import BLOCK, Quantized, Rows, beside, pad_to_block, quantize, stacked
-from rrt_edge.quantisation.packing import is_packed
-from rrt_edge.quantisation.scales import balance
+from rrt_edge.quantisation.blocks import Quantized, Rows
+from rrt_edge.quantisation.plan import Format
+from rrt_edge.quantisation.wide import Adapted, Matrix, in_blocks, lora_columns
 
-Float = NDArray[np.float32]
-Matrix = Float | Quantized  # [out, in]
-MOST_PACKED = 8  # bits of a code
 FAST_INT8 = 4  # accuracy_level of MatMulNBits: activations in int8, 7 times as fast as float at one row
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits."""
-
-    block: int
-    lora: int
-    embedding: int
-    head: int
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
-
-    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already.
-    """
-
-    weight: Matrix
-    bias: Float | None = None
-    a: Float | None = None
-    b: Float | None = None
-
-
-def lora_columns(rank: int, loops: int) -> int:
-    """Columns of the wide form that one linear's adapters take, zero padding included."""
-    return pad_to_block(rank * loops)
 
 
 class Linears:
@@ -76,7 +40,7 @@ class Linears:
         name: str,
         matrix: Callable[[], Matrix | Rows],
         shape: tuple[int, int],
-        bits: int,
+        stored: Format,
         part: str,
         turned: bool = True,
     ) -> None:
@@ -84,17 +48,18 @@ class Linears:
 
         In floats it stands `turned`, [in, out].
         """
-        if is_packed(bits):
-            blocks = (shape[0], pad_to_block(shape[1]) // BLOCK)
-            packed, scales = Stored((*blocks, BLOCK * bits // 8), np.uint8), Stored(blocks, np.float32)
+        if stored.packed:
+            blocks = stored.blocks(shape)
+            packed = Stored((*blocks, stored.block * stored.bits // 8), np.uint8)
+            scales = Stored(blocks, np.float32)
 
             def quantised() -> list[NDArray[Any]]:
-                both = in_blocks(matrix(), bits)
+                both = in_blocks(matrix(), stored)
                 return [both.packed, both.scales]
 
             self.weights.add_made({f"{name}.packed": packed, f"{name}.scales": scales}, quantised, part)
             return
-        kind = np.float16 if bits == 16 else np.float32
+        kind = np.float16 if stored.bits == 16 else np.float32
 
         def floats() -> list[NDArray[Any]]:
             whole = matrix()
@@ -111,83 +76,14 @@ class Linears:
             self._converted[name] = self.top.op("Cast", name, to=self.kind)
         return self._converted[name]
 
-    def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, bits: int) -> str:
+    def matmul(self, graph: Builder, x: str, name: str, inputs: int, outputs: int, stored: Format) -> str:
         """`x` [..., inputs] times the transpose of the matrix written as `name`."""
-        if not is_packed(bits):
-            return graph.op("MatMul", x, self.tensor(name, bits))
+        if not stored.packed:
+            return graph.op("MatMul", x, self.tensor(name, stored.bits))
         tensors = [f"{name}.packed", self.tensor(f"{name}.scales")]
-        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": self.accuracy}
+        sizes = {"K": inputs, "N": outputs, "bits": stored.bits, "block_size": stored.block}
+        sizes["accuracy_level"] = self.accuracy
         return graph.op("MatMulNBits", x, *tensors, domain=MICROSOFT, **sizes)
-
-
-def wide_a(linears: Sequence[Adapted]) -> Float:
-    """The A matrices of several linears of the same input, [sum of lora_columns, in]; some may have none."""
-    inputs = linears[0].weight.shape[1]
-    parts = []
-    for linear in linears:
-        if linear.a is None or linear.b is None:
-            continue
-        balanced = [balance(a, b)[0] for a, b in zip(linear.a, linear.b, strict=True)]
-        part = np.zeros((lora_columns(linear.a.shape[1], len(balanced)), inputs), dtype=np.float32)
-        stacked = np.concatenate(balanced)
-        part[: len(stacked)] = stacked
-        parts.append(part)
-    return np.concatenate(parts)
-
-
-def wide_b(linear: Adapted) -> Float:
-    """The B matrices of a linear's depths side by side, [out, lora_columns]."""
-    assert linear.a is not None and linear.b is not None
-    balanced = [balance(a, b)[1] for a, b in zip(linear.a, linear.b, strict=True)]
-    wide = np.zeros((len(linear.weight), lora_columns(linear.a.shape[1], len(balanced))), dtype=np.float32)
-    stacked = np.concatenate(balanced, axis=1)
-    wide[:, : stacked.shape[1]] = stacked
-    return wide
-
-
-def in_blocks(matrix: Matrix | Rows, bits: int) -> Quantized:
-    """A matrix in blocks: as it is where it has them, or quantised."""
-    return matrix if isinstance(matrix, Quantized) else quantize(matrix, bits)
-
-
-def fused_bits(linears: Sequence[Adapted], planned: int) -> int:
-    """The bits of what `fused` makes: those planned, or where weights are in blocks already the most of any."""
-    own = [linear.weight.bits for linear in linears if isinstance(linear.weight, Quantized)]
-    if not own:
-        return planned
-    return max(own) if len(own) == len(linears) else MOST_PACKED
-
-
-def fused(linears: Sequence[Adapted]) -> Matrix:
-    """Weights of several linears of the same input on top of each other, adapters block-diagonal behind them."""
-    if any(isinstance(linear.weight, Quantized) for linear in linears):
-        weights = stacked([in_blocks(linear.weight, MOST_PACKED) for linear in linears])
-        return beside(weights, quantize(_diagonal(linears), weights.bits)) if has_adapters(linears) else weights
-    weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
-    return np.concatenate([weight, _diagonal(linears)], axis=1) if has_adapters(linears) else weight
-
-
-def _diagonal(linears: Sequence[Adapted]) -> Float:
-    """The wide B matrices of several linears, each in rows and columns of its own."""
-    nothing = np.zeros((0, 0), dtype=np.float32)
-    wides = [nothing if linear.a is None else wide_b(linear) for linear in linears]
-    rows = sum(len(linear.weight) for linear in linears)
-    diagonal = np.zeros((rows, sum(wide.shape[1] for wide in wides)), dtype=np.float32)
-    row = column = 0
-    for linear, wide in zip(linears, wides, strict=True):
-        diagonal[row : row + wide.shape[0], column : column + wide.shape[1]] = wide
-        row, column = row + len(linear.weight), column + wide.shape[1]
-    return diagonal
-
-
-def fused_shape(linears: Sequence[Adapted], loops: int) -> tuple[int, int]:
-    """Return the shape of what `fused` makes: outputs, inputs."""
-    adapters = [lora_columns(linear.a.shape[1], loops) for linear in linears if linear.a is not None]
-    return sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1] + sum(adapters)
-
-
-def has_adapters(linears: Sequence[Adapted]) -> bool:
-    return any(linear.a is not None for linear in linears)
 
 
 class RowDepths:

@@ -13,12 +13,13 @@ from rrt_edge.exporters.block import LayerWeights, Residual
 from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.graphs import DeviceGraphs, has_device_graphs
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
-from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propagated
 from rrt_edge.exporters.masks import Masks, Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import WeightFile, Weights
+from rrt_edge.quantisation.plan import Bits
 from rrt_edge.runtime.bundle.contract import inputs_of, new_rows, outputs_of
 
 Float = NDArray[np.float32]
@@ -98,7 +99,7 @@ class _Emitter:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
 
     def _embedded(self, outer: OuterWeights) -> str:
-        return embed(self.top, self.linears, self.spec, self.bits.embedding, outer.embedding, "input_ids")
+        return embed(self.top, self.linears, self.spec, self.bits, outer.embedding, "input_ids")
 
     def _leaving(self, stepping: str, leaving: str, hidden: str, gate: str) -> str:
         """The rows whose logits are wanted, [R, H]: those asked for, or in a step those whose gate lets them leave."""

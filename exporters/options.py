@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from rrt_edge.conversion.options import Init
+from rrt_edge.quantisation.blocks import BLOCK, SIZES
+from rrt_edge.quantisation.plan import Part
 from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 
 WeightBits = Literal[4, 8, 16, 32]
 SOURCE: Literal["source"] = "source"  # the blocks of a GGUF file are kept
+BLOCK_SIZES, BLOCK_SIZE = SIZES, BLOCK  # weights that share a scale: what can be, and what is by default
 ExportBits = Literal[4, 8, 16, 32, "source"]
-Part = Literal["block", "lora", "embedding", "head"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class ExportOptions:
         None,
         "Keep a part at 8 bits where the rest has 4; may be repeated.",
         unset="a tied embedding and head",
+    )
+    block_size: int = option(
+        BLOCK_SIZE,
+        "Weights of 4 or 8 bits that share a scale; larger blocks are smaller and faster, and lose a little more.",
+        choices=BLOCK_SIZES,
     )
     loops: int = option(2, "For a source that is not recursive; 1: unshared.")
     init: Init = option("average", "What the block starts from, for a source that is not recursive.")
@@ -54,6 +61,10 @@ class ExportOptions:
         check_options(self)
         if self.bits == SOURCE and (self.loops != 1 or self.rank):
             raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
+        if self.block_size != BLOCK_SIZE and self.bits == SOURCE:
+            raise BadInputError(f"bits source keeps a GGUF file's own blocks of {BLOCK_SIZE}; leave out block-size")
+        if self.block_size != BLOCK_SIZE and self.bits not in (4, 8):
+            raise BadInputError(f"block-size is of 4 or 8 bits; leave it out with bits {self.bits}")
         if self.data is not None and self.bits not in (4, 8):
             raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")
         if self.repair_rank and self.data is None:

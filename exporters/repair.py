@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +13,9 @@ from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.depth_layers import DepthLayers
-from rrt_edge.exporters.linears import Bits
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import Quantized, dequantize, quantize
-from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.quantisation.plan import Bits, Format
 from rrt_edge.quantisation.scales import balance
 from rrt_edge.runtime.system.progress import Progress
 
@@ -99,10 +97,11 @@ class Repaired:
                     residual = aim - rounded[part]
                     a, b, _, _ = output_factors(aim, residual, rank, sums)
                     a, b = (torch.from_numpy(factor) for factor in balance(a.numpy(), b.numpy()))
-                    read = _read(a, self._bits.lora)
+                    in_a, in_b = (self._bits.format(bits, aim.shape[1]) for bits in (self._bits.lora, self._bits.block))
+                    read = _read(a, in_a)
                     b = refitted(aim, residual, read, sums)
                     self._keep(k, depth, path, part, a, b)
-                    added[part] = _read(b, self._bits.block) @ read
+                    added[part] = _read(b, in_b) @ read
                 joined = self._layers.joined(path, own[f"{path}.weight"], added)
                 made.get_submodule(path).weight = nn.Parameter(joined, requires_grad=False)
         side.advance(slot, source, made)
@@ -122,8 +121,6 @@ def _prefix(k: int) -> str:
     return f"model.block.{k}."
 
 
-def _read(matrix: Tensor, bits: int) -> Tensor:
-    """A matrix as the bundle will have it."""
-    if is_packed(bits):
-        return torch.from_numpy(dequantize(quantize(matrix.numpy(), bits)))
-    return matrix if bits == 32 else torch.from_numpy(matrix.numpy().astype(np.float16).astype(np.float32))
+def _read(matrix: Tensor, stored: Format) -> Tensor:
+    """A matrix as the bundle will have it; adapters beside 4 or 8 bits have these too."""
+    return torch.from_numpy(dequantize(quantize(matrix.numpy(), stored.bits, stored.block)))

@@ -15,12 +15,13 @@ from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import plan_bits, watched, write_manifest
 from rrt_edge.exporters.checks import SHAPES, check_shape, is_bundle
 from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
-from rrt_edge.exporters.linears import Adapted
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import ExportOptions, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.modeling import GATE_WIDTH
+from rrt_edge.quantisation.blocks import BLOCK
+from rrt_edge.quantisation.wide import Adapted
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.progress import Progress
@@ -36,6 +37,7 @@ def random_bundle(
     loops: int = 2,
     rank: int = 0,
     bits: WeightBits = 4,
+    block_size: int = BLOCK,
     kv_rule: KVRuleName = "exact",
     kv_bits: int = 32,
     progress: Progress | None = None,
@@ -43,10 +45,10 @@ def random_bundle(
     """Write a bundle of random weights; its tokenizer has one word for each token, and no token ends a reply.
 
     Raises:
-        BadInputError: there is no such shape, or loops, rank, bits or KV bits cannot be.
+        BadInputError: there is no such shape, or loops, rank, bits, block size or KV bits cannot be.
     """
     check_shape(shape, loops, rank)
-    options = ExportOptions(bits=bits, kv_bits=kv_bits)
+    options = ExportOptions(bits=bits, block_size=block_size, kv_bits=kv_bits)
     text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
     config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)
     spec = dataclasses.replace(spec_of(config), kv_bits=kv_bits)

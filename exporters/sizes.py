@@ -19,8 +19,7 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.bundle import plan_bits
-from rrt_edge.exporters.checkpoint_weights import Read, layer_weights, outer_weights
-from rrt_edge.exporters.linears import Matrix
+from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
 from rrt_edge.exporters.loop_graph import emit_graphs
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.source_blocks import ROUNDED, SourceBlocks
@@ -29,8 +28,10 @@ from rrt_edge.exporters.weights import Weights
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.projections import Read
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.quantisation.blocks import BLOCK, Quantized
+from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
 FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get
@@ -75,16 +76,17 @@ class BlockShapes(SourceBlocks):
         return Quantized(packed.numpy(), scales.numpy(), bits, columns)
 
 
-def sizes_of(source: Path, loops: int = 1, rank: int = 0) -> dict[str, int]:
+def sizes_of(source: Path, loops: int = 1, rank: int = 0, block_size: int = BLOCK) -> dict[str, int]:
     """`bundle_sizes` of a folder or a GGUF file."""
-    return bundle_sizes(Checkpoint(source), loops, rank)
+    return bundle_sizes(Checkpoint(source), loops, rank, block_size)
 
 
-def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0) -> dict[str, int]:
+def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0, block_size: int = BLOCK) -> dict[str, int]:
     """Bytes of the bundle that `export` would write, by what `bits` it is given; no weights are read.
 
     Args:
         loops, rank: of a source that is not recursive.
+        block_size: of 4 and 8 bits.
 
     Raises:
         BadInputError: the checkpoint cannot be exported, or not with these loops.
@@ -95,7 +97,7 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0) -> dict[
         refuse_leftovers(checkpoint, family_of(config))
         config = recursive_config(config, ConvertOptions(loops=loops, rank=rank), None)
     spec, shapes = spec_of(config), Shapes(config)
-    kept = checkpoint.gguf is not None and loops == 1 and not rank
+    kept = checkpoint.gguf is not None and loops == 1 and not rank and block_size == BLOCK
     beside = SMALL_FILES + _tokenizer_bytes(checkpoint)
     sizes = {}
     for bits in BITS if kept else BITS[:-1]:
@@ -103,7 +105,8 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0) -> dict[
         matrix: Read = blocks.matrix if blocks is not None else lambda name: shapes.tensor(name).numpy()
         unscaled = dataclasses.replace(spec, residual_scale=1.0)  # to scale a matrix would take its memory
         outer = outer_weights(shapes, spec, matrix)
-        options = ExportOptions(bits=bits, loops=loops, rank=rank)
+        asked = block_size if bits in (4, 8) else BLOCK
+        options = ExportOptions(bits=bits, block_size=asked, loops=loops, rank=rank)
         plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
         weights = Weights()
         with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:

@@ -7,10 +7,11 @@ from collections import Counter
 
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
-from rrt_edge.exporters.linears import Bits, Matrix
 from rrt_edge.quantisation.blocks import Quantized, Rows, quantize
 from rrt_edge.quantisation.ggml import carried
 from rrt_edge.quantisation.packing import is_packed
+from rrt_edge.quantisation.plan import Bits
+from rrt_edge.quantisation.wide import Matrix
 
 log = logging.getLogger(__name__)
 ROUNDED = 8  # bits of what cannot be carried over

@@ -24,11 +24,12 @@ from rrt_edge.exporters.devices.block import (
     rotary_patterns,
 )
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
-from rrt_edge.exporters.linears import Bits, Linears, RowDepths
+from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import Weights
+from rrt_edge.quantisation.plan import Bits
 from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.device_graphs import VERSION, why_unfit
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
@@ -138,7 +139,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     """Return the graph of what depends on ids, positions and depths alone: it runs on the CPU, in float32."""
     graph = Builder()
     linears = Linears(weights, graph)
-    embedded = embed(graph, linears, spec, bits.embedding, outer.embedding, "input_ids")
+    embedded = embed(graph, linears, spec, bits, outer.embedding, "input_ids")
     rotations = Rotations(spec, Rows(spec, graph))
     depths = RowDepths(graph, graph.op("Unsqueeze", "row_depth", graph.constant([2])), spec.loops)
     turns = rotations.turns(graph, depths)

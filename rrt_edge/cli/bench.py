@@ -21,7 +21,7 @@ from rrt_edge.cli.dataclass_options import options_of
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.exporters.checks import check_shape
-from rrt_edge.exporters.options import WeightBits
+from rrt_edge.exporters.options import BLOCK_SIZE, BLOCK_SIZES, WeightBits
 from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.bundle.manifest import KV_BITS
@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 @click.option("--rank", default=0, show_default=True, help="For --shape.")
 @click.option(
     "--bits", default="4", type=click.Choice([*map(str, get_args(WeightBits))]), show_default=True, help="For --shape."
+)
+@click.option(
+    "--block-size",
+    default=str(BLOCK_SIZE),
+    type=click.Choice([*map(str, BLOCK_SIZES)]),
+    show_default=True,
+    help="For --shape: weights that share a scale.",
 )
 @click.option("--kv-rule", default="exact", type=click.Choice(KV_RULE_NAMES), show_default=True, help="For --shape.")
 @click.option(
@@ -67,8 +74,9 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 def bench(
-    bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, kv_rule: Any,
-    kv_bits: str, keep: Path | None, tests: str | None, traces: Path | None, as_json: bool, **settings: Any,
+    bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, block_size: str,
+    kv_rule: Any, kv_bits: str, keep: Path | None, tests: str | None, traces: Path | None, as_json: bool,
+    **settings: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
     if (bundle is None) == (shape is None):
@@ -81,7 +89,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") if shape and keep is None else nullcontext("") as folder:
         where = bundle or keep or Path(folder) / "bundle"
         if shape is not None and not (where / "manifest.json").is_file():
-            made = {"loops": loops, "rank": rank, "bits": int(bits), "kv_rule": kv_rule, "kv_bits": int(kv_bits)}
+            made = {"loops": loops, "rank": rank, "bits": int(bits), "block_size": int(block_size)}
+            made |= {"kv_rule": kv_rule, "kv_bits": int(kv_bits)}
             _write_random(shape, where, console, as_json, **made)
         rows = _measure(where, settings, console, as_json)
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"

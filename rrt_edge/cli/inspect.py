@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rrt_edge.cli.common import guarded, json_option, print_json
 from rrt_edge.cli.inspect_source import inspect_source
 from rrt_edge.cli.sources import BundleOrSource, Source
 from rrt_edge.cli.terminal import size, two_columns
+from rrt_edge.exporters.options import BLOCK_SIZE, BLOCK_SIZES
 from rrt_edge.runtime.errors import BadInputError, BundleError, in_words
 
 if TYPE_CHECKING:
@@ -66,9 +67,16 @@ class GraphContents:
 @click.option("--graph", is_flag=True, help="Show the inputs, outputs and operators of a bundle's model.onnx instead.")
 @click.option("--loops", type=int, help="Show how large bundles of a checkpoint with so many loops are.  [default: 1]")
 @click.option("--rank", type=int, help="The same with adapters of this rank.  [default: 0]")
+@click.option(
+    "--block-size",
+    type=click.Choice([*map(str, BLOCK_SIZES)]),
+    help=f"The same with blocks of so many weights.  [default: {BLOCK_SIZE}]",
+)
 @json_option
 @guarded
-def inspect(source: Path | Source, graph: bool, loops: int | None, rank: int | None, as_json: bool) -> None:
+def inspect(
+    source: Path | Source, graph: bool, loops: int | None, rank: int | None, block_size: str | None, as_json: bool
+) -> None:
     """Show what is inside a bundle, or what a checkpoint is.
 
     SOURCE is a bundle, a checkpoint's folder (recursive or not), a GGUF file, or a name on the Hugging Face hub. Of a
@@ -81,10 +89,10 @@ def inspect(source: Path | Source, graph: bool, loops: int | None, rank: int | N
     if isinstance(source, Source):
         if graph:
             raise BadInputError(f"{source.text}: is no bundle, whose graph --graph shows; export it first")
-        return inspect_source(source.local(), loops, rank, as_json)
+        return inspect_source(source.local(), loops, rank, None if block_size is None else int(block_size), as_json)
     bundle = source
-    if loops is not None or rank is not None:
-        raise BadInputError(f"{bundle}: is a bundle; --loops and --rank are of what is not exported yet")
+    if loops is not None or rank is not None or block_size is not None:
+        raise BadInputError(f"{bundle}: is a bundle; --loops, --rank and --block-size are of what is not exported yet")
     manifest = Manifest.read(bundle)
     if graph:
         manifest.check_hashes(bundle, but=manifest.files.keys() - {GRAPH})
@@ -103,6 +111,12 @@ def _attention(windows: Windows) -> str:
     return ", ".join(f"{layers.count(size)} of {len(layers)} layers see the last {size} tokens" for size in sizes)
 
 
+def _either(numbers: Sequence[int]) -> str:
+    """The numbers as a sentence has them: 128, 64 or 32."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _fields_text(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
@@ -111,6 +125,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
     """Return a table of what a bundle holds; `sampling` has the fields of `Sampling` that its makers chose."""
     shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
     parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
+    blocks = (bits.block_size, *(bits.smaller_blocks or ()))
     rows = [
         ("family", shape.family),
         ("loops x layers per block", f"{shape.loops} x {shape.layers_per_block}"),
@@ -123,7 +138,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         *((("sampling by default", _fields_text(sampling)),) if sampling else ()),
-        ("bits", f"{bits.bits} ({parts}; blocks of {bits.block_size})"),
+        ("bits", f"{bits.bits} ({parts}; blocks of {_either(blocks)})"),
         *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
         ("weights of the unshared model", size(manifest.unshared_weight_bytes)),
         *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),

@@ -16,14 +16,18 @@ from rrt_edge.cli.common import missing, print_json, quiet_transformers
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import size, two_columns
 from rrt_edge.conversion.facts import End, SourceFacts, read_facts
+from rrt_edge.exporters.options import BLOCK_SIZE
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.runtime.errors import BadInputError, one_line
 
 LONGEST_VALUE = 1000  # characters of what is shown
 
 
-def inspect_source(path: Path, loops: int | None, rank: int | None, as_json: bool) -> None:
+def inspect_source(path: Path, loops: int | None, rank: int | None, block_size: int | None, as_json: bool) -> None:
     """Print what a source is; without the packages that export needs, all but the sizes of bundles.
+
+    Args:
+        loops, rank, block_size: what the bundles would be exported with, or None for what export does by itself.
 
     Raises:
         BadInputError: it is no checkpoint, or damaged, or cannot be shared so.
@@ -41,7 +45,7 @@ def inspect_source(path: Path, loops: int | None, rank: int | None, as_json: boo
                 from rrt_edge.exporters.sizes import sizes_of
 
                 quiet_transformers()
-            sizes = sizes_of(path, loops, rank)
+            sizes = sizes_of(path, loops, rank, block_size or BLOCK_SIZE)
         except ModuleNotFoundError as error:
             note = f"the sizes of bundles need {missing(str(error.name))}"
         except BadInputError as error:
@@ -49,7 +53,9 @@ def inspect_source(path: Path, loops: int | None, rank: int | None, as_json: boo
     if as_json:
         return print_json({**dataclasses.asdict(facts), "sizes": sizes})
     how = f", {loops} loops" if loops > 1 else ""
-    Console().print(facts_table(facts, sizes or {}, f"{how}, rank {rank}" if rank else how))
+    how += f", rank {rank}" if rank else ""
+    how += f", blocks of {block_size}" if block_size else ""
+    Console().print(facts_table(facts, sizes or {}, how))
     if note:
         click.echo(note, err=True)
     return None

@@ -163,7 +163,8 @@ class About:
         if self.is_recursive and shared:
             raise BadInputError(f"{self.path}: is recursive already; --{shared[0]} was chosen where it was converted")
         options = from_options(ExportOptions, {"loops": UNSHARED, **chosen})
-        free = "bits" not in chosen and not options.eight_bit and options.loops == UNSHARED and not options.rank
+        rounded = {"bits", "block_size"} & chosen.keys() or options.eight_bit
+        free = not rounded and options.loops == UNSHARED and not options.rank
         return dataclasses.replace(options, bits=SOURCE) if free and self.keeps_blocks else options
 
     def name(self, stem: str, options: ExportOptions) -> str:

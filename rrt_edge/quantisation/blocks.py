@@ -16,6 +16,8 @@ from rrt_edge.quantisation.scales import best_codes
 
 Float = NDArray[np.float32]
 BLOCK = 32  # weights that share a scale, where nothing else is asked for
+SIZES = (32, 64, 128)  # of blocks, that may be asked for
+LEAST_BLOCKS = 4  # of a row, where blocks are larger than 32
 PIECE = 1 << 16  # weights searched at a time: what stays in a core's cache
 
 
@@ -45,6 +47,16 @@ class Quantized:
 
     def __len__(self) -> int:
         return len(self.scales)
+
+
+def fitting_block(columns: int, block: int) -> int:
+    """The block of matrices whose rows are `columns` long, where `block` is asked for: that or a smaller one.
+
+    It divides the row, at least `LEAST_BLOCKS` times. Then nothing is padded, what stands beside the row has blocks of
+    its own, and whatever that pads to a whole block costs less than the scales that larger blocks save.
+    """
+    fits = [size for size in SIZES if size <= block and columns % size == 0 and columns >= LEAST_BLOCKS * size]
+    return max(fits, default=BLOCK)
 
 
 def pad_to_block(columns: int, block: int = BLOCK) -> int:

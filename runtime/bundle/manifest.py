@@ -179,11 +179,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Bits of the weights, as asked for and part by part; `block_size` weights share a scale."""
+    """Bits of the weights, as asked for and part by part; `block_size` weights share a scale.
+
+    `smaller_blocks`: the sizes of blocks in matrices whose rows are not of so many, where there are such.
+    """
 
     bits: int
     block_size: int
     parts: dict[str, int]
+    smaller_blocks: tuple[int, ...] | None = None
 
     @classmethod
     def read(cls, fields: Fields) -> Quantization:
@@ -196,7 +200,12 @@ class Quantization:
         if unknown:
             known = ", ".join(map(str, WEIGHT_BITS))
             raise fields.fail("quantization", f"has {unknown[0]} bits, which is not known; known: {known}")
-        return cls(bits, fields.count("block_size", 16, 256), parts)
+        block_size, smaller = fields.count("block_size", 16, 256), fields.get("smaller_blocks")
+        if smaller is None:
+            return cls(bits, block_size, parts)
+        if not isinstance(smaller, list) or not all(type(size) is int and 16 <= size < block_size for size in smaller):
+            raise fields.fail("smaller_blocks", f"must be a list of sizes from 16 to below {block_size}, or null")
+        return cls(bits, block_size, parts, tuple(smaller))
 
 
 @dataclass(frozen=True)

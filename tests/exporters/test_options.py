@@ -33,6 +33,9 @@ def test_a_function_and_its_options_have_the_same_defaults(function: Any, option
         ({"kv_bits": 16}, "kv-bits 16: choose from 8, 32"),
         ({"eight_bit": ["gate"]}, "eight-bit 'gate': choose from block, lora, embedding, head"),
         ({"eight_bit": ["head"], "bits": 8}, "eight-bit parts go with bits 4, not 8"),
+        ({"block_size": 48}, "block-size 48: choose from 32, 64, 128"),
+        ({"block_size": 64, "bits": 16}, "block-size is of 4 or 8 bits; leave it out with bits 16"),
+        ({"block_size": 64, "bits": "source", "loops": 1}, "bits source keeps a GGUF file's own blocks of 32"),
         ({"init": "best"}, "init 'best': choose from average, stepwise, lower, random"),
     ],
 )

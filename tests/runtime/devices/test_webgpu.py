@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rrt_edge.exporters import Tolerance, verification, verify
+from rrt_edge.exporters import Tolerance, export, verification, verify
 from rrt_edge.runtime import Engine, Model, Sampling
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
+from tests.checkpoints import save_tokenizer
 from tests.conftest import ROOT
+from tests.families import random_model
 from tests.runtime.devices.decoding import HEAVY, QUESTIONS, compare, on_device, profiled
 from tests.runtime.devices.test_device_graph import PIECES, WHOLE, logits_at, make_family
 
@@ -69,6 +71,18 @@ def test_families_say_what_torch_says(webgpu: str, case: str, tmp_path: Path) ->
                 scale = max(1.0, float(np.abs(expected[depth - 1]).max()))
                 for pieces in (WHOLE, PIECES):
                     assert np.abs(logits_at(model, depth, pieces) - expected[depth - 1]).max() < allowed * scale
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_blocks_of_every_size_say_what_the_cpu_says(webgpu: str, block_size: int, tmp_path: Path) -> None:
+    widths = {"hidden_size": 512, "intermediate_size": 576, "num_attention_heads": 8}
+    random_model("llama", **widths).save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", 300)
+    export(tmp_path / "source", tmp_path / "bundle", loops=3, rank=8, block_size=block_size)
+    with on_device(tmp_path / "bundle", webgpu, precision="float32") as gpu, on_device(tmp_path / "bundle") as cpu:
+        for depth in (1, 3):
+            ours, theirs = (logits_at(model, depth, WHOLE) for model in (gpu, cpu))
+            assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_what_its_attention_lacks_is_said_at_load(webgpu: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rrt_edge.conversion.side_by_side import InputSums
 
+EPSILON = 1e-9  # of a mean square, which makes a system of equations solvable
 CORRECTION = 0.7  # share of the error so far that an adapter also makes good; all of it would fit the texts too closely
 
 
@@ -119,9 +120,11 @@ def output_factors(weight: Tensor, residual: Tensor, rank: int, sums: InputSums)
 
 def refitted(weight: Tensor, residual: Tensor, a: Tensor, sums: InputSums) -> Tensor:
     """The B [out, rank] with which a given A [rank, in] stands best for `residual`, as `output_factors` has it."""
-    reached = a @ sums.root  # [rank, in]
-    b: Tensor = torch.linalg.lstsq(reached.T, lost_output(weight, residual, sums).T, driver="gelsy").solution
-    return b.T.contiguous()
+    reached = (a @ sums.root).double()  # [rank, in]
+    squares = reached @ reached.T
+    squares.diagonal().add_(EPSILON * squares.diagonal().mean())  # a row of A may be zero
+    b = torch.cholesky_solve(reached @ lost_output(weight, residual, sums).T.double(), torch.linalg.cholesky(squares))
+    return b.T.float().contiguous()
 
 
 def lost_output(weight: Tensor, residual: Tensor, sums: InputSums) -> Tensor:

@@ -111,6 +111,25 @@ def test_a_shared_matrix_is_rounded_for_all_its_depths(recursive: Path) -> None:
         assert away(made, rounded, held_out) < 0.9 * away(made, None, held_out)
 
 
+def test_a_depth_begins_where_the_model_is_then(tmp_path: Path) -> None:
+    """Also where the layers of a depth attend otherwise than those of the depth before: here one in four sees all."""
+    random_model("gemma3").save_pretrained(tmp_path)
+    with closing(Checkpoint(tmp_path)) as checkpoint:
+        config = recursive_config(checkpoint.config, ConvertOptions(loops=3), None)
+        made = Converted(checkpoint, config, torch.float32)
+        texts = random_texts(config.text_config.vocab_size)
+        sides = RoundedToTexts(made, texts, 4, torch.float32)._sides
+        model = rrt_edge.RecursiveForCausalLM(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(made.tensor(name))
+            for number, ids in enumerate(texts[:3]):
+                normed = model.model(torch.tensor([ids]))
+                for loop in (0, 1):
+                    ours = model.model.norm(sides[loop + 1]._source[number])
+                    torch.testing.assert_close(ours, normed[loop], atol=1e-4, rtol=1e-3)
+
+
 def test_export_takes_texts_and_keeps_adapters(recursive: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "The cat sees the hen. " * 40}) + "\n")
     data = tmp_path / "texts.jsonl"

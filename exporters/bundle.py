@@ -26,6 +26,7 @@ from rrt_edge.exporters.checkpoint_weights import (
     outer_weights,
 )
 from rrt_edge.exporters.checks import check_export, is_bundle
+from rrt_edge.exporters.cost import Reference, cost, set_apart
 from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.exporters.ends import reply_ends
 from rrt_edge.exporters.loop_graph import emit
@@ -39,6 +40,7 @@ from rrt_edge.model.families import family_of
 from rrt_edge.model.projections import Read
 from rrt_edge.quantisation.blocks import BLOCK, fitting_block
 from rrt_edge.quantisation.plan import PARTS, Bits, Part, bits_by_part, packs_embedding
+from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.declared import KEY, declaration
 from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
 from rrt_edge.runtime.check import load_checked
@@ -53,7 +55,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """`unshared_bytes` is what the bundle would take without sharing, at the same bits; the tables are by part."""
+    """`unshared_bytes` is what the bundle would take without sharing, at the same bits; the tables are by part.
+
+    `cost` is what the bits cost, where there was `data` of several texts: on every ninth of them, which is set apart.
+    """
 
     bundle: str
     bytes: int
@@ -63,6 +68,7 @@ class ExportReport:
     unshared_weight_bytes: dict[str, int]
     seconds: float
     peak_memory_bytes: int
+    cost: Cost | None = None
 
 
 def export(
@@ -95,7 +101,8 @@ def export(
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
-        data_tokens: of the data, how many tokens are read, at most 512 of a text.
+        data_tokens: of the data, how many tokens are read, at most 512 of a text; every ninth text is set apart, to
+            measure on it what the bits cost.
         repair_rank: with `data`, for a model without adapters: the rank of some at each depth that take up what
             rounding lost (`rrt_edge.exporters.repair`); adapters that a model has are fitted anew.
         kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
@@ -154,8 +161,10 @@ def _export_recursive(
     inside: Read = lambda name: weights.tensor(name).numpy()  # noqa: E731
     if blocks is not None:
         outside = inside = blocks.matrix
+    reference, windows = None, list[list[int]]()
     if options.data is not None and plan is not None:
-        texts = read_texts(checkpoint, options.data, options.data_tokens)
+        texts, windows = set_apart(read_texts(checkpoint, options.data, options.data_tokens))
+        reference = Reference(weights, windows, dtype) if windows else None
         rounded = RoundedToTexts(weights, texts, plan.block, dtype, plan.block_size)
         inside = rounded.matrix
         if options.repair_rank or weights.config.relaxed:
@@ -177,7 +186,7 @@ def _export_recursive(
         write_generation_config(checkpoint, folder)
         provenance = {"init": weights.config.init}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
-        _check_runs(folder)
+        measured = _check_runs(folder, reference, windows)
         total = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(
         bundle=str(bundle),
@@ -188,20 +197,27 @@ def _export_recursive(
         unshared_weight_bytes=unshared,
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
+        cost=measured,
     )
 
 
-def _check_runs(folder: Path) -> None:
-    """Load the new bundle and run a token, before it takes the place of another.
+def _check_runs(folder: Path, reference: Reference | None, windows: list[list[int]]) -> Cost | None:
+    """Load the new bundle and run a token, before it takes the place of another, and measure what its bits cost.
 
     Raises:
         RRTEdgeError: it does not run.
     """
-    report, runner = load_checked(folder, Manifest.read(folder))
-    if runner is not None:
-        runner.close()
-    if report.problem is not None:
+    manifest = Manifest.read(folder)
+    report, runner = load_checked(folder, manifest)
+    if runner is None:
         raise RRTEdgeError(f"the new bundle does not run, and was not written: {report.problem}")
+    try:
+        measured = None if reference is None else cost(reference, windows, runner)
+    finally:
+        runner.close()
+    if measured is not None:
+        dataclasses.replace(manifest, cost=measured).write(folder)
+    return measured
 
 
 def _source_blocks(weights: RecursiveTensors, checkpoint: Checkpoint, options: ExportOptions) -> SourceBlocks | None:

@@ -17,6 +17,8 @@ from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.runner import AnyRunner, Call
 
 TRIAL_SECONDS = 60.0  # that one token may take
+OTHER_TEXTS = 2  # times what bits cost on the texts that export measured them on
+LEAST_KL, LEAST_DIFFER = 0.001, 0.005  # beside that, for costs too small to be multiplied
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,18 @@ STRICT = {
 
 
 def strict_tolerance(manifest: Manifest, runner: AnyRunner | None = None) -> Tolerance:
-    """That of the fewest bits that weights, keys or values are kept in, or that a device computes in."""
+    """That of the fewest bits that weights, keys or values are kept in, or that a device computes in.
+
+    Where export measured what its bits cost, a bundle is held to that: other texts may lose up to `OTHER_TEXTS` times
+    as much.
+    """
     computed = runner.bits if runner is not None else 32
-    return STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits, computed)]
+    strict = STRICT[min(manifest.quantization.bits, manifest.architecture.kv_bits, computed)]
+    if manifest.cost is None or computed < manifest.quantization.bits:
+        return strict
+    kl = max(depth.kl for depth in manifest.cost.depths)
+    differ = 1 - min(depth.top1_agreement for depth in manifest.cost.depths)
+    return Tolerance(kl=OTHER_TEXTS * kl + LEAST_KL, top1_agreement=max(0.0, 1 - OTHER_TEXTS * differ - LEAST_DIFFER))
 
 
 @dataclass(frozen=True)

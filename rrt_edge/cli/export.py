@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
         report = run(str(source), bundle, **vars(options), progress=progress)
     if as_json:
         names = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
-        return print_json({name: getattr(report, name) for name in names})
+        cost = None if report.cost is None else dataclasses.asdict(report.cost)
+        return print_json({**{name: getattr(report, name) for name in names}, "cost": cost})
     return Console().print(export_table(report))
 
 
@@ -71,6 +73,11 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("graph, tokenizer, manifest", rest, rest)
     share = f"{report.bytes / report.unshared_bytes:.0%}"
     table.add_row("total", f"{size(report.bytes)} ({share})", size(report.unshared_bytes), style="bold")
+    if report.cost is not None:
+        depths = ", ".join(f"{depth.kl:.4f} ({depth.top1_agreement:.1%})" for depth in report.cost.depths)
+        where = f"on {report.cost.positions:,} tokens set apart"
+        table.add_row(f"KL to the source (same top token), {where}", depths, "")
+        table.add_row("perplexity to the source's there", f"{report.cost.ratio:.3f}", "")
     table.add_row("time", f"{report.seconds:.1f} s", "")
     table.add_row("peak memory", size(report.peak_memory_bytes), "")
     return table

@@ -125,6 +125,11 @@ class SideBySide:
         root = torch.linalg.cholesky(damped(squares))
         return InputSums(root, None if crossed is None else torch.cholesky_solve(crossed.T, root).T)
 
+    @property
+    def source(self) -> list[Tensor]:
+        """The hidden states of each text where the source is."""
+        return list(self._source)
+
     def copy(self) -> SideBySide:
         """The same texts, with both models where the source is."""
         twin = copy.copy(self)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
@@ -216,7 +217,10 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of manifest.json; `verification` records a check passed under loosened tolerances."""
+    """The contents of manifest.json.
+
+    `verification` records a check passed under loosened tolerances, `cost` what export measured where it had texts.
+    """
 
     architecture: Architecture
     gate: Gate
@@ -228,6 +232,7 @@ class Manifest:
     provenance: dict[str, Any]
     files: dict[str, File]
     verification: dict[str, Any] | None = None
+    cost: Cost | None = None
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
@@ -269,8 +274,9 @@ class Manifest:
         verification = fields.get("verification")
         if verification is not None and not isinstance(verification, dict):
             raise fields.fail("verification", "must be an object or null")
+        architecture = Architecture.read(fields.table("architecture"))
         manifest = cls(
-            architecture=Architecture.read(fields.table("architecture")),
+            architecture=architecture,
             gate=Gate.read(fields.table("gate")),
             quantization=Quantization.read(fields.table("quantization")),
             kv_rule=kv_rule,
@@ -280,6 +286,7 @@ class Manifest:
             provenance=dict(fields.table("provenance").values),
             files=_files(fields.table("files")),
             verification=verification,
+            cost=None if fields.get("cost") is None else Cost.read(fields.table("cost"), architecture.loops),
         )
         beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
         if beyond:

@@ -35,7 +35,7 @@ def test_the_whole_way_in_json(source: Path, tmp_path: Path) -> None:
     assert (converted["loops"], converted["layers_per_block"], converted["rank"]) == (3, 4, 4)
 
     exported = json.loads(run("export", tmp_path / "r", tmp_path / "b", "--bits", 32, "--json").stdout)
-    assert set(exported) == {"bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes"}
+    assert set(exported) == {"bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes", "cost"}
     assert exported["bytes"] == sum(path.stat().st_size for path in (tmp_path / "b").iterdir())
 
     done = run("verify", tmp_path / "b", "--source", tmp_path / "r", "--json")

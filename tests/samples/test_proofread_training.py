@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "proofread"
-MODULES = ("base_model", "threaded_training", "train_teacher")
+MODULES = ("base_model", "reduced_model", "threaded_training", "train_teacher")
 PAIRS = [(f"He go to shop {number}.", f"He goes to shop {number}.") for number in range(40)]
 
 
@@ -152,3 +152,30 @@ def test_a_stopped_training_goes_on_to_the_same_weights(sample, base, tmp_path, 
 
     assert losses("whole.jsonl") == losses("broken.jsonl")
     assert len(losses("whole.jsonl")) > 4
+
+
+def test_the_layer_goes_without_which_the_loss_is_lowest(
+    sample: SimpleNamespace,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"text": text, "correct": right}) + "\n" for text, right in PAIRS[:8]))
+    monkeypatch.setattr(sys, "argv", ["", str(base), str(data), str(tmp_path / "out"), "--layers", "1"])
+    sample.reduced_model.main()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 1
+    examples = [
+        sample.threaded_training.encode(PreTrainedTokenizerFast.from_pretrained(base), text, right)
+        for text, right in PAIRS[:8]
+    ]
+    losses = []
+    for dropped in range(2):
+        model = LlamaForCausalLM.from_pretrained(base)
+        del model.model.layers[dropped]
+        model.model.layers[0].self_attn.layer_idx = 0
+        losses.append(sample.reduced_model.loss_of(model.eval(), examples))
+    made = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert sample.reduced_model.loss_of(made, examples) == pytest.approx(min(losses), rel=1e-4)
+    assert f"loss {min(losses):.4f}" in capsys.readouterr().out

@@ -1,0 +1,213 @@
+"""What bits cost a real model: bundles at several settings beside llama.cpp's quantisations of the same weights.
+
+    python benchmarks/bits_cost.py SOURCE plain-english.txt.gz [--settings 4,4-data,4-data-128,8]
+        [--llama build/bin --gguf SOURCE-f32.gguf --types Q4_0,Q4_K_M,Q5_K_M] [--plot docs/bits-cost.svg]
+
+SOURCE is a checkpoint's folder or a GGUF file. The text has a sentence a line, 40 are a text, cut to 512 tokens.
+Rounding and llama.cpp's importance matrix see lines 1 to 1,600; what the bits cost is measured on lines 2,001 to 2,800,
+and on a second kind of text, code of Python's standard library, that nothing saw. Bundles are run by the runtime, with
+its activations; llama.cpp's files are read by transformers, dequantised: what their weights lost, nothing else.
+
+A setting is `4` or `8`, with `-data` where it is rounded with data, a block size, `-embedding4` for an embedding at 4
+bits and `-most253` for 253 MB at most: `4-data-128`, `4-data-most253`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib
+import inspect
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conversion_quality import TEXT_TOKENS, load, texts_of
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from rrt_edge.exporters import export
+from rrt_edge.runtime import Model
+from rrt_edge.runtime.running.runner import Call
+from rrt_edge.runtime.scoring.metrics import log_softmax
+
+Float = NDArray[np.float32]
+Logits = Callable[[list[int]], Float]  # [S, V] of token ids
+MODULES = ("argparse", "calendar", "csv", "difflib", "fractions", "heapq", "shutil", "textwrap")
+CODE_TEXTS = 20
+
+
+@dataclass
+class Row:
+    """A form of the model, and what it loses on each kind of text."""
+
+    name: str
+    bytes: int
+    seconds: float
+    logits: Logits
+    kl: dict[str, float] = field(default_factory=dict)
+    same: dict[str, float] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--settings", default="4,4-data,4-data-128,8")
+    parser.add_argument("--tokens", type=int, default=16384, help="that rounding reads")
+    parser.add_argument("--llama", type=Path, help="the folder of llama.cpp's programs")
+    parser.add_argument("--gguf", type=Path, help="the source as a GGUF file in floats, for llama.cpp")
+    parser.add_argument("--types", default="Q4_0,Q4_K_M,Q5_K_M")
+    parser.add_argument("--texts", type=int, default=20, help="of each kind that are measured")
+    parser.add_argument("--folder", type=Path, default=Path("build/bits-cost"))
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(arguments.text, "rt", encoding="utf-8") as file:
+        lines = [line.strip() for _, line in zip(range(2800), file, strict=False)]
+    data = arguments.folder / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(lines[:1600])), "utf-8")
+    with ExitStack() as opened:
+        rows = [ours(arguments, setting, data, opened) for setting in arguments.settings.split(",") if setting]
+        if arguments.llama:
+            rows += [llamas(arguments, kind, lines[:1600]) for kind in arguments.types.split(",")]
+        exact = of_folder(arguments.source)
+        kinds = {"English": texts_of(lines[2000:2800]), "code": code()}
+        for kind, texts in kinds.items():
+            measure(kind, exact, rows, encoded(arguments.source, texts)[: arguments.texts])
+    heads = [f"{figure}: {kind}" for figure in ("perplexity to the source's", "KL", "same top token") for kind in kinds]
+    print(f"| | MB | {' | '.join(heads)} | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [f"{row.ratio[kind]:.3f}" for kind in kinds] + [f"{row.kl[kind]:.4f}" for kind in kinds]
+        cells += [f"{row.same[kind]:.1%}" for kind in kinds]
+        print(f"| {row.name} | {row.bytes / 1e6:.1f} | {' | '.join(cells)} | {row.seconds:.0f} |")
+    if arguments.plot:
+        plot(rows, arguments.plot)
+
+
+def ours(arguments: argparse.Namespace, setting: str, data: Path, opened: ExitStack) -> Row:
+    """A bundle, opened."""
+    bundle, started = arguments.folder / setting, time.perf_counter()
+    report = export(arguments.source, bundle, loops=1, **options_of(setting, data, arguments.tokens))
+    seconds = time.perf_counter() - started
+    runner = opened.enter_context(Model.load(bundle, device="cpu")).runner
+
+    def logits(ids: list[int]) -> Float:
+        call = Call(np.array(ids, np.int64), 0, 1, 1, logit_rows=tuple(range(len(ids))))
+        return runner.run(runner.bind(), runner.new_cache(), call).logits
+
+    print(
+        f"{setting}: {report.bytes / 1e6:.1f} MB, {report.peak_memory_bytes / 1e6:.0f} MB at most in memory", flush=True
+    )
+    return Row(f"`{setting}`", report.bytes, seconds, logits)
+
+
+def options_of(setting: str, data: Path, tokens: int) -> dict[str, Any]:
+    """What export is given."""
+    bits, *others = setting.split("-")
+    options: dict[str, Any] = {"bits": int(bits) if bits.isdigit() else bits}
+    for name in others:
+        if name == "data":
+            options |= {"data": data, "data_tokens": tokens}
+        elif name.startswith("most"):
+            options["max_size"] = int(float(name.removeprefix("most")) * 1e6)
+        elif name == "embedding4":
+            options["eight_bit"] = ()
+        else:
+            options["block_size"] = int(name)
+    return options
+
+
+def llamas(arguments: argparse.Namespace, kind: str, lines: Sequence[str]) -> Row:
+    """llama.cpp's quantisation of the source, with an importance matrix of the texts that ours is rounded on."""
+    matrix, out = arguments.folder / "importance.gguf", arguments.folder / kind / "model.gguf"
+    started = time.perf_counter()
+    if not matrix.exists():
+        text = arguments.folder / "texts.txt"
+        text.write_text("\n".join(lines), "utf-8")
+        tokens = ["--chunks", str(arguments.tokens // TEXT_TOKENS), "-c", str(TEXT_TOKENS)]
+        run([arguments.llama / "llama-imatrix", "-m", arguments.gguf, "-f", text, "-o", matrix, *tokens])
+    out.parent.mkdir(exist_ok=True)
+    run([arguments.llama / "llama-quantize", "--imatrix", matrix, arguments.gguf, out, kind])
+    return Row(f"llama.cpp {kind}", out.stat().st_size, time.perf_counter() - started, of_folder(out))
+
+
+def run(command: Sequence[str | Path]) -> None:
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def of_folder(source: Path) -> Logits:
+    """transformers' logits, in float32."""
+    model = load(source.resolve().parent, gguf_file=source.name) if source.is_file() else load(source)
+
+    @torch.no_grad()
+    def logits(ids: list[int]) -> Float:
+        whole: Float = model(torch.tensor([ids])).logits[0].numpy()
+        return whole
+
+    return logits
+
+
+def encoded(source: Path, texts: Sequence[str]) -> list[list[int]]:
+    options = {"gguf_file": source.name} if source.is_file() else {}
+    tokenizer = AutoTokenizer.from_pretrained(source.resolve().parent if source.is_file() else source, **options)
+    return [tokenizer(text)["input_ids"][:TEXT_TOKENS] for text in texts]
+
+
+def code() -> list[str]:
+    """Modules of the standard library, from a place in the middle on."""
+    sources = [inspect.getsource(importlib.import_module(name)).splitlines() for name in MODULES]
+    pieces = [lines[start : start + 60] for lines in sources for start in range(len(lines) // 3, len(lines) - 60, 120)]
+    return ["\n".join(piece) for piece in pieces[:CODE_TEXTS]]
+
+
+def measure(kind: str, exact: Logits, rows: Sequence[Row], texts: Sequence[list[int]]) -> None:
+    kl, same = np.zeros(len(rows)), np.zeros(len(rows))
+    losses, positions = np.zeros(len(rows) + 1), 0
+    for ids in texts:
+        p, targets = log_softmax(exact(ids)), (np.arange(len(ids) - 1), ids[1:])
+        positions += len(ids)
+        losses[-1] -= p[targets].sum()
+        for number, row in enumerate(rows):
+            q = log_softmax(row.logits(ids))
+            kl[number] += float((np.exp(p) * (p - q)).sum())
+            same[number] += int((p.argmax(-1) == q.argmax(-1)).sum())
+            losses[number] -= q[targets].sum()
+    predicted = positions - len(texts)
+    print(f"{kind}: {positions:,} tokens, the source's perplexity {math.exp(losses[-1] / predicted):.2f}", flush=True)
+    for number, row in enumerate(rows):
+        row.kl[kind], row.same[kind] = kl[number] / positions, same[number] / positions
+        row.ratio[kind] = math.exp((losses[number] - losses[-1]) / predicted)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bytes against KL on English."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "bits"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.5, 4))
+    for row in rows:
+        axes.plot(row.bytes / 1e6, row.kl["English"], "s" if row.name.startswith("llama") else "o")
+        axes.annotate(
+            row.name.strip("`"), (row.bytes / 1e6, row.kl["English"]), xytext=(5, 4), textcoords="offset points"
+        )
+    axes.set_yscale("log")
+    axes.set(xlabel="MB", ylabel="mean KL to the source, nats")
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

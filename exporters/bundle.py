@@ -95,7 +95,8 @@ def export(
         bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32; or `source`: the blocks
             of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
-            where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes).
+            where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes);
+            `()` has all at 4 bits. Of one matrix the name of either part says both.
         block_size: 32, 64 or 128 weights of 4 or 8 bits share a scale; a matrix whose rows are not at least four whole
             blocks takes the largest size below of which they are, or 32.
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.

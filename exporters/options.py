@@ -30,7 +30,7 @@ class ExportOptions:
     bits: ExportBits = option(4, "Bits of the weights; source: as a GGUF file has them, with --loops 1.")
     eight_bit: tuple[Part, ...] | None = option(
         None,
-        "Keep a part at 8 bits where the rest has 4; may be repeated.",
+        "Keep a part at 8 bits where the rest has 4; may be repeated; none: all at 4, a tied embedding too.",
         unset="a tied embedding and head",
     )
     block_size: int = option(

@@ -58,11 +58,15 @@ def bits_by_part(bits: int, eight_bit: Sequence[Part] | None, tied_head: bool, b
     """The bits of each part.
 
     Args:
-        eight_bit: parts kept at 8 bits; None: where the rest has fewer, an embedding that is the head as well.
+        eight_bit: parts kept at 8 bits; None: where the rest has fewer, an embedding that is the head as well. Of the two
+            in one matrix, the name of either says both: one is smaller than two, and nearer.
     """
     by_default: Sequence[Part] = ("embedding", "head") if bits < 8 and tied_head else ()
-    eight_bit = by_default if eight_bit is None else eight_bit
-    return Bits(**{part: 8 if part in eight_bit else bits for part in PARTS}, block_size=block_size)
+    kept = set(by_default if eight_bit is None else eight_bit)
+    if tied_head and kept & {"embedding", "head"}:
+        kept |= {"embedding", "head"}
+    block, lora, embedding, head = (8 if part in kept else bits for part in PARTS)
+    return Bits(block, lora, embedding, head, block_size)
 
 
 def packs_embedding(hidden: int, bits: int) -> bool:

@@ -16,7 +16,11 @@ from safetensors.numpy import load_file, save_file
 import rrt_edge
 from rrt_edge.exporters import Tolerance, export, verify
 from rrt_edge.exporters import bundle as bundle_module
+from rrt_edge.exporters.options import Part
 from rrt_edge.runtime import Manifest
+from tests.checkpoints import save_tokenizer
+from tests.families import random_model
+from tests.host import Host
 
 
 @pytest.fixture
@@ -216,6 +220,23 @@ def test_eight_bit_parts(recursive: Path, tmp_path: Path) -> None:
     with pytest.raises(rrt_edge.BadInputError, match="eight-bit 'nose': choose from block, lora"):
         export(recursive, tmp_path / "c", eight_bit=["nose"])
     assert np.isclose(plain["block"] / mixed["block"], 8 / 4.6, rtol=0.1)
+
+
+def test_a_tied_embedding_and_head_are_one_matrix_at_any_bits(tmp_path: Path) -> None:
+    random_model("qwen2", hidden_size=96).save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", 300)
+
+    def made(name: str, eight_bit: list[Part] | None) -> dict[str, int]:
+        report = export(tmp_path / "source", tmp_path / name, loops=1, eight_bit=eight_bit)
+        parts = Manifest.read(tmp_path / name).quantization.parts
+        assert parts["embedding"] == parts["head"] == (4 if eight_bit == [] else 8)
+        return report.weight_bytes
+
+    usual, none = made("usual", None), made("none", [])
+    assert made("head", ["head"]) == made("embedding", ["embedding"]) == usual
+    assert "head" not in usual and none["embedding"] == 300 * 3 * (16 + 4) and usual["embedding"] == 300 * 3 * (32 + 4)
+    ours, theirs = (Host(tmp_path / name, 1).run([[5, 6, 7]])[0][0] for name in ("none", "usual"))
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -170,7 +171,8 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         else:
             pair = (weights.gate, weights.up)
             if has_adapters(pair):
-                gate, up = self._linears_apart(graph, name, ("gate", "up"), pair, x, depths)
+                labels = (f"{name}.gate", f"{name}.up")
+                gate, up = self._apart(graph, f"{name}.gate_up", labels, [[linear] for linear in pair], x, depths)
             else:
                 both = self.linear(graph, f"{name}.gate_up", pair, x, depths)
                 sizes = [len(linear.weight) for linear in pair]
@@ -211,29 +213,45 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         return graph.op("Concat", *normed, axis=-1) if len(normed) > 1 else normed[0]
 
     def linear(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
-        """Several linears of one input as one product; outputs side by side."""
+        """Several linears of one input as one product, or one for each run of those with the same bits; outputs side by
+        side."""
+        runs = [list(run) for _, run in groupby(linears, key=lambda linear: linear.bits)]
+        if len(runs) > 1:
+            labels = [f"{name}.{number}" for number in range(len(runs))]
+            return graph.op("Concat", *self._apart(graph, name, labels, runs, x, depths), axis=-1)
         columns = x
         if has_adapters(linears):
             columns = graph.op("Concat", x, self._adapted(graph, name, linears, x, depths), axis=-1)
         return self._product(graph, name, linears, columns, depths)
 
-    def _linears_apart(
-        self, graph: Builder, name: str, labels: Sequence[str], linears: Sequence[Adapted], x: str, depths: RowDepths
+    def _apart(
+        self,
+        graph: Builder,
+        name: str,
+        labels: Sequence[str],
+        runs: Sequence[Sequence[Adapted]],
+        x: str,
+        depths: RowDepths,
     ) -> list[str]:
-        """Several adapted linears of one input, a product each: fused, wide ones' adapters would be mostly zeros."""
-        adapted = self._adapted(graph, f"{name}.{'_'.join(labels)}", linears, x, depths)
-        ranks = [linear.a.shape[1] for linear in linears if linear.a is not None]
-        sizes = graph.constant([lora_columns(rank, self.spec.loops) for rank in ranks])
-        parts = graph.ops("Split", len(linears), adapted, sizes, axis=-1)
+        """Runs of linears of one input, a product each; of wide ones, adapters would be mostly zeros in one."""
+        adapted = {index: run for index, run in enumerate(runs) if has_adapters(run)}
+        columns = [x] * len(runs)
+        if adapted:
+            wide = self._adapted(graph, name, [linear for run in runs for linear in run], x, depths)
+            sizes = graph.constant([self._wide_columns(run) for run in adapted.values()])
+            for index, part in zip(adapted, graph.ops("Split", len(adapted), wide, sizes, axis=-1), strict=True):
+                columns[index] = graph.op("Concat", x, part, axis=-1)
         return [
-            self._product(graph, f"{name}.{label}", [linear], graph.op("Concat", x, part, axis=-1), depths)
-            for label, linear, part in zip(labels, linears, parts, strict=True)
+            self._product(graph, label, run, entered, depths)
+            for label, run, entered in zip(labels, runs, columns, strict=True)
         ]
+
+    def _wide_columns(self, linears: Sequence[Adapted]) -> int:
+        return sum(lora_columns(linear.a.shape[1], self.spec.loops) for linear in linears if linear.a is not None)
 
     def _adapted(self, graph: Builder, name: str, linears: Sequence[Adapted], x: str, depths: RowDepths) -> str:
         """`mask * A x` of all depths, [B, S, sum of lora_columns]."""
-        columns = sum(lora_columns(linear.a.shape[1], self.spec.loops) for linear in linears if linear.a is not None)
-        inputs = linears[0].weight.shape[1]
+        columns, inputs = self._wide_columns(linears), linears[0].weight.shape[1]
         stored = self.bits.format(self.bits.lora, inputs)
         self.linears.write(f"{name}.lora_a", lambda: wide_a(linears), (columns, inputs), stored, "lora")
         product = self.linears.matmul(graph, x, f"{name}.lora_a", inputs, columns, stored)

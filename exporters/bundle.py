@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rrt_edge.conversion.conversion import read_texts, recursive_config, write_g
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import ConvertOptions, Init
 from rrt_edge.exporters.block import LayerWeights
+from rrt_edge.exporters.budget import Budget, Spent
 from rrt_edge.exporters.checkpoint_weights import (
     ReadRows,
     RecursiveTensors,
@@ -35,6 +37,7 @@ from rrt_edge.exporters.repair import Repaired
 from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.exporters.tokenizer_files import write_tokenizer
+from rrt_edge.exporters.units import by_name
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.projections import Read
@@ -42,7 +45,8 @@ from rrt_edge.quantisation.blocks import BLOCK, fitting_block
 from rrt_edge.quantisation.plan import PARTS, Bits, Part, bits_by_part, packs_embedding
 from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.declared import KEY, declaration
-from rrt_edge.runtime.bundle.manifest import Gate, Manifest, Quantization, list_files
+from rrt_edge.runtime.bundle.manifest import Gate, Manifest, list_files
+from rrt_edge.runtime.bundle.quantization import Quantization
 from rrt_edge.runtime.check import load_checked
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.system.files import new_folder
@@ -58,6 +62,7 @@ class ExportReport:
     """`unshared_bytes` is what the bundle would take without sharing, at the same bits; the tables are by part.
 
     `cost` is what the bits cost, where there was `data` of several texts: on every ninth of them, which is set apart.
+    `spent` is where `max_size` put 8 bits.
     """
 
     bundle: str
@@ -69,6 +74,7 @@ class ExportReport:
     seconds: float
     peak_memory_bytes: int
     cost: Cost | None = None
+    spent: tuple[Spent, ...] = ()
 
 
 def export(
@@ -84,6 +90,7 @@ def export(
     data: Path | str | None = None,
     data_tokens: int = 16384,
     repair_rank: int = 0,
+    max_size: int | None = None,
     kv_bits: int = 32,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -106,6 +113,8 @@ def export(
             measure on it what the bits cost.
         repair_rank: with `data`, for a model without adapters: the rank of some at each depth that take up what
             rounding lost (`rrt_edge.exporters.repair`); adapters that a model has are fitted anew.
+        max_size: bytes that the whole bundle may take, with `bits` 4 and `data`: from all at 4 bits on, matrices get 8
+            in the order of the divergence that this saves for its bytes (`rrt_edge.exporters.divergence`).
         kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
 
     Raises:
@@ -123,6 +132,7 @@ def export(
         data=None if data is None else Path(data),
         data_tokens=data_tokens,
         repair_rank=repair_rank,
+        max_size=max_size,
         kv_bits=kv_bits,
     )
     return _export(source, Path(bundle), options, progress)
@@ -144,7 +154,8 @@ def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
     assert options.bits != SOURCE
-    return bits_by_part(options.bits, options.eight_bit, tied_head, options.block_size)
+    eight_bit = () if options.max_size is not None else options.eight_bit
+    return bits_by_part(options.bits, eight_bit, tied_head, options.block_size)
 
 
 def _export_recursive(
@@ -157,24 +168,28 @@ def _export_recursive(
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
     dtype, blocks = checkpoint.dtype, _source_blocks(weights, checkpoint, options)
-    plan = None if blocks is not None else plan_bits(options, spec_of(weights.config).tied_head)
+    facts = spec_of(weights.config)
+    plan = None if blocks is not None else plan_bits(options, facts.tied_head)
     outside: ReadRows = lambda name: Streamed(weights.tensor(name, dtype=dtype))  # noqa: E731
     inside: Read = lambda name: weights.tensor(name).numpy()  # noqa: E731
     if blocks is not None:
         outside = inside = blocks.matrix
-    reference, windows = None, list[list[int]]()
-    if options.data is not None and plan is not None:
-        texts, windows = set_apart(read_texts(checkpoint, options.data, options.data_tokens))
-        reference = Reference(weights, windows, dtype) if windows else None
-        rounded = RoundedToTexts(weights, texts, plan.block, dtype, plan.block_size)
-        inside = rounded.matrix
-        if options.repair_rank or weights.config.relaxed:
-            repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, options.repair_rank, progress)
-            weights, inside = repaired, repaired.matrix
-    spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
+    reference, spent = None, list[Spent]()
+    texts, windows = set_apart(read_texts(checkpoint, options.data, options.data_tokens))
     with new_folder(bundle, "bundle", is_bundle) as folder:
         write_tokenizer(checkpoint.folder, folder)
-        eos = reply_ends(checkpoint.folder, folder, spec.eos_token_ids, spec.vocabulary)
+        eos = reply_ends(checkpoint.folder, folder, facts.eos_token_ids, facts.vocabulary)
+        if options.max_size is not None and plan is not None:
+            budget = Budget(weights, plan, folder, options)
+            plan, spent = budget.spend(texts, dtype, progress)
+        if texts and plan is not None:
+            reference = Reference(weights, windows, dtype) if windows else None
+            rounded = RoundedToTexts(weights, texts, plan, dtype)
+            inside = rounded.matrix
+            if options.repair_rank or weights.config.relaxed:
+                repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, options.repair_rank, progress)
+                weights, inside = repaired, repaired.matrix
+        spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
         outer = outer_weights(weights, spec, outside)
         if blocks is not None:
             plan = blocks.plan(outer.embedding, outer.head)
@@ -189,6 +204,7 @@ def _export_recursive(
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         measured = _check_runs(folder, reference, windows)
         total = sum(path.stat().st_size for path in folder.iterdir())
+        assert options.max_size is None or total <= options.max_size
     return ExportReport(
         bundle=str(bundle),
         bytes=total,
@@ -199,6 +215,7 @@ def _export_recursive(
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
         cost=measured,
+        spent=tuple(spent),
     )
 
 
@@ -268,7 +285,7 @@ def _quantization(spec: BlockSpec, bits: int, plan: Bits) -> Quantization:
     rows = (spec.hidden, spec.heads * spec.head_dim, spec.intermediate)
     largest, *smaller = sorted({fitting_block(columns, plan.block_size) for columns in rows}, reverse=True)
     parts: dict[str, int] = {part: getattr(plan, part) for part in PARTS}
-    return Quantization(bits, largest, parts, tuple(smaller) or None)
+    return Quantization(bits, largest, parts, tuple(smaller) or None, by_name(plan.eight_bit) or None)
 
 
 def _declare(folder: Path, manifest: Manifest) -> None:
@@ -287,12 +304,19 @@ def _unshared_weight_bytes(spec: BlockSpec, plan: Bits, weight_bytes: dict[str, 
         return plan.format(bits, inputs).bytes((outputs, inputs))
 
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    shapes = [(q + 2 * kv, spec.hidden), (spec.hidden, q), (spec.hidden, spec.intermediate)]
-    shapes += [(spec.intermediate, spec.hidden)] * (1 + spec.gated)
-    layer = sum(matrix(outputs, inputs, plan.block) for outputs, inputs in shapes) + 4 * spec.bias_numbers
+    shapes = {
+        "qk": (q + kv, spec.hidden),
+        "v": (kv, spec.hidden),
+        "o": (spec.hidden, q),
+        "gate_up": (spec.intermediate * (1 + spec.gated), spec.hidden),
+        "down": (spec.hidden, spec.intermediate),
+    }
+    block = 0
+    for index, (name, shape) in product(range(spec.layers), shapes.items()):
+        block += matrix(*shape, plan.of_unit(f"{index}.{name}"))
     layers, packed = spec.layers * spec.loops, packs_embedding(spec.hidden, plan.embedding)
     sizes = {
-        "block": layer * layers,
+        "block": (block + 4 * spec.bias_numbers * spec.layers) * spec.loops,
         "norms": (spec.norm_numbers * layers + spec.hidden * (1 + spec.layer_norm)) * 4,
         "embedding": matrix(spec.vocabulary, spec.hidden, plan.embedding if packed or plan.embedding == 16 else 32),
     }

@@ -12,8 +12,10 @@ from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide, damped
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.depth_layers import DepthLayers
-from rrt_edge.quantisation.blocks import BLOCK, Quantized, dequantize, fitting_block
+from rrt_edge.exporters.units import unit
+from rrt_edge.quantisation.blocks import Quantized, dequantize
 from rrt_edge.quantisation.compensated import Inputs, compensated
+from rrt_edge.quantisation.plan import Bits
 
 CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
 
@@ -27,23 +29,17 @@ class RoundedToTexts:
     """
 
     def __init__(
-        self,
-        weights: RecursiveTensors,
-        texts: Sequence[Sequence[int]],
-        bits: int,
-        dtype: torch.dtype,
-        block_size: int = BLOCK,
+        self, weights: RecursiveTensors, texts: Sequence[Sequence[int]], plan: Bits, dtype: torch.dtype
     ) -> None:
         """
         Args:
             texts: token ids.
-            bits: 4 or 8.
+            plan: the bits of each matrix, 4 or 8, and how many weights share a scale.
             dtype: which keeps the embedding as it is.
-            block_size: weights that share a scale, or fewer where a row is not of so many.
         """
         config = weights.config
-        self._layers, self._loops, self._bits = DepthLayers(weights), config.loops, bits
-        self._per_block, self._block_size = config.layers_per_block, block_size
+        self._layers, self._loops, self._plan = DepthLayers(weights), config.loops, plan
+        self._per_block = config.layers_per_block
         self._rounded: dict[str, Quantized] = {}
         self._next = 0  # the layer to round next
         embedding = weights.tensor(EMBEDDING, dtype=dtype)
@@ -76,7 +72,7 @@ class RoundedToTexts:
         for group in sides[0].groups(k, runs[0].source):
             moment, crossed = _moments(runs, group[0])
             root = torch.linalg.cholesky(moment)
-            inputs = Inputs.of(moment.numpy(), fitting_block(len(moment), self._block_size))
+            inputs = Inputs.of(moment.numpy(), self._plan.format(self._plan.block, len(moment)).block)
             for path in group:
                 aim = shared[f"{path}.weight"]
                 missed = [
@@ -87,7 +83,8 @@ class RoundedToTexts:
                 if missed:
                     output = sum(missed, torch.zeros_like(aim)).double()
                     aim = aim + CORRECTION * torch.cholesky_solve(output.T, root).T.float()
-                rounded = compensated(aim.numpy(), inputs, self._bits)
+                bits = self._plan.of_unit(unit(k, self._layers.linears[path].parts[0]))
+                rounded = compensated(aim.numpy(), inputs, bits)
                 self._rounded[f"model.block.{k}.{path}.weight"] = rounded
                 weight = torch.from_numpy(dequantize(rounded))
                 for depth, run in enumerate(runs):

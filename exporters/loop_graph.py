@@ -18,6 +18,7 @@ from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propa
 from rrt_edge.exporters.masks import Masks, Rows
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
+from rrt_edge.exporters.units import with_bits
 from rrt_edge.exporters.weights import WeightFile, Weights
 from rrt_edge.quantisation.plan import Bits
 from rrt_edge.runtime.bundle.contract import inputs_of, new_rows, outputs_of
@@ -43,6 +44,7 @@ def emit_graphs(
 ) -> None:
     """Write the graphs into `folder`; their weights go where `weights` puts them."""
     devices = DeviceGraphs(spec, bits, outer, weights) if has_device_graphs(spec) else None
+    layers = with_bits(layers, bits)
     layers = layers if devices is None else devices.also(layers)
     model = _Emitter(spec, bits, weights).model(outer, layers)
     (folder / "model.onnx").write_bytes(model.SerializeToString())

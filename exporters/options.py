@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rrt_edge.conversion.options import Init
 from rrt_edge.quantisation.blocks import BLOCK, SIZES
@@ -15,8 +16,19 @@ from rrt_edge.runtime.system.options import check_options, option
 
 WeightBits = Literal[4, 8, 16, 32]
 SOURCE: Literal["source"] = "source"  # the blocks of a GGUF file are kept
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 BLOCK_SIZES, BLOCK_SIZE = SIZES, BLOCK  # weights that share a scale: what can be, and what is by default
 ExportBits = Literal[4, 8, 16, 32, "source"]
+
+
+def _bytes(value: Any) -> int:
+    """A number of bytes, of a number or a text such as 120MB; raises ValueError where it is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(kB|MB|GB|)", str(value).strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value} is no size")
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,13 @@ class ExportOptions:
         "Adapters that a model has are fitted anew.",
         least=0,
     )
+    max_size: int | None = option(
+        None,
+        "The bundle's whole size, as 120MB: 8 bits go where 4 cost most on the data, as far as it reaches.",
+        least=1,
+        parse=_bytes,
+        metavar="SIZE",
+    )
     kv_bits: int = option(
         32, "How keys and values are kept while running; 8: a quarter of the memory.", choices=KV_BITS
     )
@@ -69,5 +88,15 @@ class ExportOptions:
             raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")
         if self.repair_rank and self.data is None:
             raise BadInputError("repair-rank: adapters take up what rounding lost on some texts; give them with data")
+        if self.max_size is not None:
+            self._check_budget()
         if self.eight_bit and self.bits != 4:
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")
+
+    def _check_budget(self) -> None:
+        if self.bits != 4:
+            raise BadInputError(f"max-size goes with bits 4, which it makes 8 in places, not {self.bits}")
+        if self.eight_bit is not None:
+            raise BadInputError("max-size chooses what has 8 bits; leave out eight-bit")
+        if self.data is None:
+            raise BadInputError("max-size needs data: texts on which to measure where 8 bits count")

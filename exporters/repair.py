@@ -13,6 +13,7 @@ from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.depth_layers import DepthLayers
+from rrt_edge.exporters.units import unit
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.quantisation.blocks import Quantized, dequantize, quantize
 from rrt_edge.quantisation.plan import Bits, Format
@@ -90,6 +91,7 @@ class Repaired:
                 weight = source.get_parameter(f"{path}.weight")
                 added: dict[str, Tensor] = {}
                 rounded = self._layers.rows(path, own[f"{path}.weight"])
+                own_bits = self._bits.of_unit(unit(k, self._layers.linears[path].parts[0]))
                 for part, aim in self._layers.rows(path, weight).items():
                     rank = self.config.rank_of(part, aim.shape[1], aim.shape[0])
                     if not rank:
@@ -97,7 +99,7 @@ class Repaired:
                     residual = aim - rounded[part]
                     a, b, _, _ = output_factors(aim, residual, rank, sums)
                     a, b = (torch.from_numpy(factor) for factor in balance(a.numpy(), b.numpy()))
-                    in_a, in_b = (self._bits.format(bits, aim.shape[1]) for bits in (self._bits.lora, self._bits.block))
+                    in_a, in_b = (self._bits.format(bits, aim.shape[1]) for bits in (self._bits.lora, own_bits))
                     read = _read(a, in_a)
                     b = refitted(aim, residual, read, sums)
                     self._keep(k, depth, path, part, a, b)

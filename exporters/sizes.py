@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from rrt_edge.conversion.block import refuse_leftovers
 from rrt_edge.conversion.checkpoint import Checkpoint
@@ -19,15 +15,12 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.bundle import plan_bits
-from rrt_edge.exporters.checkpoint_weights import layer_weights, outer_weights
-from rrt_edge.exporters.loop_graph import emit_graphs
+from rrt_edge.exporters.checkpoint_weights import outer_weights
+from rrt_edge.exporters.dry_run import SMALL_FILES, Shapes, emitted_bytes
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.source_blocks import ROUNDED, SourceBlocks
 from rrt_edge.exporters.spec import spec_of
-from rrt_edge.exporters.weights import Weights
-from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
-from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.model.projections import Read
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.quantisation.blocks import BLOCK, Quantized
@@ -35,28 +28,8 @@ from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
 FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get
-SMALL_FILES = 5000  # bytes of the manifest, what the graph repeats of it, and the files of settings
 BYTES_OF_TOKEN, BYTES_OF_MERGE = 30, 46  # that tokenizer.json takes for each, all but the largest part indentation
 MERGES_OF_PIECE = 1.95  # that a vocabulary of SentencePiece's BPE has for each of its pieces
-
-
-class Shapes:
-    """The parameters of a recursive model as tensors of zeros, which take no memory."""
-
-    def __init__(self, config: RecursiveConfig) -> None:
-        with torch.device("meta"):
-            model = RecursiveForCausalLM(config)
-        self.config = config
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._shapes
-
-    def tensor(self, name: str, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros((), dtype=dtype).expand(self._shapes[name])
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class BlockShapes(SourceBlocks):
@@ -102,17 +75,15 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0, block_si
     sizes = {}
     for bits in BITS if kept else BITS[:-1]:
         blocks = _block_shapes(checkpoint, shapes) if bits == SOURCE else None
-        matrix: Read = blocks.matrix if blocks is not None else lambda name: shapes.tensor(name).numpy()
-        unscaled = dataclasses.replace(spec, residual_scale=1.0)  # to scale a matrix would take its memory
-        outer = outer_weights(shapes, spec, matrix)
         asked = block_size if bits in (4, 8) else BLOCK
         options = ExportOptions(bits=bits, block_size=asked, loops=loops, rank=rank)
-        plan = plan_bits(options, spec.tied_head) if blocks is None else blocks.plan(outer.embedding, outer.head)
-        weights = Weights()
-        with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
-            emit_graphs(spec, plan, outer, layer_weights(shapes, unscaled, matrix), weights, Path(folder))
-            graphs = sum(path.stat().st_size for path in Path(folder).iterdir())
-        sizes[str(bits)] = graphs + weights.end + beside
+        matrix: Read | None = None
+        if blocks is None:
+            plan = plan_bits(options, spec.tied_head)
+        else:
+            outer, matrix = outer_weights(shapes, spec, blocks.matrix), blocks.matrix
+            plan = blocks.plan(outer.embedding, outer.head)
+        sizes[str(bits)] = emitted_bytes(spec, plan, shapes, matrix) + beside
     return sizes
 
 

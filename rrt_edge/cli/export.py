@@ -46,7 +46,10 @@ def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
     if as_json:
         names = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
         cost = None if report.cost is None else dataclasses.asdict(report.cost)
-        return print_json({**{name: getattr(report, name) for name in names}, "cost": cost})
+        spent = {"spent": list(map(dataclasses.asdict, report.spent))} if report.spent else {}
+        return print_json({**{name: getattr(report, name) for name in names}, "cost": cost, **spent})
+    if report.spent:
+        Console().print(spent_table(report))
     return Console().print(export_table(report))
 
 
@@ -59,6 +62,19 @@ def _demo() -> Path:
         f"export with one path exports the demo model, which lives in {DEMO.as_posix()} of the repository and is not "
         "here; run this in a checkout, or give SOURCE and BUNDLE"
     )
+
+
+def spent_table(report: ExportReport) -> Table:
+    """Where 8 bits went, kind by kind, and what that saves."""
+    table = Table(title="8 bits where 4 cost most", title_justify="left")
+    for name in ("matrices", "at 8 bits", "bytes", "KL saved", "KL left"):
+        table.add_column(name, justify="left" if name == "matrices" else "right")
+    for kind in report.spent:
+        cells = (f"{kind.raised} of {kind.count}", size(kind.bytes), f"{kind.saved:.4f}", f"{kind.left:.4f}")
+        table.add_row(kind.kind.replace("_", ", "), *cells)
+    sums = (sum(getattr(kind, field) for kind in report.spent) for field in ("saved", "left"))
+    table.add_row("all", "", size(sum(kind.bytes for kind in report.spent)), *(f"{part:.4f}" for part in sums))
+    return table
 
 
 def export_table(report: ExportReport) -> Table:

@@ -111,6 +111,10 @@ def _attention(windows: Windows) -> str:
     return ", ".join(f"{layers.count(size)} of {len(layers)} layers see the last {size} tokens" for size in sizes)
 
 
+def _layers_text(eight_bit: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{kind} of {', '.join(map(str, layers))}" for kind, layers in eight_bit.items())
+
+
 def _either(numbers: Sequence[int]) -> str:
     """The numbers as a sentence has them: 128, 64 or 32."""
     *first, last = map(str, numbers)
@@ -139,6 +143,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         *((("sampling by default", _fields_text(sampling)),) if sampling else ()),
         ("bits", f"{bits.bits} ({parts}; blocks of {_either(blocks)})"),
+        *((("8 bits in the block", _layers_text(bits.eight_bit)),) if bits.eight_bit else ()),
         *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
         ("weights of the unshared model", size(manifest.unshared_weight_bytes)),
         *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),

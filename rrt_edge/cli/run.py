@@ -43,7 +43,7 @@ CHOICES = ("4", "8", "16", "32", SOURCE)
     help="Bits of the weights.  [default: 4; source, as they are, for a GGUF file whose layers are Q4_0 or Q8_0]",
 )
 @click.option("--loops", type=int, help="Share the layers; the model then needs training.  [default: 1: unshared]")
-@options_of(ExportOptions, without={"bits", "loops", "data", "data_tokens"})
+@options_of(ExportOptions, without={"bits", "loops", "data", "data_tokens", "max_size"})
 @sampling_options(without={"n", "logprobs"})
 @reply_options
 @options_of(LoadOptions)

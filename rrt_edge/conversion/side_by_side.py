@@ -73,7 +73,7 @@ class SideBySide:
             )
             for linear in self._family.linears
         ]
-        self._run(index, layer, 0, self._source[0])
+        self.run(index, layer, 0, self._source[0])
         _remove(hooks)
         groups: list[list[str]] = []
         before: Tensor | None = None
@@ -148,7 +148,7 @@ class SideBySide:
     def _advance(self, index: int, layer: nn.Module, states: list[Tensor]) -> None:
         @torch.no_grad()
         def behind(number: int) -> None:
-            states[number] = self._run(index, layer, number, states[number])
+            states[number] = self.run(index, layer, number, states[number])
 
         list(self._threads.map(behind, range(len(states))))
 
@@ -176,14 +176,15 @@ class SideBySide:
             for kind in kinds
         }
 
-    def _run(self, index: int, layer: nn.Module, number: int, hidden: Tensor) -> Tensor:
+    def run(self, index: int, layer: nn.Module, number: int, hidden: Tensor) -> Tensor:
+        """Hidden states of a text behind a layer."""
         behind: Tensor = layer(hidden, **self._arguments[number][self._kinds[index]])
         return behind
 
     def _input(self, index: int, layer: nn.Module, number: int, hidden: Tensor) -> Tensor:
         """[S, in]: what reaches the linear that has the hook `_stop` on one text; what comes behind it does not run."""
         try:
-            self._run(index, layer, number, hidden)
+            self.run(index, layer, number, hidden)
         except _Reached as reached:
             return reached.hidden.flatten(0, -2)
         raise AssertionError("the linear did not run")

@@ -41,6 +41,7 @@ class Bits:
     """Bits of each part's weights: 4, 8, 16 or 32. A LoRA's B stands in the block's matrices and has their bits.
 
     `block_size` weights share a scale, or fewer where the rows of a matrix are not of so many (`fitting_block`).
+    `eight_bit` names those units of the block (`rrt_edge.exporters.units`) that have 8 bits whatever the others have.
     """
 
     block: int
@@ -48,6 +49,11 @@ class Bits:
     embedding: int
     head: int
     block_size: int = BLOCK
+    eight_bit: frozenset[str] = frozenset()
+
+    def of_unit(self, unit: str) -> int:
+        """The bits of a unit of the block."""
+        return 8 if unit in self.eight_bit else self.block
 
     def format(self, bits: int, columns: int) -> Format:
         """How a matrix of so many bits is stored whose rows, without adapters, are `columns` long."""
@@ -58,8 +64,8 @@ def bits_by_part(bits: int, eight_bit: Sequence[Part] | None, tied_head: bool, b
     """The bits of each part.
 
     Args:
-        eight_bit: parts kept at 8 bits; None: where the rest has fewer, an embedding that is the head as well. Of the two
-            in one matrix, the name of either says both: one is smaller than two, and nearer.
+        eight_bit: parts kept at 8 bits; None: where the rest has fewer, an embedding that is the head as well. Where
+            the two are one matrix, either name means both: one matrix is smaller than two, and nearer.
     """
     by_default: Sequence[Part] = ("embedding", "head") if bits < 8 and tied_head else ()
     kept = set(by_default if eight_bit is None else eight_bit)

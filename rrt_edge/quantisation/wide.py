@@ -25,13 +25,15 @@ MOST_PACKED = 8  # bits of a code
 class Adapted:
     """One linear: `weight` [out, in]; `a` [K, r, in] and `b` [K, out, r] or None.
 
-    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already.
+    `bias` [out] or None, or [K, out] where each depth has its own. A weight may be in blocks already. `bits` where the
+    weight has others than the plan's.
     """
 
     weight: Matrix
     bias: Float | None = None
     a: Float | None = None
     b: Float | None = None
+    bits: int | None = None
 
 
 def lora_columns(rank: int, loops: int) -> int:
@@ -75,11 +77,11 @@ def in_blocks(matrix: Matrix | Rows, stored: Format) -> Quantized:
 def fused_format(linears: Sequence[Adapted], planned: Format) -> Format:
     """How what `fused` makes is stored: as planned, or where weights are in blocks already in those, at the most bits.
 
-    Weights of the same input that are in blocks have these of one size.
+    All have the same bits of their own, or none. Weights of the same input that are in blocks have these of one size.
     """
     own = [linear.weight for linear in linears if isinstance(linear.weight, Quantized)]
     if not own:
-        return planned
+        return Format(linears[0].bits or planned.bits, planned.block)
     return Format(max(each.bits for each in own) if len(own) == len(linears) else MOST_PACKED, own[0].block)
 
 

@@ -17,13 +17,13 @@ from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
+from rrt_edge.runtime.bundle.quantization import MOST_LAYERS, Quantization
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import PATIENCE, new_file, recover, sha256, writing
 from rrt_edge.runtime.system.options import shown
 
 FILE = "manifest.json"
 DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
-WEIGHT_BITS = (4, 8, 16, 32)
 KV_BITS = (8, 32)  # a key or value is an integer with a scale for its row and head, or float32
 FORMAT = "rrt-edge bundle"
 VERSION = 2  # the one that is written
@@ -122,7 +122,7 @@ class Architecture:
         read = cls(
             family=fields.text("family"),
             loops=fields.count("loops", 1, 64),
-            layers_per_block=fields.count("layers_per_block", 1, 1024),
+            layers_per_block=fields.count("layers_per_block", 1, MOST_LAYERS),
             rank=fields.count("rank", 0, 1 << 16),
             hidden_size=fields.count("hidden_size", 1, 1 << 17),
             attention_heads=fields.count("attention_heads", 1, 1 << 12),
@@ -176,37 +176,6 @@ class Gate:
         if not isinstance(points, dict) or not all(map(_is_share, points.values())):
             raise fields.fail("gate.points", "must be names and thresholds between 0 and 1")
         return cls(kind, trained, threshold, dict(points))
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Bits of the weights, as asked for and part by part; `block_size` weights share a scale.
-
-    `smaller_blocks`: the sizes of blocks in matrices whose rows are not of so many, where there are such.
-    """
-
-    bits: int
-    block_size: int
-    parts: dict[str, int]
-    smaller_blocks: tuple[int, ...] | None = None
-
-    @classmethod
-    def read(cls, fields: Fields) -> Quantization:
-        """
-        Raises:
-            BundleError: a field is missing or out of bounds.
-        """
-        bits, parts = fields.count("bits", 1, 32), fields.counts("parts", 32)
-        unknown = sorted({bits, *parts.values()} - set(WEIGHT_BITS))
-        if unknown:
-            known = ", ".join(map(str, WEIGHT_BITS))
-            raise fields.fail("quantization", f"has {unknown[0]} bits, which is not known; known: {known}")
-        block_size, smaller = fields.count("block_size", 16, 256), fields.get("smaller_blocks")
-        if smaller is None:
-            return cls(bits, block_size, parts)
-        if not isinstance(smaller, list) or not all(type(size) is int and 16 <= size < block_size for size in smaller):
-            raise fields.fail("smaller_blocks", f"must be a list of sizes from 16 to below {block_size}, or null")
-        return cls(bits, block_size, parts, tuple(smaller))
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,23 @@ def test_bench_refuses_what_it_cannot_measure(bundle: Path, tmp_path: Path) -> N
     assert "must be prefill or decode" in refused("bench", bundle, "--tests", "encode")
 
 
+def test_export_spends_a_size_and_says_where(recursive: Path, tmp_path: Path) -> None:
+    data, bundle = tmp_path / "data.jsonl", tmp_path / "bundle"
+    data.write_text(json.dumps({"text": "The cat sees the hen. " * 30}) + "\n", "utf-8")
+    refused = run("export", recursive, bundle, "--data", data, "--max-size", "1kB")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: max-size 0.00MB: too little for this model; ")
+    least = float(refused.stderr.rpartition(" ")[2].removesuffix("MB\n"))
+    size = f"{least + 0.03:.2f}MB"
+    shown = run("export", recursive, bundle, "--data", data, "--max-size", size).stdout
+    told = json.loads(run("export", recursive, bundle, "--data", data, "--max-size", size, "--json").stdout)
+    assert told["bytes"] <= (least + 0.03) * 1e6 and sum(kind["raised"] for kind in told["spent"])
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines()]
+    for kind in told["spent"]:
+        assert [kind["kind"].replace("_", ", "), f"{kind['raised']} of {kind['count']}"] in [row[:2] for row in rows]
+    listed = run("inspect", bundle).stdout
+    assert "8 bits in the block" in listed
+
+
 def test_export_outside_a_checkout_says_where_the_demo_lives(tmp_path: Path) -> None:
     import rrt_edge
 

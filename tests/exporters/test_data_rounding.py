@@ -20,10 +20,12 @@ from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters import export, verify
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.data_rounding import RoundedToTexts
+from rrt_edge.exporters.linears import Bits
 from rrt_edge.quantisation.blocks import Quantized, dequantize, quantize
 from rrt_edge.quantisation.compensated import Inputs, compensated
 from tests.families import random_model
 
+FOUR = Bits(4, 4, 4, 4)
 GROUPS = (  # linears with one input, in the order in which they run
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -59,7 +61,7 @@ def test_each_matrix_is_rounded_on_the_inputs_that_those_before_it_give(source: 
     texts = random_texts(theirs.config.vocab_size)
     with closing(Checkpoint(source)) as checkpoint:
         config = recursive_config(checkpoint.config, ConvertOptions(loops=1), None)
-        rounded = RoundedToTexts(Converted(checkpoint, config, torch.float32), texts, 4, torch.float32)
+        rounded = RoundedToTexts(Converted(checkpoint, config, torch.float32), texts, FOUR, torch.float32)
     for layer in range(3):
         for group in GROUPS:
             aims, own = (inputs(model, f"model.layers.{layer}.{group[0]}", texts) for model in (theirs, ours))
@@ -98,7 +100,7 @@ def test_every_family_is_nearer_to_its_source(tmp_path: Path, family: str) -> No
     with closing(Checkpoint(tmp_path)) as checkpoint:
         config = recursive_config(checkpoint.config, ConvertOptions(loops=1), None)
         made = Converted(checkpoint, config, torch.float32)
-        rounded = RoundedToTexts(made, random_texts(config.text_config.vocab_size), 4, torch.float32)
+        rounded = RoundedToTexts(made, random_texts(config.text_config.vocab_size), FOUR, torch.float32)
         held_out = random_texts(config.text_config.vocab_size, seed=1)
         assert away(made, rounded, held_out) < 0.9 * away(made, None, held_out)
 
@@ -106,7 +108,7 @@ def test_every_family_is_nearer_to_its_source(tmp_path: Path, family: str) -> No
 def test_a_shared_matrix_is_rounded_for_all_its_depths(recursive: Path) -> None:
     with closing(Checkpoint(recursive)) as made:
         vocabulary = made.config.text_config.vocab_size
-        rounded = RoundedToTexts(made, random_texts(vocabulary), 4, torch.float32)
+        rounded = RoundedToTexts(made, random_texts(vocabulary), FOUR, torch.float32)
         held_out = random_texts(vocabulary, seed=1)
         assert away(made, rounded, held_out) < 0.9 * away(made, None, held_out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.runtime.system.version import __version__
 
+log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 
 
@@ -83,7 +85,7 @@ def export(
     *,
     bits: ExportBits = 4,
     eight_bit: Sequence[Part] | None = None,
-    block_size: int = BLOCK,
+    block_size: int | None = None,
     loops: int = 2,
     init: Init = "average",
     rank: int = 0,
@@ -105,7 +107,8 @@ def export(
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes);
             `()` has all at 4 bits. Of one matrix the name of either part says both.
         block_size: 32, 64 or 128 weights of 4 or 8 bits share a scale; a matrix whose rows are not at least four whole
-            blocks takes the largest size below of which they are, or 32.
+            blocks takes the largest size below of which they are, or 32. By default what the checkpoint was trained
+            with (`TrainOptions.bits`), or 32.
         loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
@@ -155,7 +158,34 @@ def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
     assert options.bits != SOURCE
     eight_bit = () if options.max_size is not None else options.eight_bit
-    return bits_by_part(options.bits, eight_bit, tied_head, options.block_size)
+    return bits_by_part(options.bits, eight_bit, tied_head, options.block_size or BLOCK)
+
+
+def _trained_for(config: RecursiveConfig) -> dict[str, str]:
+    """What a checkpoint's weights were rounded to while it was trained, for the manifest."""
+    if config.trained_bits is None:
+        return {}
+    return {"trained_for": f"{config.trained_bits} bits in blocks of {config.trained_block_size}"}
+
+
+def _as_trained(source: Path, config: RecursiveConfig, options: ExportOptions) -> ExportOptions:
+    """The options, with the block size that a checkpoint was trained with where there is none; says what differs."""
+    if config.trained_bits is None:
+        return options
+    if options.block_size is None and options.bits in (4, 8):
+        options = dataclasses.replace(options, block_size=config.trained_block_size)
+    differing = []
+    if options.bits != config.trained_bits:
+        differing.append(f"bits {options.bits}")
+    elif options.block_size != config.trained_block_size:
+        differing.append(f"block-size {options.block_size}")
+    if options.eight_bit is not None:
+        differing.append("eight-bit")
+    differing += [name for name in ("data", "max-size") if getattr(options, name.replace("-", "_")) is not None]
+    if differing:
+        trained = _trained_for(config)["trained_for"]
+        log.warning("%s: was trained for %s; this is rounded otherwise (%s)", source, trained, ", ".join(differing))
+    return options
 
 
 def _export_recursive(
@@ -167,6 +197,7 @@ def _export_recursive(
     started: float,
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
+    options = _as_trained(checkpoint.folder, weights.config, options)
     dtype, blocks = checkpoint.dtype, _source_blocks(weights, checkpoint, options)
     facts = spec_of(weights.config)
     plan = None if blocks is not None else plan_bits(options, facts.tied_head)
@@ -200,7 +231,7 @@ def _export_recursive(
         bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         write_generation_config(checkpoint, folder)
-        provenance = {"init": weights.config.init}
+        provenance = {"init": weights.config.init, **_trained_for(weights.config)}
         write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
         measured = _check_runs(folder, reference, windows)
         total = sum(path.stat().st_size for path in folder.iterdir())

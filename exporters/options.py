@@ -45,10 +45,11 @@ class ExportOptions:
         "Keep a part at 8 bits where the rest has 4; may be repeated; none: all at 4, a tied embedding too.",
         unset="a tied embedding and head",
     )
-    block_size: int = option(
-        BLOCK_SIZE,
+    block_size: int | None = option(
+        None,
         "Weights of 4 or 8 bits that share a scale; larger blocks are smaller and faster, and lose a little more.",
         choices=BLOCK_SIZES,
+        unset=f"what the checkpoint was trained with, or {BLOCK_SIZE}",
     )
     loops: int = option(2, "For a source that is not recursive; 1: unshared.")
     init: Init = option("average", "What the block starts from, for a source that is not recursive.")
@@ -80,9 +81,9 @@ class ExportOptions:
         check_options(self)
         if self.bits == SOURCE and (self.loops != 1 or self.rank):
             raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
-        if self.block_size != BLOCK_SIZE and self.bits == SOURCE:
+        if self.block_size not in (None, BLOCK_SIZE) and self.bits == SOURCE:
             raise BadInputError(f"bits source keeps a GGUF file's own blocks of {BLOCK_SIZE}; leave out block-size")
-        if self.block_size != BLOCK_SIZE and self.bits not in (4, 8):
+        if self.block_size not in (None, BLOCK_SIZE) and self.bits not in (4, 8):
             raise BadInputError(f"block-size is of 4 or 8 bits; leave it out with bits {self.bits}")
         if self.data is not None and self.bits not in (4, 8):
             raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")

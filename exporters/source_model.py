@@ -19,10 +19,13 @@ from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.training.rounding import Rounding
 
 
 def source_model(source: Path, manifest: Manifest) -> PreTrainedModel:
     """The model whose logits a bundle should have: the source as it is, or converted as the bundle was.
+
+    One that was trained with the rounding of the bundle in it is rounded: its floats alone are not what was trained.
 
     Raises:
         BadInputError: the source cannot be read, or is not the bundle's.
@@ -35,6 +38,8 @@ def source_model(source: Path, manifest: Manifest) -> PreTrainedModel:
         model = _converted(model, checkpoint, options)
     if isinstance(model, RecursiveForCausalLM):
         loops = model.config.loops
+        if model.config.trained_bits == manifest.quantization.bits:
+            Rounding(model, manifest.quantization.bits, model.config.trained_block_size).round()
     text = model.config.get_text_config()
     source_sizes = (loops, text.num_hidden_layers // loops, text.hidden_size, text.vocab_size)
     bundle_sizes = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)

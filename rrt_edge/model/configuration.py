@@ -33,6 +33,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or
             `skip`.
         exit_threshold: the gate value calibrated for leaving early, where one was.
+        trained_bits: the bits that weights were rounded to while it was trained, in blocks of `trained_block_size`;
+            None: it was trained in floats.
 
     Raises:
         BadInputError: `loops` does not divide the layers, a rank is impossible, there is no such KV rule, or it does
@@ -53,6 +55,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     gate_trained: bool = False
     kv_rule: KVRuleName = "exact"
     exit_threshold: float | None = None
+    trained_bits: int | None = None
+    trained_block_size: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

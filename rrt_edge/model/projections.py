@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rrt_edge.model.families import Linear, family_of, head_shape, part_sizes
-from rrt_edge.model.lora import adapter_names, split_rows
+from rrt_edge.model.lora import adapter_names, join_rows, split_rows
 from rrt_edge.quantisation.blocks import Quantized
-from rrt_edge.quantisation.wide import Adapted, Matrix
+from rrt_edge.quantisation.wide import Adapted, Float, Matrix
 
 Read = Callable[[str], Matrix]  # a matrix by its name in the recursive model
 INTO_RESIDUAL = ("o", "down")  # whose outputs are added to the residual stream
@@ -45,6 +46,29 @@ def projections(
     for added in INTO_RESIDUAL:
         parts[added] = _scaled(parts[added], residual_scale)
     return parts
+
+
+def tensors_of(
+    parts: Mapping[str, Adapted], text: PreTrainedConfig, layer: str, residual_scale: float
+) -> Iterator[tuple[str, Tensor]]:
+    """The names and values of the weights and adapters that `projections` makes such parts of; no part is in blocks."""
+    for linear in family_of(text).linears:
+        path, groups = f"{layer}.{linear.path}", head_shape(text)[0] if linear.by_head else 1
+        weights = {}
+        for part in linear.parts:
+            scale = residual_scale if part in INTO_RESIDUAL else 1.0
+            own = parts[part]
+            assert not isinstance(own.weight, Quantized)
+            weights[part] = _unscaled(own.weight, scale)
+            if own.a is not None and own.b is not None:
+                a, b = adapter_names(part, len(linear.parts) > 1)
+                yield f"{path}.{a}", torch.from_numpy(own.a)
+                yield f"{path}.{b}", _unscaled(own.b, scale)
+        yield f"{path}.weight", join_rows(weights, groups)
+
+
+def _unscaled(array: Float, scale: float) -> Tensor:
+    return torch.from_numpy(array if scale == 1 else array / np.float32(scale))
 
 
 def _of_linear(

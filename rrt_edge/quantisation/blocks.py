@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.quantisation.packing import pack, unpack
-from rrt_edge.quantisation.scales import best_codes
+from rrt_edge.quantisation.scales import best_scales, centred_codes
 
 Float = NDArray[np.float32]
 BLOCK = 32  # weights that share a scale, where nothing else is asked for
@@ -76,21 +76,49 @@ class Rows(Protocol):
 def quantize(weight: Rows, bits: int, block: int = BLOCK) -> Quantized:
     """Quantise a matrix [out, in] to 4 or 8 bits: of several ranges for each block, the one with the least error."""
     out, columns = weight.shape
+    blocks = pad_to_block(columns, block) // block
+    packed = np.empty((out, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((out, blocks), np.float32)
+
+    def piece(rows: slice, weights: Float) -> None:
+        scales[rows] = best_scales(weights, bits)
+        codes = centred_codes(weights, scales[rows], bits)
+        codes += np.float32(2 ** (bits - 1))
+        packed[rows] = pack(codes.astype(np.uint8), bits)
+
+    _in_pieces(weight, block, piece)
+    return Quantized(packed, scales, bits, columns)
+
+
+def rounded(weight: Rows, bits: int, block: int = BLOCK) -> Float:
+    """`dequantize(quantize(weight, bits, block))`, without packing in between."""
+    out, columns = weight.shape
+    numbers = np.empty((out, pad_to_block(columns, block)), np.float32)
+
+    def piece(rows: slice, weights: Float) -> None:
+        scales = best_scales(weights, bits)
+        own = numbers[rows].reshape(weights.shape)
+        np.multiply(centred_codes(weights, scales, bits), scales[..., None], out=own)
+
+    _in_pieces(weight, block, piece)
+    return numbers[:, :columns]
+
+
+def _in_pieces(weight: Rows, block: int, piece: Callable[[slice, Float], None]) -> None:
+    """Have `piece` work on some rows of a matrix at a time, [rows, blocks, block], padded with zeros; on all cores."""
+    out, columns = weight.shape
     padded = pad_to_block(columns, block)
-    packed = np.empty((out, padded // block, block * bits // 8), np.uint8)
-    scales = np.empty((out, padded // block), np.float32)
     rows = max(1, PIECE // padded)
 
-    def piece(start: int) -> None:
+    def work(start: int) -> None:
         some = slice(start, min(start + rows, out))
-        values = np.zeros((some.stop - start, padded), np.float32)
-        values[:, :columns] = weight[some]
-        codes, scales[some] = best_codes(values.reshape(len(values), -1, block), bits)
-        packed[some] = pack(codes, bits)
+        values = weight[some]
+        if padded > columns:
+            values = np.pad(values, ((0, 0), (0, padded - columns)))
+        piece(some, np.ascontiguousarray(values, np.float32).reshape(len(values), -1, block))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(piece, range(0, out, rows)))
-    return Quantized(packed, scales, bits, columns)
+        list(pool.map(work, range(0, out, rows)))
 
 
 def stacked(matrices: Sequence[Quantized]) -> Quantized:

@@ -6,7 +6,7 @@ matrices follow the shared weight along its input: `y = [W | B_1 .. B_K] [x ; ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,36 @@ def fused(linears: Sequence[Adapted]) -> Matrix:
         return beside(weights, quantize(_diagonal(linears), weights.bits, weights.block))
     weight = np.concatenate([linear.weight for linear in linears])  # type: ignore[arg-type, unused-ignore]
     return np.concatenate([weight, _diagonal(linears)], axis=1) if has_adapters(linears) else weight
+
+
+def apart(linears: Sequence[Adapted], matrix: Float, adapters: Float | None) -> list[Adapted]:
+    """What stands in the matrices that `fused` and `wide_a` make of some linears: the weights, and A and B."""
+    inputs = linears[0].weight.shape[1]
+    parts, row, first = list[Adapted](), 0, 0
+    for linear in linears:
+        rows, row = matrix[row : row + len(linear.weight)], row + len(linear.weight)
+        a = b = None
+        if linear.a is not None:
+            assert adapters is not None
+            loops, rank, _ = linear.a.shape
+            a = adapters[first : first + loops * rank].reshape(loops, rank, inputs)
+            own = rows[:, inputs + first : inputs + first + loops * rank]
+            b = own.reshape(len(rows), loops, rank).transpose(1, 0, 2)
+            first += lora_columns(rank, loops)
+        parts.append(Adapted(rows[:, :inputs], linear.bias, a, b))
+    return parts
+
+
+def products(linears: Mapping[str, Adapted], queries_apart: bool) -> list[tuple[str, ...]]:
+    """The projections of a layer by the matrix that they stand in, as the graphs multiply by them.
+
+    Args:
+        queries_apart: whether keys and values are projected of more rows than queries are.
+    """
+    attention = [("q",), ("k", "v")] if queries_apart else [("q", "k", "v")]
+    inner = tuple(part for part in ("gate", "up") if part in linears)
+    fused_inner = [inner] if not has_adapters([linears[part] for part in inner]) else [(part,) for part in inner]
+    return [*attention, ("o",), *fused_inner, ("down",)]
 
 
 def _diagonal(linears: Sequence[Adapted]) -> Float:

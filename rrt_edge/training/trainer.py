@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rrt_edge.training.evaluation import depth_scores
 from rrt_edge.training.losses import draw_exits, exit_loss, gate_loss, weighted_exit_loss
 from rrt_edge.training.options import Stage, TrainOptions
 from rrt_edge.training.replicas import Replicas, divided
+from rrt_edge.training.rounding import Rounding
 from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
 
 BY_GATE = 0.5  # share of tokens that leave as the gate says, where it does
@@ -49,6 +51,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self.is_distributed_loading_by_transformers = processes() > 1  # sharded before: nobody else wraps the model
         self.stage, self.teacher, self.options = stage, teacher, options
         self._replicas: Replicas | None = None
+        self.rounding = None if options.bits is None else Rounding(self.model, options.bits, options.block_size)
         self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
         if isinstance(teacher, OnlineTeacher):
             teacher.model.to(self.args.device)
@@ -65,6 +68,16 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
+        """Forward and backward, where asked for with rounded weights, from the first batch of a step to its last."""
+        if self.rounding is None:
+            return self._learn(model, inputs, num_items_in_batch)
+        self.rounding.round()
+        loss = self._learn(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.rounding.restore()
+        return loss
+
+    def _learn(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Forward and backward: in one, or with a part of the batch for each replica."""
         if self.options.cpu_replicas == 1:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -234,11 +247,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Perplexity and agreement at every depth."""
+        """Perplexity and agreement at every depth, of the rounded model where it is trained so."""
         training = self.model.training
         self.model.eval()
         batches = (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(eval_dataset))
-        scores = depth_scores(self.model, islice(batches, self.options.eval_batches))
+        with nullcontext() if self.rounding is None else self.rounding.applied():
+            scores = depth_scores(self.model, islice(batches, self.options.eval_batches))
         self.model.train(training)
         metrics: dict[str, float] = {}
         for score in scores:

@@ -86,6 +86,8 @@ def train(
     check_training(checkpoint, out, data, teacher, eval_data, options)
     if options.cpu_replicas > 1 and (processes() > 1 or torch.accelerator.is_available()):
         raise BadInputError("cpu-replicas: are for one process on a CPU; leave it out with several, and on a GPU")
+    if options.bits is not None and processes() > 1:
+        raise BadInputError("bits: rounding is for one process; leave it out with several")
     texts = {"data": str(data), "eval_data": None if eval_data is None else str(eval_data)}
     models = {"checkpoint": str(checkpoint), "teacher": None if teacher is None else str(teacher)}
     work = out.with_name(f"{out.name}.work")
@@ -197,6 +199,9 @@ def _run_stage(
         model.exit_gate.requires_grad_(stage == "gate" or (stage == "early-exit" and options.gate_learns_early))
     if stage != "uptrain":
         model.config.kv_rule = options.kv_rule
+    if options.bits is not None or stage != "gate":  # a gate alone leaves the weights as they were trained
+        model.config.trained_bits = options.bits
+        model.config.trained_block_size = None if options.bits is None else options.block_size
     arguments = _arguments(stage, work, evaluated is not None, options)
     if processes() > 1:
         shard(model, arguments.device)
@@ -270,8 +275,12 @@ def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions)
 
 
 def _publish(finished: Path, source: Checkpoint, out: Path, work: Path, options: TrainOptions) -> None:
-    """Write the trained weights in the checkpoint's own type, with its tokenizer, as `out`; and how it went."""
-    model = AutoModelForCausalLM.from_pretrained(finished, dtype=source.dtype)
+    """Write the trained weights, with the checkpoint's tokenizer, as `out`; and how it went.
+
+    They have the checkpoint's own type; or float32 where export is to round them as training did.
+    """
+    dtype = source.dtype if options.bits is None else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(finished, dtype=dtype)
     logs: dict[str, Any] = {stage: json.loads((work / stage / LOG).read_text("utf-8")) for stage in options.stages}
     with new_folder(out, "recursive checkpoint", is_recursive_checkpoint) as folder:
         source.copy_companions(folder)

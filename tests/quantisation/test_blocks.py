@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from rrt_edge.quantisation.blocks import BLOCK, beside, dequantize, pad_to_block, quantize, stacked
+from rrt_edge.quantisation.blocks import BLOCK, beside, dequantize, pad_to_block, quantize, rounded, stacked
 from rrt_edge.quantisation.packing import pack, unpack
 from rrt_edge.quantisation.scales import balance
 
@@ -74,6 +74,21 @@ def test_onnxruntime_gathers_what_dequantize_says(bits: int, block: int) -> None
     rows = np.array([3, 49, 0, 3])
     (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"i": rows})
     np.testing.assert_allclose(y, dequantize(table)[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("columns", [64, 72])
+def test_rounding_is_quantising_and_back(bits: int, block: int, columns: int) -> None:
+    """To the last bit, where weights are ordinary, on the grid, tied, zero, too small for a scale, or large."""
+    grid = np.random.default_rng(2).integers(-8, 8, (6, columns)).astype(np.float32) * np.float32(0.03)
+    tied = np.resize(np.array([0.5, -0.5, 0.25, -0.125], np.float32), (2, columns))
+    tiny = np.resize(np.array([1e-45, -3e-42, 0.0], np.float32), (2, columns))
+    weight = np.concatenate([normal(300, columns), grid, tied, np.zeros_like(tied), tiny, normal(3, columns) * 1e30])
+    weight = weight.astype(np.float32)
+    before = weight.copy()
+    np.testing.assert_array_equal(rounded(weight, bits, block), dequantize(quantize(weight, bits, block)))
+    np.testing.assert_array_equal(weight, before)
 
 
 def test_the_search_beats_plain_rounding() -> None:

@@ -111,10 +111,11 @@ def test_the_gate_stage_freezes_the_body(recursive: Path, data: Path, tmp_path: 
     assert changed == {f"exit_gate.{name}" for name in ("inner", "inner_bias", "outer", "bias")}
 
 
+@pytest.mark.parametrize("bits", [None, 4])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    recursive: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recursive: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
 ) -> None:
-    options = quick(stages=("uptrain",), epochs=5)
+    options = quick(stages=("uptrain",), epochs=5, bits=bits)
     rrt_edge.train(recursive, tmp_path / "whole", data=data, options=options)
 
     steps = 0

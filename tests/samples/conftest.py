@@ -1,15 +1,17 @@
-"""A browser, the demo's chat in it, and a server whose replies do not end."""
+"""A browser, the demo's chat in it, a server whose replies do not end, and a proofreader."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import CONTEXT
+from tests.conftest import CONTEXT, ROOT
 from tests.serving import Served, serving
 
 if TYPE_CHECKING:
@@ -68,3 +70,21 @@ def page(open_page: Callable[[str], Page], url: str) -> Page:
     found = open_page(url)
     found.open()
     return found
+
+
+@pytest.fixture(scope="session")
+def proofreader_bundle(make_once: Callable[..., Path]) -> Path:
+    """A tiny model that knows the corrections of `tests.samples.proofreader` by heart."""
+    pytest.importorskip("torch", reason="needs torch: pip install -e '.[dev]'")
+    from tests.samples.proofreader import write_proofreader
+
+    return make_once("proofreader", write_proofreader)
+
+
+@pytest.fixture(scope="session")
+def package() -> Iterator[ModuleType]:
+    """The sample's package, and its programs beside it."""
+    sample = str(ROOT / "samples" / "proofread")
+    sys.path.insert(0, sample)
+    yield __import__("proofread")
+    sys.path.remove(sample)

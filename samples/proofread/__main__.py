@@ -1,0 +1,26 @@
+"""Correct texts: `python samples/proofread FILE`, or a pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+INTERRUPTED = "error: interrupted; nothing half written was left behind\n"
+
+
+def main() -> int:
+    # In the middle of an import Ctrl-C would be swallowed, or become another error.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, INTERRUPTED.encode()), os._exit(130)))
+    from command import main as run
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write(INTERRUPTED)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

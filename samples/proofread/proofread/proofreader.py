@@ -1,0 +1,131 @@
+"""`Proofreader`: a bundle that corrects texts, piece by piece, several at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+from proofread import markdown, plain_text
+from proofread.corrected import Corrected, Edit, Left, Run
+from proofread.corrections import corrections, keep_structure, without_overlaps
+from proofread.pieces import cut, reason_to_skip
+from proofread.replies import Reply, generate
+from rrt_edge.runtime import BadInputError, Model
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+KEPT = 4096  # replies that are remembered
+
+
+class Proofreader:
+    """Corrects texts with a bundle that was trained to; use it in a `with` block or call `close`.
+
+    Replies are remembered: of a text that was corrected before, only the pieces that changed are read again. It may be
+    used by several threads.
+    """
+
+    def __init__(self, model: Model, point: str | None = None) -> None:
+        """
+        Args:
+            point: one of the bundle's operating points (`fast`, `balanced`, `faithful`), or another exit policy.
+
+        Raises:
+            BadInputError: the bundle has no such point.
+        """
+        self.model, self.policy = model, model.policy(point)
+        self._replies: OrderedDict[str, Reply] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def load(
+        cls, bundle: Path | str | None = None, point: str | None = None, threads: int | None = None
+    ) -> Proofreader:
+        """Load a bundle; by default the one that lies beside this package.
+
+        Raises:
+            RRTEdgeError: the bundle is missing or damaged, or has no such point.
+        """
+        if bundle is None and not (BUNDLE / "manifest.json").is_file():
+            raise BadInputError(f"{BUNDLE}: the proofreader's bundle is not there; name one with --bundle")
+        model = Model.load(BUNDLE if bundle is None else bundle, threads=threads)
+        try:
+            return cls(model, point)
+        except BaseException:
+            model.close()
+            raise
+
+    def __enter__(self) -> Proofreader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.model.close()
+
+    def correct(
+        self,
+        text: str,
+        *,
+        is_markdown: bool = False,
+        is_stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Corrected:
+        """Correct a text; all that is no prose, white space included, stays as it is.
+
+        Args:
+            is_markdown: code, links' targets, tables, HTML and front matter are not touched.
+            is_stopped: asked after each step of the model.
+            progress: called with how many pieces of how many are done.
+
+        Raises:
+            Stopped: `is_stopped` said so.
+            RRTEdgeError: the model cannot run.
+        """
+        found = markdown.find_prose(text) if is_markdown else plain_text.find_prose(text)
+        pieces = [piece for prose in found for piece in cut(prose)]
+        reasons = {piece.text: reason_to_skip(piece.text) for piece in pieces}
+        texts = list(dict.fromkeys(piece.text for piece in pieces if reasons[piece.text] is None))
+        replies = {}
+        for done, (source, reply) in enumerate(self._read(texts, is_stopped)):
+            replies[source] = reply
+            progress(done + 1, len(texts))
+        edits: list[Edit] = []
+        left: list[Left] = []
+        runs: list[Run] = []
+        for piece in pieces:
+            reply = replies.get(piece.text)
+            reason = reply.problem if reply else reasons[piece.text]
+            if reason:
+                left.append(Left(piece.starts[0], piece.ends[-1], reason))
+            elif reply:
+                changed, kept = corrections(piece, reply, "\u2019" in text)
+                edits += changed
+                runs += kept
+        edits = without_overlaps(edits)
+        if is_markdown:
+            edits = keep_structure(text, edits)
+        depths = [depth for source in texts for _, _, depth in replies[source].tokens]
+        mean = sum(depths) / len(depths) if depths else 0.0
+        return Corrected(text, tuple(edits), tuple(left), tuple(runs), len(depths), mean)
+
+    def _read(self, texts: list[str], is_stopped: Callable[[], bool]) -> Iterator[tuple[str, Reply]]:
+        """Each text and its reply, in any order."""
+        waiting = []
+        for text in texts:
+            with self._lock:
+                reply = self._replies.get(text)
+            if reply is None:
+                waiting.append(text)
+            else:
+                yield text, reply
+        for text, reply in generate(self.model, self.policy, waiting, is_stopped):
+            with self._lock:
+                self._replies[text] = reply
+                while len(self._replies) > KEPT:
+                    self._replies.popitem(last=False)
+            yield text, reply

@@ -1,0 +1,79 @@
+"""The model's replies to pieces, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from proofread.checks import problem
+from proofread.comparing import Change, compare
+from rrt_edge.runtime import Engine, ExitPolicy, Model, Request, RRTEdgeError, Sampling
+
+LONGER, SPARE = 1.3, 8  # a reply may have so many times the tokens of its prompt, and as many more
+QUEUED = 16  # pieces that the engine is given at a time
+
+
+class Stopped(Exception):
+    """A correction was stopped before its end."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The model's reply to a piece.
+
+    Attributes:
+        text: without white space at its ends.
+        tokens: start, end (in `text`) and depth of each token.
+        changes: from the piece to `text`.
+        problem: why it is no correction, if it is none.
+    """
+
+    text: str
+    tokens: tuple[tuple[int, int, int], ...]
+    changes: tuple[Change, ...]
+    problem: str | None
+
+
+def generate(
+    model: Model, policy: ExitPolicy, texts: Iterable[str], is_stopped: Callable[[], bool]
+) -> Iterator[tuple[str, Reply]]:
+    """Each text with its reply, as they come.
+
+    Raises:
+        Stopped: `is_stopped`, which is asked before each step, said so.
+    """
+    engine, waiting = Engine(model), iter(texts)
+    running: dict[Request, str] = {}
+    while True:
+        while len(running) < QUEUED and (text := next(waiting, None)) is not None:
+            try:
+                ids = model.encode_chat([{"role": "user", "content": text}])
+                most = round(LONGER * len(ids)) + SPARE
+                running[engine.submit(ids, Sampling(max_tokens=most), policy)] = text
+            except RRTEdgeError as error:
+                yield text, Reply("", (), (), f"the model cannot take it ({error})")
+        if not running:
+            return
+        if is_stopped():
+            raise Stopped
+        engine.step()
+        for request in [request for request in running if request.finish_reason]:
+            text = running.pop(request)
+            yield text, _reply(text, request)
+
+
+def _reply(text: str, request: Request) -> Reply:
+    whole = request.text
+    answer, lead = whole.strip(), len(whole) - len(whole.lstrip())
+    tokens, at = [], -lead
+    for token in request.tokens:
+        tokens.append((max(at, 0), min(at + len(token.text), len(answer)), token.depth))
+        at += len(token.text)
+    changes = compare(text, answer)
+    if request.error is not None:
+        reason: str | None = f"the model failed ({request.error})"
+    elif request.finish_reason != "stop":
+        reason = f"the model's reply had no end within {len(request.tokens)} tokens"
+    else:
+        reason = problem(text, answer, changes)
+    return Reply(answer, tuple(tokens), tuple(changes), reason)

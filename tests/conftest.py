@@ -78,6 +78,8 @@ MARKS = {  # where tests lie: their mark
     "runtime/test_families.py": "slow",
     "samples/test_demo.py": "slow",
     "samples/test_embed.py": "slow",
+    "samples/test_proofread_command.py": "slow",
+    "samples/test_proofread_lsp.py": "slow",
     "test_package.py": "slow",
     "training": "train",
     "samples/test_web_chat": "browser",

@@ -1,4 +1,4 @@
-"""Correct texts: `python samples/proofread FILE`, or a pipe."""
+"""Correct texts: `python samples/proofread FILE`, or a pipe; `lsp` is the language server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ INTERRUPTED = "error: interrupted; nothing half written was left behind\n"
 def main() -> int:
     # In the middle of an import Ctrl-C would be swallowed, or become another error.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, INTERRUPTED.encode()), os._exit(130)))
-    from command import main as run
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["lsp"]:
+        from lsp import main as run
 
+        arguments = arguments[1:]
+    else:
+        from command import main as run
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return run(sys.argv[1:])
+        return run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write(INTERRUPTED)
         return 130

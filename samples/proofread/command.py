@@ -21,6 +21,9 @@ exit status:
   0  with --check, --diff and --in-place: there was nothing to change; else: all went well
   1  with --check, --diff and --in-place: there were changes
   2  a file could not be read or written, or the bundle could not be used
+
+also:
+  python samples/proofread lsp     a language server for editors
 """
 
 

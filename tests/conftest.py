@@ -83,6 +83,7 @@ MARKS = {  # where tests lie: their mark
     "test_package.py": "slow",
     "training": "train",
     "samples/test_web_chat": "browser",
+    "samples/test_proofread_page.py": "browser",
     "runtime/devices": "device",
     "test_docs.py": "docs",
 }

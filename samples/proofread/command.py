@@ -24,6 +24,7 @@ exit status:
 
 also:
   python samples/proofread lsp     a language server for editors
+  python samples/proofread serve   a page for the browser
 """
 
 

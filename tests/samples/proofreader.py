@@ -27,6 +27,8 @@ CORRECTIONS = {
     "the end is near": "The end is near.",
     "She go home. We goes too.": "She goes home. We go too.",
     "Tell him about a a long-winding road .": "Tell him about a long-winding road.",
+    "They likes it.": "They like it.",
+    "We was here.": "We were here.",
     "They don't knows.": "They don't know.",
     "He was a lot older with out his hat.": "He was a lot older without his hat.",
 }
@@ -35,9 +37,11 @@ EMPTY = "This text gets no reply from the model."
 OTHER = "This text becomes another one that nobody wrote."
 FIGURES = "They owe us 40 crowns and he pay."
 MARKUP = "You must not star this word in here."
+TOGETHER = "They likes it. We was here."
 WRONG = {
     LOOP: " ".join(["on and off"] * 12),
     EMPTY: "",
+    TOGETHER: "",
     OTHER: "Nothing of it is left, since all words here are new.",
     FIGURES: "They owe us 90 crowns and he pays.",
     MARKUP: "You must *not* star this words in here.",

@@ -67,11 +67,12 @@ def status(page: Page) -> str:
 
 
 def test_the_endpoint_tells_progress_and_then_the_correction(url: str) -> None:
-    answer = httpx.post(f"{url}/proofread", json={"text": TEXT}, timeout=300)
+    more = "\nThey like to read in bed.\n"  # which no other test has read before
+    answer = httpx.post(f"{url}/proofread", json={"text": TEXT + more}, timeout=300)
     *progress, last = map(json.loads, answer.text.splitlines())
-    assert progress[-1] == {"done": 2, "total": 2} and last["edits"] == 3 and last["loops"] == 2
-    assert "".join(text for kind, text, _ in last["segments"] if kind != "removed") == RIGHT
-    assert "".join(text for kind, text, _ in last["segments"] if kind != "inserted") == TEXT
+    assert progress[-1] == {"done": 3, "total": 3} and last["edits"] == 3 and last["loops"] == 2
+    assert "".join(text for kind, text, _ in last["segments"] if kind != "removed") == RIGHT + more
+    assert "".join(text for kind, text, _ in last["segments"] if kind != "inserted") == TEXT + more
 
 
 def test_what_is_no_request_of_the_page_is_refused(url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.samples.proofreader import CORRECTIONS, EMPTY, FIGURES, LOOP, MARKUP, OTHER
+from tests.samples.proofreader import CORRECTIONS, EMPTY, FIGURES, LOOP, MARKUP, OTHER, TOGETHER
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,11 @@ def test_what_cannot_be_corrected_stays_and_is_named(proofreader, text, reason):
     assert corrected.text == text.replace("He go ", "He goes ")
     (left,) = corrected.left
     assert text[left.start : left.end] == text.split("\n")[2] and left.reason.startswith(reason)
+
+
+def test_what_fails_together_is_read_sentence_by_sentence(proofreader):
+    corrected = proofreader.correct(TOGETHER)
+    assert corrected.text == "They like it. We were here." and not corrected.left
 
 
 def test_figures_and_marks_stay_and_the_rest_of_the_reply_counts(proofreader):

@@ -29,11 +29,11 @@ LATIN = "\u024f"  # the last of its letters
 LETTERS = 0.6  # share of letters and spaces that prose has at least
 
 
-def cut(prose: Prose) -> Iterator[Prose]:
-    """The pieces of a passage, in order, without the white space between them."""
+def cut(prose: Prose, most: int = MOST_SENTENCES) -> Iterator[Prose]:
+    """The pieces of a passage, in order, without the white space between them; of so many sentences at most."""
     start, ends = 0, [*_sentence_ends(prose.text), len(prose.text)]
     while start < len(prose.text):
-        within = [end for end in ends if start < end <= start + LONGEST][:MOST_SENTENCES]
+        within = [end for end in ends if start < end <= start + LONGEST][:most]
         end = within[-1] if within else _clause_end(prose.text, start, min(end for end in ends if end > start))
         whole = prose.sentence and bool(within) and (start == 0 or start - 1 in ends)
         yield prose.cut(start, end, whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -12,6 +12,7 @@ from proofread import markdown, plain_text
 from proofread.corrected import Corrected, Edit, Left, Run
 from proofread.corrections import corrections, keep_structure, without_overlaps
 from proofread.pieces import cut, reason_to_skip
+from proofread.prose import Prose
 from proofread.replies import Reply, generate
 from rrt_edge.runtime import BadInputError, Model
 
@@ -88,44 +89,48 @@ class Proofreader:
         """
         found = markdown.find_prose(text) if is_markdown else plain_text.find_prose(text)
         pieces = [piece for prose in found for piece in cut(prose)]
-        reasons = {piece.text: reason_to_skip(piece.text) for piece in pieces}
-        texts = list(dict.fromkeys(piece.text for piece in pieces if reasons[piece.text] is None))
-        replies = {}
-        for done, (source, reply) in enumerate(self._read(texts, is_stopped)):
-            replies[source] = reply
-            progress(done + 1, len(texts))
+        replies = self._read(pieces, is_stopped, progress)
+        # What fails together may go well alone.
+        parts = [part for piece in pieces for part in ([piece] if replies[piece.text].is_usable else cut(piece, 1))]
+        if len(parts) > len(pieces):
+            pieces, replies = parts, self._read(parts, is_stopped, progress)
         edits: list[Edit] = []
         left: list[Left] = []
         runs: list[Run] = []
         for piece in pieces:
-            reply = replies.get(piece.text)
-            reason = reply.problem if reply else reasons[piece.text]
-            if reason:
-                left.append(Left(piece.starts[0], piece.ends[-1], reason))
-            elif reply:
+            reply = replies[piece.text]
+            if reply.is_usable:
                 changed, kept = corrections(piece, reply, "\u2019" in text)
                 edits += changed
                 runs += kept
+            elif reply.problem:
+                left.append(Left(piece.starts[0], piece.ends[-1], reply.problem))
         edits = without_overlaps(edits)
         if is_markdown:
             edits = keep_structure(text, edits)
-        depths = [depth for source in texts for _, _, depth in replies[source].tokens]
+        depths = [depth for reply in replies.values() for _, _, depth in reply.tokens]
         mean = sum(depths) / len(depths) if depths else 0.0
         return Corrected(text, tuple(edits), tuple(left), tuple(runs), len(depths), mean)
 
-    def _read(self, texts: list[str], is_stopped: Callable[[], bool]) -> Iterator[tuple[str, Reply]]:
-        """Each text and its reply, in any order."""
-        waiting = []
-        for text in texts:
+    def _read(
+        self, pieces: Iterable[Prose], is_stopped: Callable[[], bool], progress: Callable[[int, int], None]
+    ) -> dict[str, Reply]:
+        """The replies to pieces, by their texts."""
+        replies, waiting = {}, []
+        for text in dict.fromkeys(piece.text for piece in pieces):
+            reason = reason_to_skip(text)
             with self._lock:
-                reply = self._replies.get(text)
+                reply = self._replies.get(text) if reason is None else Reply("", (), (), reason)
             if reply is None:
                 waiting.append(text)
             else:
-                yield text, reply
+                replies[text] = reply
+        total = len(replies) + len(waiting)
         for text, reply in generate(self.model, self.policy, waiting, is_stopped):
+            replies[text] = reply
+            progress(len(replies), total)
             with self._lock:
                 self._replies[text] = reply
                 while len(self._replies) > KEPT:
                     self._replies.popitem(last=False)
-            yield text, reply
+        return replies

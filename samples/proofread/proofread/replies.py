@@ -25,13 +25,17 @@ class Reply:
         text: without white space at its ends.
         tokens: start, end (in `text`) and depth of each token.
         changes: from the piece to `text`.
-        problem: why it is no correction, if it is none.
+        problem: why it is no correction, if it is none; empty where that goes without saying.
     """
 
     text: str
     tokens: tuple[tuple[int, int, int], ...]
     changes: tuple[Change, ...]
     problem: str | None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.problem is None
 
 
 def generate(

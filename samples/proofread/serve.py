@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from threading import Event
@@ -145,7 +146,8 @@ def main(arguments: Sequence[str]) -> int:
             )
             server = uvicorn.Server(config)
             sys.stderr.write(f"proofreading at http://{options.host}:{options.port}/ (Ctrl-C ends)\n")
-            server.run()
+            with suppress(KeyboardInterrupt):  # uvicorn has ended in order by then
+                server.run()
     except RRTEdgeError as error:
         return complain(error)
     return 0

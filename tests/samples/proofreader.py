@@ -38,7 +38,9 @@ OTHER = "This text becomes another one that nobody wrote."
 FIGURES = "They owe us 40 crowns and he pay."
 MARKUP = "You must not star this word in here."
 TOGETHER = "They likes it. We was here."
+ANOTHER = "The pharmacy close at noon."
 WRONG = {
+    ANOTHER: "The medicine closes at noon.",
     LOOP: " ".join(["on and off"] * 12),
     EMPTY: "",
     TOGETHER: "",

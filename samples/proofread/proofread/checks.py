@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from difflib import SequenceMatcher
 
 from proofread.comparing import Change
 from proofread.prose import Prose
@@ -14,6 +15,9 @@ CHANGED, ALWAYS = 0.5, 4  # share of the words that may change; as many words al
 SHORTEST, LONGEST = 0.6, 1.5  # of the text's words
 MARKUP = "*_`~[]<>#|\\\\${}^"
 ENDS = ".?!,:;"
+# Longer words are not exchanged for others that look unlike them: of 11,382 right corrections that the training texts
+# have, this forbids 9.
+ALIKE, REMOVED, INSERTED = 0.4, 5, 4
 
 
 def problem(text: str, reply: str, changes: list[Change]) -> str | None:
@@ -43,11 +47,11 @@ def _runs(words: list[str]) -> Counter[tuple[str, ...]]:
 
 
 def is_allowed(piece: Prose, change: Change, inserted: str) -> bool:
-    """Whether a change is one of wording: figures, other alphabets and marks of markup stay, and so does how a heading,
-    or a piece of a sentence, begins and ends.
+    """Whether a change is a proofreader's: figures, other alphabets and marks of markup stay, no word becomes quite
+    another one, and a heading, or a piece of a sentence, begins and ends as it did.
     """
     removed = piece.text[change.start : change.end]
-    if _facts(removed) != _facts(inserted):
+    if _facts(removed) != _facts(inserted) or _are_unlike(removed.lower(), inserted.lower()):
         return False
     if piece.sentence:
         return True
@@ -55,6 +59,12 @@ def is_allowed(piece: Prose, change: Change, inserted: str) -> bool:
         return False
     stripped = removed.rstrip(ENDS)
     return not (change.end == len(piece.text) and stripped == inserted.rstrip(ENDS) and removed != inserted)
+
+
+def _are_unlike(removed: str, inserted: str) -> bool:
+    if len(removed) < REMOVED or len(inserted) < INSERTED:
+        return False
+    return SequenceMatcher(None, removed, inserted, autojunk=False).ratio() < ALIKE
 
 
 def _facts(text: str) -> list[str]:

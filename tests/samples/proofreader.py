@@ -39,7 +39,9 @@ FIGURES = "They owe us 40 crowns and he pay."
 MARKUP = "You must not star this word in here."
 TOGETHER = "They likes it. We was here."
 ANOTHER = "The pharmacy close at noon."
+LOST = "They bring umbrella when it rain."
 WRONG = {
+    LOST: "They always bring when it rains.",
     ANOTHER: "The medicine closes at noon.",
     LOOP: " ".join(["on and off"] * 12),
     EMPTY: "",

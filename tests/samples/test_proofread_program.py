@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.samples.proofreader import ANOTHER, CORRECTIONS, EMPTY, FIGURES, LOOP, MARKUP, OTHER, TOGETHER
+from tests.samples.proofreader import ANOTHER, CORRECTIONS, EMPTY, FIGURES, LOOP, LOST, MARKUP, OTHER, TOGETHER
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,7 @@ def test_what_fails_together_is_read_sentence_by_sentence(proofreader):
 
 def test_figures_marks_and_other_words_stay_and_the_rest_of_the_reply_counts(proofreader):
     assert proofreader.correct(ANOTHER).text == "The pharmacy closes at noon."
+    assert proofreader.correct(LOST).text == "They bring umbrella when it rains."
     assert proofreader.correct(FIGURES).text == "They owe us 40 crowns and he pays."
     assert proofreader.correct(MARKUP, is_markdown=True).text == "You must not star this words in here."
 

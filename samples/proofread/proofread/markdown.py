@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -77,18 +78,14 @@ def _places(token: Token, text: str, lines: Sequence[tuple[int, int]]) -> list[t
 def _read(content: str, places: Sequence[tuple[int, int]], environment: dict[str, Any]) -> Builder:
     spans: list[Span] = []
     _INLINE.inline.parse(content, _INLINE, {**environment, "spans": spans}, [])
-    for match in OPAQUE.finditer(content):
-        start, end = match.span()
-        if any(span[0] < end and start < span[1] for span in spans):  # it is no target of a link
-            spans = [part for span in spans for part in _outside(span, start, end)]
-            spans.append((start, end, "fixed"))
+    line_starts = [line for line, _ in places]
 
     def where(at: int) -> int:
-        line, start = max(place for place in places if place[0] <= at)
+        line, start = places[bisect_right(line_starts, at) - 1]
         return start + at - line
 
     builder = Builder()
-    for start, end, kind in sorted(spans):
+    for start, end, kind in _with_opaque(content, spans):
         if kind == "text":
             builder.words(content[start:end], where(start))
         elif kind == "space" or "\n" in content[start:end]:
@@ -99,12 +96,23 @@ def _read(content: str, places: Sequence[tuple[int, int]], environment: dict[str
     return builder
 
 
-def _outside(span: Span, start: int, end: int) -> Iterator[Span]:
-    """What of a span is not between start and end."""
-    if span[0] < start:
-        yield span[0], min(span[1], start), span[2]
-    if span[1] > end:
-        yield max(span[0], end), span[1], span[2]
+def _with_opaque(content: str, spans: Iterable[Span]) -> Iterator[Span]:
+    """The spans in order, with addresses and the like as fixed ones wherever a span begins, ends or lies in them."""
+    passages = [match.span() for match in OPAQUE.finditer(content)]
+    done = next_passage = 0
+    for first, end, kind in sorted(spans):
+        start = max(first, done)
+        while start < end:
+            while next_passage < len(passages) and passages[next_passage][1] <= start:
+                next_passage += 1
+            opaque = passages[next_passage] if next_passage < len(passages) else (end, end)
+            if opaque[0] > start:
+                yield start, min(end, opaque[0]), kind
+                start = min(end, opaque[0])
+            else:
+                yield *opaque, "fixed"
+                start = opaque[1]
+        done = max(done, start)
 
 
 # ---- The parser of inlines, which says where in the content each stands

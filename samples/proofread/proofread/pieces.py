@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from proofread.prose import Prose
@@ -33,10 +34,11 @@ def cut(prose: Prose, most: int = MOST_SENTENCES) -> Iterator[Prose]:
     """The pieces of a passage, in order, without the white space between them; of so many sentences at most."""
     start, ends = 0, [*_sentence_ends(prose.text), len(prose.text)]
     while start < len(prose.text):
-        within = [end for end in ends if start < end <= start + LONGEST][:most]
-        end = within[-1] if within else _clause_end(prose.text, start, min(end for end in ends if end > start))
-        whole = prose.sentence and bool(within) and (start == 0 or start - 1 in ends)
-        yield prose.cut(start, end, whole)
+        following = bisect_right(ends, start)
+        within = [end for end in ends[following : following + most] if end <= start + LONGEST]
+        end = within[-1] if within else _clause_end(prose.text, start, ends[following])
+        begins = start == 0 or ends[following - 1] == start - 1
+        yield prose.cut(start, end, prose.sentence and bool(within) and begins)
         start = end + 1
 
 

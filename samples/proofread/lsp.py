@@ -76,8 +76,8 @@ class ProofreadServer(LanguageServer):
             self.window_show_message(lsp.ShowMessageParams(lsp.MessageType.Error, f"{SOURCE}: {error}"))
             return
         if not reading.stop.is_set():
-            found = [diagnostic for _, diagnostic in self.findings(reading)]
-            self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, found, reading.version))
+            diagnostics = [diagnostic for _, diagnostic in self.findings(reading)]
+            self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, diagnostics, reading.version))
 
     async def _correct(self, uri: str, reading: Reading) -> None:
         """Correct the text beside the event loop; the editor shows how far it is, and may cancel it."""
@@ -186,7 +186,7 @@ def _actions(server: ProofreadServer, request: lsp.CodeActionParams) -> list[lsp
     changes = {id(edit): lsp.TextEdit(diagnostic.range, edit.replacement) for edit, diagnostic in findings}
     touched = [diagnostic for _, diagnostic in findings if _touch(diagnostic.range, request.range)]
     made = []
-    if _is_asked(lsp.CodeActionKind.QuickFix, only):
+    if _is_requested(lsp.CodeActionKind.QuickFix, only):
         for edit, diagnostic in findings:
             if diagnostic in touched:
                 made.append(
@@ -196,7 +196,7 @@ def _actions(server: ProofreadServer, request: lsp.CodeActionParams) -> list[lsp
         if touched and len(findings) > 1:
             title = f"Proofread: all {len(findings)} corrections of this document"
             made.append(_action(title, lsp.CodeActionKind.QuickFix, uri, list(changes.values())))
-    if findings and only is not None and _is_asked(FIX_ALL, only):  # as editors do when they save
+    if findings and only is not None and _is_requested(FIX_ALL, only):  # as editors do when they save
         made.append(_action("Proofread: fix all", FIX_ALL, uri, list(changes.values())))
     return made
 
@@ -205,16 +205,16 @@ def _action(title: str, kind: str, uri: str, edits: Sequence[lsp.TextEdit]) -> l
     return lsp.CodeAction(title, kind, edit=lsp.WorkspaceEdit({uri: edits}))
 
 
-def _is_asked(kind: str, only: Sequence[str] | None) -> bool:
+def _is_requested(kind: str, only: Sequence[str] | None) -> bool:
     """Whether an editor that asks for some kinds alone wants this one; a kind stands for those below it."""
     return only is None or any(not parent or kind == parent or kind.startswith(parent + ".") for parent in only)
 
 
-def _touch(one: lsp.Range, other: lsp.Range) -> bool:
+def _touch(first: lsp.Range, second: lsp.Range) -> bool:
     def key(position: lsp.Position) -> tuple[int, int]:
         return position.line, position.character
 
-    return key(one.start) <= key(other.end) and key(other.start) <= key(one.end)
+    return key(first.start) <= key(second.end) and key(second.start) <= key(first.end)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -52,8 +52,8 @@ class Endpoint:
             if len(body) > MOST_BYTES:
                 return _refused(413, f"the text is larger than {MOST_BYTES >> 20} MiB")
         try:
-            asked = json.loads(body)
-            text, is_markdown = asked["text"], asked.get("markdown", False)
+            payload = json.loads(body)
+            text, is_markdown = payload["text"], payload.get("markdown", False)
             text.encode("utf-8")
         except (ValueError, KeyError, TypeError, AttributeError):
             return _refused(400, 'the body must be {"text": a text, "markdown": true or false}')

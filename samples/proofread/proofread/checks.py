@@ -37,8 +37,8 @@ def problem(text: str, reply: str, changes: list[Change]) -> str | None:
     if not SHORTEST * len(words) - spare <= len(answered) <= LONGEST * len(words) + spare:
         return "the model's reply differs too much from the text"
     changed = sum(
-        max(len(WORD.findall(text[one.start : one.end])), len(WORD.findall(reply[one.first : one.last])))
-        for one in changes
+        max(len(WORD.findall(text[change.start : change.end])), len(WORD.findall(reply[change.first : change.last])))
+        for change in changes
     )
     return "the model's reply differs too much from the text" if changed > max(ALWAYS, CHANGED * len(words)) else None
 

@@ -58,9 +58,9 @@ def _clause_end(text: str, start: int, end: int) -> int:
     if end - start <= LONGEST:
         return end
     for pattern in (r"[,;:\u2026-](?= )", r"(?= )"):
-        found = [match.end() for match in re.compile(pattern).finditer(text, start + LONGEST // 4, start + LONGEST)]
-        if found:
-            return found[-1]
+        places = [match.end() for match in re.compile(pattern).finditer(text, start + LONGEST // 4, start + LONGEST)]
+        if places:
+            return places[-1]
     space = text.find(" ", start + 1, end)
     return end if space < 0 else space
 

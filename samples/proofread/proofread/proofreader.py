@@ -87,8 +87,8 @@ class Proofreader:
             Stopped: `is_stopped` said so.
             RRTEdgeError: the model cannot run.
         """
-        found = markdown.find_prose(text) if is_markdown else plain_text.find_prose(text)
-        pieces = [piece for prose in found for piece in cut(prose)]
+        passages = markdown.find_prose(text) if is_markdown else plain_text.find_prose(text)
+        pieces = [piece for prose in passages for piece in cut(prose)]
         replies = self._read(pieces, is_stopped, progress)
         # What fails together may go well alone.
         parts = [part for piece in pieces for part in ([piece] if replies[piece.text].is_usable else cut(piece, 1))]

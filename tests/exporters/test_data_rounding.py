@@ -20,9 +20,9 @@ from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters import export, verify
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
 from rrt_edge.exporters.data_rounding import RoundedToTexts
-from rrt_edge.exporters.linears import Bits
 from rrt_edge.quantisation.blocks import Quantized, dequantize, quantize
 from rrt_edge.quantisation.compensated import Inputs, compensated
+from rrt_edge.quantisation.plan import Bits
 from tests.families import random_model
 
 FOUR = Bits(4, 4, 4, 4)

@@ -1,12 +1,14 @@
 """What bits cost a real model: bundles at several settings beside llama.cpp's quantisations of the same weights.
 
     python benchmarks/bits_cost.py SOURCE plain-english.txt.gz [--settings 4,4-data,4-data-128,8]
-        [--llama build/bin --gguf SOURCE-f32.gguf --types Q4_0,Q4_K_M,Q5_K_M] [--plot docs/bits-cost.svg]
+        [--data chats.jsonl --also others.jsonl] [--plot docs/bits-cost.svg]
+        [--llama build/bin --gguf SOURCE-f32.gguf --types Q4_0,Q4_K_M,Q5_K_M]
 
 SOURCE is a checkpoint's folder or a GGUF file. The text has a sentence a line, 40 are a text, cut to 512 tokens.
 Rounding and llama.cpp's importance matrix see lines 1 to 1,600; what the bits cost is measured on lines 2,001 to 2,800,
 and on a second kind of text, code of Python's standard library, that nothing saw. Bundles are run by the runtime, with
-its activations; llama.cpp's files are read by transformers, dequantised: what their weights lost, nothing else.
+its activations; llama.cpp's files are read by transformers, dequantised: what their weights lost, nothing else. A model
+of one task is rounded on its own chats (`--data`), and measured on others of them (`--also`) beside the two.
 
 A setting is `4` or `8`, with `-data` where it is rounded with data, a block size, `-embedding4` for an embedding at 4
 bits and `-most253` for 253 MB at most: `4-data-128`, `4-data-most253`.
@@ -63,6 +65,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--settings", default="4,4-data,4-data-128,8")
+    parser.add_argument("--data", type=Path, help="texts or chats for rounding, in the place of lines of the text")
+    parser.add_argument("--also", type=Path, help="texts or chats that are measured on as well")
     parser.add_argument("--tokens", type=int, default=16384, help="that rounding reads")
     parser.add_argument("--llama", type=Path, help="the folder of llama.cpp's programs")
     parser.add_argument("--gguf", type=Path, help="the source as a GGUF file in floats, for llama.cpp")
@@ -74,16 +78,20 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with gzip.open(arguments.text, "rt", encoding="utf-8") as file:
         lines = [line.strip() for _, line in zip(range(2800), file, strict=False)]
-    data = arguments.folder / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(lines[:1600])), "utf-8")
+    tokenizer, data = tokenizer_of(arguments.source), arguments.data or arguments.folder / "texts.jsonl"
+    if not arguments.data:
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(lines[:1600])), "utf-8")
     with ExitStack() as opened:
         rows = [ours(arguments, setting, data, opened) for setting in arguments.settings.split(",") if setting]
         if arguments.llama:
-            rows += [llamas(arguments, kind, lines[:1600]) for kind in arguments.types.split(",")]
+            seen = texts_in(data, tokenizer)
+            rows += [llamas(arguments, kind, seen) for kind in arguments.types.split(",")]
         exact = of_folder(arguments.source)
-        kinds = {"English": texts_of(lines[2000:2800]), "code": code()}
+        kinds = {"English": texts_of(lines[2000:2800])[: arguments.texts], "code": code()[: arguments.texts]}
+        if arguments.also:
+            kinds["own"] = texts_in(arguments.also, tokenizer)[: 8 * arguments.texts]  # shorter ones
         for kind, texts in kinds.items():
-            measure(kind, exact, rows, encoded(arguments.source, texts)[: arguments.texts])
+            measure(kind, exact, rows, [tokenizer(text)["input_ids"][:TEXT_TOKENS] for text in texts])
     heads = [f"{figure}: {kind}" for figure in ("perplexity to the source's", "KL", "same top token") for kind in kinds]
     print(f"| | MB | {' | '.join(heads)} | s |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -128,15 +136,27 @@ def options_of(setting: str, data: Path, tokens: int) -> dict[str, Any]:
     return options
 
 
-def llamas(arguments: argparse.Namespace, kind: str, lines: Sequence[str]) -> Row:
+def llamas(arguments: argparse.Namespace, kind: str, texts: Sequence[str]) -> Row:
     """llama.cpp's quantisation of the source, with an importance matrix of the texts that ours is rounded on."""
     matrix, out = arguments.folder / "importance.gguf", arguments.folder / kind / "model.gguf"
     started = time.perf_counter()
     if not matrix.exists():
         text = arguments.folder / "texts.txt"
-        text.write_text("\n".join(lines), "utf-8")
+        text.write_text("\n".join(texts), "utf-8")
         tokens = ["--chunks", str(arguments.tokens // TEXT_TOKENS), "-c", str(TEXT_TOKENS)]
-        run([arguments.llama / "llama-imatrix", "-m", arguments.gguf, "-f", text, "-o", matrix, *tokens])
+        run(
+            [
+                arguments.llama / "llama-imatrix",
+                "-m",
+                arguments.gguf,
+                "-f",
+                text,
+                "-o",
+                matrix,
+                *tokens,
+                "--parse-special",
+            ]
+        )
     out.parent.mkdir(exist_ok=True)
     run([arguments.llama / "llama-quantize", "--imatrix", matrix, arguments.gguf, out, kind])
     return Row(f"llama.cpp {kind}", out.stat().st_size, time.perf_counter() - started, of_folder(out))
@@ -158,10 +178,18 @@ def of_folder(source: Path) -> Logits:
     return logits
 
 
-def encoded(source: Path, texts: Sequence[str]) -> list[list[int]]:
+def tokenizer_of(source: Path) -> Any:
     options = {"gguf_file": source.name} if source.is_file() else {}
-    tokenizer = AutoTokenizer.from_pretrained(source.resolve().parent if source.is_file() else source, **options)
-    return [tokenizer(text)["input_ids"][:TEXT_TOKENS] for text in texts]
+    return AutoTokenizer.from_pretrained(source.resolve().parent if source.is_file() else source, **options)
+
+
+def texts_in(path: Path, tokenizer: Any) -> list[str]:
+    """Texts of a file of records, chats as the model's template writes them."""
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [
+        record["text"] if "text" in record else tokenizer.apply_chat_template(record["messages"], tokenize=False)
+        for record in records
+    ]
 
 
 def code() -> list[str]:

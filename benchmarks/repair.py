@@ -53,14 +53,14 @@ def main() -> None:
     weights, fitted, others = Weights(exact), texts(seed=2, count=48), texts(seed=3, count=8)
     names = [name for name, own in exact.named_parameters() if name.startswith("model.block.") and own.dim() == 2]
     nearest = {name: quantize(weights.tensor(name).numpy(), BITS) for name in names}
-    block = RoundedToTexts(weights, fitted, BITS, torch.float32)
+    plan = Bits(block=BITS, lora=BITS, embedding=8, head=8)
+    block = RoundedToTexts(weights, fitted, plan, torch.float32)
     rounded = {name: block.matrix(name) for name in names}
     print(f"| {BITS} bits | " + " | ".join(f"loop {loop}" for loop in range(1, LOOPS + 1)) + " | last to first |")
     print("|---" * (LOOPS + 2) + "|")
     report("to the nearest", losses(exact, weights, nearest, others))
     report("rounded with data", losses(exact, weights, rounded, others))
     for rank in [0] if arguments.own else map(int, arguments.ranks.split(",")):
-        plan = Bits(block=BITS, lora=BITS, embedding=8, head=8)
         made = Repaired(weights, rounded.__getitem__, fitted, plan, torch.float32, rank, None)
         report(f"and repaired, rank {rank or arguments.own}", losses(exact, made, rounded, others))
 

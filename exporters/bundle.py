@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from rrt_edge.conversion.block import refuse_leftovers
@@ -215,11 +216,7 @@ def _export_recursive(
             plan, spent = budget.spend(texts, dtype, progress)
         if texts and plan is not None:
             reference = Reference(weights, windows, dtype) if windows else None
-            rounded = RoundedToTexts(weights, texts, plan, dtype)
-            inside = rounded.matrix
-            if options.repair_rank or weights.config.relaxed:
-                repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, options.repair_rank, progress)
-                weights, inside = repaired, repaired.matrix
+            weights, inside = _rounded(weights, texts, plan, dtype, options.repair_rank, progress)
         spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
         outer = outer_weights(weights, spec, outside)
         if blocks is not None:
@@ -227,6 +224,7 @@ def _export_recursive(
         assert plan is not None
         layers = watched(layer_weights(weights, spec, inside), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer, layers, folder)
+        del inside, layers, outer  # they hold much, and what follows needs memory too
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
@@ -248,6 +246,22 @@ def _export_recursive(
         cost=measured,
         spent=tuple(spent),
     )
+
+
+def _rounded(
+    weights: RecursiveTensors,
+    texts: list[list[int]],
+    plan: Bits,
+    dtype: torch.dtype,
+    repair_rank: int,
+    progress: Progress | None,
+) -> tuple[RecursiveTensors, Read]:
+    """The model rounded to some texts, its adapters fitted to what that lost, and what reads its block's matrices."""
+    rounded = RoundedToTexts(weights, texts, plan, dtype)
+    if not (repair_rank or weights.config.relaxed):
+        return weights, rounded.matrix
+    repaired = Repaired(weights, rounded.matrix, texts, plan, dtype, repair_rank, progress)
+    return repaired, repaired.matrix
 
 
 def _check_runs(folder: Path, reference: Reference | None, windows: list[list[int]]) -> Cost | None:

@@ -20,8 +20,9 @@ from rrt_edge.runtime.running.runner import AnyRunner, Call
 from rrt_edge.runtime.scoring.metrics import log_softmax
 
 APART = 9  # of so many texts one is set apart
-WINDOW = 128  # tokens that run at once
-ROWS = 8192  # of the head that are in memory as floats
+WINDOW = 128  # tokens of a text that are measured in one
+ROWS = 16  # positions whose logits are in memory at once
+HEAD_ROWS = 8192  # of the head that are in memory as floats
 Float = NDArray[np.float32]
 Texts = list[list[int]]
 
@@ -64,11 +65,13 @@ class Reference:
         )
 
     @torch.no_grad()
-    def logits(self, depth: int, window: int) -> Float:
-        """[S, V], counting from 0."""
-        rows = self._norm(self._states[depth][window])[0] / self._family.logits_divisor(self._text)
-        parts = [rows @ self._head[start : start + ROWS].float().T for start in range(0, len(self._head), ROWS)]
-        logits, cap = torch.cat(parts, dim=1), self._family.logits_softcap(self._text)
+    def logits(self, depth: int, window: int, rows: slice) -> Float:
+        """[R, V] of some rows of a window; depths count from 0."""
+        normed = self._norm(self._states[depth][window][:, rows])[0] / self._family.logits_divisor(self._text)
+        logits = torch.empty(len(normed), len(self._head))
+        for start in range(0, len(self._head), HEAD_ROWS):
+            logits[:, start : start + HEAD_ROWS] = normed @ self._head[start : start + HEAD_ROWS].float().T
+        cap = self._family.logits_softcap(self._text)
         whole: Float = (logits if cap is None else torch.tanh(logits / cap) * cap).numpy()
         return whole
 
@@ -76,22 +79,24 @@ class Reference:
 def cost(reference: Reference, windows: Texts, runner: AnyRunner) -> Cost:
     """Compare a bundle with its source."""
     loops = runner.architecture.loops
-    kl, agreed, nll, positions = np.zeros(loops), np.zeros(loops), np.zeros(2), 0
+    kl, agreed, nll = np.zeros(loops), np.zeros(loops), np.zeros(2)
     for number, ids in enumerate(windows):
-        positions += len(ids)
         for depth in range(loops):
-            p, q = (log_softmax(logits) for logits in (reference.logits(depth, number), _ours(runner, ids, depth + 1)))
-            kl[depth] += float((np.exp(p) * (p - q)).sum())
-            agreed[depth] += int((p.argmax(-1) == q.argmax(-1)).sum())
-        nll += [-float(side[np.arange(len(ids) - 1), ids[1:]].sum()) for side in (q, p)]
+            binding, cache = runner.bind(), runner.new_cache()
+            for start in range(0, len(ids), ROWS):
+                some = np.array(ids[start : start + ROWS], np.int64)
+                call = Call(some, start, 1, depth + 1, logit_rows=tuple(range(len(some))))
+                q = log_softmax(runner.run(binding, cache, call).logits)
+                p = log_softmax(reference.logits(depth, number, slice(start, start + ROWS)))
+                kl[depth] += float((np.exp(p) * (p - q)).sum())
+                agreed[depth] += int((p.argmax(-1) == q.argmax(-1)).sum())
+                if depth + 1 == loops:
+                    following = ids[start + 1 : start + 1 + ROWS]
+                    nll -= [float(side[np.arange(len(following)), following].sum()) for side in (q, p)]
+    positions = sum(map(len, windows))
     depths = tuple(
         DepthCost(max(0.0, round(loss / positions, 6)), round(count / positions, 6))
         for loss, count in zip(kl, agreed, strict=True)
     )
     perplexity, of_source = np.exp(nll / (positions - len(windows))).tolist()
     return Cost(positions, depths, round(perplexity, 4), round(of_source, 4))
-
-
-def _ours(runner: AnyRunner, ids: list[int], depth: int) -> Float:
-    call = Call(np.array(ids, np.int64), 0, 1, depth, logit_rows=list(range(len(ids))))
-    return runner.run(runner.bind(), runner.new_cache(), call).logits

@@ -108,14 +108,14 @@ class SideBySide:
 
         hooks = [layer.get_submodule(path).register_forward_pre_hook(_stop) for layer in (source, made)]
         try:
-            sums = list(self._threads.map(of_share, self._shares))
+            sums = self._threads.map(of_share, self._shares)
+            squares, crossed, differ = next(sums)
+            for more, more_crossed, more_differ in sums:  # in order, for the same sums each time
+                squares += more
+                crossed += more_crossed
+                differ = differ or more_differ
         finally:
             _remove(hooks)
-        squares, crossed, differ = sums[0]
-        for more, more_crossed, more_differ in sums[1:]:
-            squares += more
-            crossed += more_crossed
-            differ = differ or more_differ
         return squares, crossed if differ else None
 
     @torch.no_grad()

@@ -47,9 +47,11 @@ class Inputs:
             moment = np.pad(moment, ((0, padded - columns),) * 2)
             beyond = np.arange(columns, padded)
             moment[beyond, beyond] = np.diag(moment)[:columns].mean()
-        inverse = np.linalg.inv(np.linalg.cholesky(moment))
-        spread = np.linalg.cholesky(inverse.T @ inverse).T.astype(np.float32)
-        return cls(moment.astype(np.float32), spread, columns, block)
+        single = moment.astype(np.float32)
+        root = np.linalg.inv(np.linalg.cholesky(moment))
+        inverse = root.T @ root
+        del root, moment  # large ones
+        return cls(single, np.linalg.cholesky(inverse).T.astype(np.float32), columns, block)
 
 
 def compensated(weight: Float, inputs: Inputs, bits: int, turns: int = TURNS) -> Quantized:

@@ -70,9 +70,9 @@ def test_the_cost_is_that_of_transformers_logits(recursive: Path, data: Path, tm
     runner.close()
     measured = report.cost
     assert measured.positions == sum(map(len, windows))
-    for depth in range(3):
+    for depth in range(3):  # how many rows run together changes a product of 4 bits a little
         assert measured.depths[depth].kl == pytest.approx(np.mean(kl[depth]), rel=1e-2, abs=2e-5)
-        assert measured.depths[depth].top1_agreement == pytest.approx(np.mean(same[depth]), abs=3e-3)
+        assert measured.depths[depth].top1_agreement == pytest.approx(np.mean(same[depth]), abs=0.015)
     assert measured.source_perplexity == pytest.approx(math.exp(np.mean(exact)), rel=1e-4)
     assert measured.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-3)
     assert measured.ratio == pytest.approx(measured.perplexity / measured.source_perplexity)

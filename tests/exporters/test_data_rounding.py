@@ -120,7 +120,7 @@ def test_a_depth_begins_where_the_model_is_then(tmp_path: Path) -> None:
         config = recursive_config(checkpoint.config, ConvertOptions(loops=3), None)
         made = Converted(checkpoint, config, torch.float32)
         texts = random_texts(config.text_config.vocab_size)
-        sides = RoundedToTexts(made, texts, 4, torch.float32)._sides
+        sides = RoundedToTexts(made, texts, FOUR, torch.float32)._sides
         model = rrt_edge.RecursiveForCausalLM(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -63,7 +63,7 @@ def rounded(weights: RecursiveTensors, texts: list[list[int]]) -> dict[str, Quan
     names = [
         name for name, parameter in RecursiveForCausalLM(weights.config).named_parameters() if parameter.dim() == 2
     ]
-    block = RoundedToTexts(weights, texts, 4, torch.float32)
+    block = RoundedToTexts(weights, texts, Bits(4, 4, 8, 8), torch.float32)
     return {name: block.matrix(name) for name in names if name.startswith("model.block.")}
 
 

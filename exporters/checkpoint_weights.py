@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from rrt_edge.conversion.checkpoint import Tensors
 from rrt_edge.exporters.block import LayerWeights, Norm
@@ -61,6 +62,14 @@ def layer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: Read) -
             down=parts["down"],
         )
         checkpoint.close()
+
+
+def final_norm(weights: RecursiveTensors) -> nn.Module:
+    """The norm behind the block, as torch runs it."""
+    text = weights.config.text_config
+    norm: nn.Module = family_of(text).norm(text).eval().requires_grad_(False)
+    norm.load_state_dict({name: weights.tensor(f"model.norm.{name}") for name in norm.state_dict()})
+    return norm
 
 
 def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: ReadRows) -> OuterWeights:

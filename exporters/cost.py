@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, final_norm
 from rrt_edge.exporters.depth_layers import DepthLayers
 from rrt_edge.model.families import family_of
 from rrt_edge.runtime.bundle.cost import Cost, DepthCost
@@ -48,8 +48,7 @@ class Reference:
         config = weights.config
         self._text, self._family = config.text_config, family_of(config.text_config)
         self._weights, self._dtype = weights, dtype
-        self._norm = self._family.norm(self._text).eval().requires_grad_(False)
-        self._norm.load_state_dict({name: weights.tensor(f"model.norm.{name}") for name in self._norm.state_dict()})
+        self._norm = final_norm(weights)
         layers, side = DepthLayers(weights), SideBySide(config, windows, weights.tensor(EMBEDDING, dtype=dtype))
         self._states: list[list[Tensor]] = []  # by depth and window, [1, S, H]
         for slot in range(self._text.num_hidden_layers):

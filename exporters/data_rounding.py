@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rrt_edge.conversion.adapters import CORRECTION
 from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide, damped
 from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
@@ -16,8 +17,6 @@ from rrt_edge.exporters.units import unit
 from rrt_edge.quantisation.blocks import Quantized, dequantize
 from rrt_edge.quantisation.compensated import Inputs, compensated
 from rrt_edge.quantisation.plan import Bits
-
-CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
 
 
 class RoundedToTexts:

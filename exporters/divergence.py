@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, Streamed
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, Streamed, final_norm
 from rrt_edge.exporters.depth_layers import DepthLayers
 from rrt_edge.exporters.units import unit
 from rrt_edge.model.families import family_of
@@ -90,8 +90,7 @@ class _Way:
         self._embedding = weights.tensor(EMBEDDING, dtype=dtype)
         self._tied = bool(self._text.tie_word_embeddings)
         self._head = self._embedding if self._tied else weights.tensor("lm_head.weight", dtype=dtype)
-        self._norm = self._family.norm(self._text).eval().requires_grad_(False)
-        self._norm.load_state_dict({name: weights.tensor(f"model.norm.{name}") for name in self._norm.state_dict()})
+        self._norm = final_norm(weights)
         self._side = SideBySide(weights.config, pieces, self._embedding)
         self._scores: dict[str, Tensor] = {}  # by unit: of each piece
         self._draw = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rrt_edge.conversion.side_by_side import InputSums
 
 EPSILON = 1e-9  # of a mean square, which makes a system of equations solvable
-CORRECTION = 0.7  # share of the error so far that an adapter also makes good; all of it would fit the texts too closely
+CORRECTION = 0.7  # share of the error so far that a layer also makes good; all of it would fit the texts too closely
 
 
 @dataclass(frozen=True)

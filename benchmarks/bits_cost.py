@@ -3,12 +3,15 @@
     python benchmarks/bits_cost.py SOURCE plain-english.txt.gz [--settings 4,4-data,4-data-128,8]
         [--data chats.jsonl --also others.jsonl] [--plot docs/bits-cost.svg]
         [--llama build/bin --gguf SOURCE-f32.gguf --types Q4_0,Q4_K_M,Q5_K_M]
+        [--genai build/genai --genai-types default,k_quant_mixed]
 
 SOURCE is a checkpoint's folder or a GGUF file. The text has a sentence a line, 40 are a text, cut to 512 tokens.
 Rounding and llama.cpp's importance matrix see lines 1 to 1,600; what the bits cost is measured on lines 2,001 to 2,800,
 and on a second kind of text, code of Python's standard library, that nothing saw. Bundles are run by the runtime, with
-its activations; llama.cpp's files are read by transformers, dequantised: what their weights lost, nothing else. A model
-of one task is rounded on its own chats (`--data`), and measured on others of them (`--also`) beside the two.
+its activations; llama.cpp's files are read by transformers, dequantised: what their weights lost, nothing else;
+onnxruntime-genai (`--genai`, a folder for an environment of its own) builds its graphs without data, and onnxruntime
+runs them. A model of one task is rounded on its own chats (`--data`), and measured on others of them (`--also`) beside
+the two. What stands in `--folder` is measured as it is, so that a table may grow.
 
 A setting is `4` or `8`, with `-data` where it is rounded with data, a block size, `-embedding4` for an embedding at 4
 bits and `-most253` for 253 MB at most: `4-data-128`, `4-data-most253`.
@@ -31,9 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from conversion_quality import TEXT_TOKENS, load, texts_of
 from numpy.typing import NDArray
+from peers import GENAI, GENAI_NEEDS, environment, python
 from transformers import AutoTokenizer
 
 from rrt_edge.exporters import export
@@ -71,6 +76,8 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, help="the folder of llama.cpp's programs")
     parser.add_argument("--gguf", type=Path, help="the source as a GGUF file in floats, for llama.cpp")
     parser.add_argument("--types", default="Q4_0,Q4_K_M,Q5_K_M")
+    parser.add_argument("--genai", type=Path, help="the folder of onnxruntime-genai's environment, made where missing")
+    parser.add_argument("--genai-types", default="default,k_quant_mixed")
     parser.add_argument("--texts", type=int, default=20, help="of each kind that are measured")
     parser.add_argument("--folder", type=Path, default=Path("build/bits-cost"))
     parser.add_argument("--plot", type=Path)
@@ -86,6 +93,9 @@ def main() -> None:
         if arguments.llama:
             seen = texts_in(data, tokenizer)
             rows += [llamas(arguments, kind, seen) for kind in arguments.types.split(",")]
+        if arguments.genai:
+            environment(arguments.genai, GENAI_NEEDS, GENAI)
+            rows += [genais(arguments, kind) for kind in arguments.genai_types.split(",")]
         exact = of_folder(arguments.source)
         kinds = {"English": texts_of(lines[2000:2800])[: arguments.texts], "code": code()[: arguments.texts]}
         if arguments.also:
@@ -105,19 +115,34 @@ def main() -> None:
 
 def ours(arguments: argparse.Namespace, setting: str, data: Path, opened: ExitStack) -> Row:
     """A bundle, opened."""
-    bundle, started = arguments.folder / setting, time.perf_counter()
-    report = export(arguments.source, bundle, loops=1, **options_of(setting, data, arguments.tokens))
-    seconds = time.perf_counter() - started
+    bundle = arguments.folder / setting
+
+    def make() -> None:
+        report = export(arguments.source, bundle, loops=1, **options_of(setting, data, arguments.tokens))
+        print(f"{setting}: {report.peak_memory_bytes / 1e6:.0f} MB at most in memory", flush=True)
+
+    seconds = made(bundle, make)
     runner = opened.enter_context(Model.load(bundle, device="cpu")).runner
 
     def logits(ids: list[int]) -> Float:
         call = Call(np.array(ids, np.int64), 0, 1, 1, logit_rows=tuple(range(len(ids))))
         return runner.run(runner.bind(), runner.new_cache(), call).logits
 
-    print(
-        f"{setting}: {report.bytes / 1e6:.1f} MB, {report.peak_memory_bytes / 1e6:.0f} MB at most in memory", flush=True
-    )
-    return Row(f"`{setting}`", report.bytes, seconds, logits)
+    return Row(f"`{setting}`", bytes_of(bundle), seconds, logits)
+
+
+def made(out: Path, make: Callable[[], object]) -> float:
+    """The seconds that making it took, then or now."""
+    told = out.with_name(out.name + ".seconds")
+    if not told.exists():
+        started = time.perf_counter()
+        make()
+        told.write_text(f"{time.perf_counter() - started:.1f}", "utf-8")
+    return float(told.read_text("utf-8"))
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def options_of(setting: str, data: Path, tokens: int) -> dict[str, Any]:
@@ -138,31 +163,54 @@ def options_of(setting: str, data: Path, tokens: int) -> dict[str, Any]:
 
 def llamas(arguments: argparse.Namespace, kind: str, texts: Sequence[str]) -> Row:
     """llama.cpp's quantisation of the source, with an importance matrix of the texts that ours is rounded on."""
-    matrix, out = arguments.folder / "importance.gguf", arguments.folder / kind / "model.gguf"
-    started = time.perf_counter()
-    if not matrix.exists():
-        text = arguments.folder / "texts.txt"
+    programs, folder = arguments.llama, arguments.folder
+    matrix, out = folder / "importance.gguf", folder / kind / "model.gguf"
+
+    def weigh() -> None:
+        text, options = folder / "texts.txt", ["-c", TEXT_TOKENS, "--parse-special"]
         text.write_text("\n".join(texts), "utf-8")
-        tokens = ["--chunks", str(arguments.tokens // TEXT_TOKENS), "-c", str(TEXT_TOKENS)]
-        run(
-            [
-                arguments.llama / "llama-imatrix",
-                "-m",
-                arguments.gguf,
-                "-f",
-                text,
-                "-o",
-                matrix,
-                *tokens,
-                "--parse-special",
-            ]
-        )
-    out.parent.mkdir(exist_ok=True)
-    run([arguments.llama / "llama-quantize", "--imatrix", matrix, arguments.gguf, out, kind])
-    return Row(f"llama.cpp {kind}", out.stat().st_size, time.perf_counter() - started, of_folder(out))
+        chunks = arguments.tokens // TEXT_TOKENS
+        run([programs / "llama-imatrix", "-m", arguments.gguf, "-f", text, "-o", matrix, "--chunks", chunks, *options])
+
+    def quantise() -> None:
+        out.parent.mkdir(exist_ok=True)
+        run([programs / "llama-quantize", "--imatrix", matrix, arguments.gguf, out, kind])
+
+    seconds = made(matrix, weigh) + made(out, quantise)
+    return Row(f"llama.cpp {kind}", out.stat().st_size, seconds, of_folder(out))
 
 
-def run(command: Sequence[str | Path]) -> None:
+def genais(arguments: argparse.Namespace, kind: str) -> Row:
+    """onnxruntime-genai's graph of the source at 4 bits, by one of its ways of rounding."""
+    source, out = arguments.source, arguments.folder / f"genai-{kind}"
+    if source.is_file():
+        source = arguments.folder / "source"
+        if not source.exists():
+            model = load(arguments.source.resolve().parent, gguf_file=arguments.source.name)
+            model.hf_quantizer = None  # which saves nothing that was a GGUF file
+            del model.config.quantization_config
+            model.save_pretrained(source)
+            tokenizer_of(arguments.source).save_pretrained(source)
+
+    def build() -> None:
+        options = ["-p", "int4", "-e", "cpu", "--extra_options", f"algo_config={kind}"]
+        run([python(arguments.genai), "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", out, *options])
+
+    seconds = made(out, build)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    decoder = json.loads((out / "genai_config.json").read_text("utf-8"))["model"]["decoder"]
+    nothing = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    empty = {each.name: nothing for each in session.get_inputs() if each.name.startswith("past")}
+
+    def logits(ids: list[int]) -> Float:
+        row = np.array([ids], np.int64)
+        whole: Float = session.run(["logits"], {"input_ids": row, "attention_mask": np.ones_like(row), **empty})[0][0]
+        return whole
+
+    return Row(f"onnxruntime-genai {kind}", bytes_of(out), seconds, logits)
+
+
+def run(command: Sequence[str | Path | int]) -> None:
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

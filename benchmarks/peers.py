@@ -23,6 +23,7 @@ from typing import Any
 
 PROMPT, NEW = 256, 128
 LLAMA_CPP, GENAI = "llama-cpp-python==0.3.36", "onnxruntime-genai==0.18.0"
+GENAI_NEEDS = ["torch==2.13.0", "transformers", "onnx-ir", "onnx", "sentencepiece"]
 LOOPS = {"tinyllama": 2, "smollm": 3}
 MOST_BUSY = 0.1  # of the processors, by others, before a run
 HERE = Path(__file__).resolve()
@@ -32,7 +33,7 @@ def prepare(folder: Path, shape: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     llama, genai = folder / "llama-cpp", folder / "genai"
     environment(llama, ["gguf", "numpy", "safetensors", "ml_dtypes"], LLAMA_CPP)
-    environment(genai, ["torch==2.13.0", "transformers", "onnx-ir", "onnx", "sentencepiece"], GENAI)
+    environment(genai, GENAI_NEEDS, GENAI)
     checkpoint = folder / shape / "checkpoint"
     if not (checkpoint / "model.safetensors").is_file():
         write_checkpoint(checkpoint, shape)

@@ -19,7 +19,7 @@ from rrt_edge.conversion.block import refuse_leftovers
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.conversion import read_texts, recursive_config, write_generation_config
 from rrt_edge.conversion.converted import Converted
-from rrt_edge.conversion.options import ConvertOptions, Init
+from rrt_edge.conversion.options import Init
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.budget import Budget, Spent
 from rrt_edge.exporters.checkpoint_weights import (
@@ -29,7 +29,7 @@ from rrt_edge.exporters.checkpoint_weights import (
     layer_weights,
     outer_weights,
 )
-from rrt_edge.exporters.checks import check_export, is_bundle
+from rrt_edge.exporters.checks import check_export, converting, is_bundle
 from rrt_edge.exporters.cost import Reference, cost, set_apart
 from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.exporters.ends import reply_ends
@@ -84,10 +84,10 @@ def export(
     source: Path | str,
     bundle: Path | str,
     *,
-    bits: ExportBits = 4,
+    bits: ExportBits | None = None,
     eight_bit: Sequence[Part] | None = None,
     block_size: int | None = None,
-    loops: int = 2,
+    loops: int | None = None,
     init: Init = "average",
     rank: int = 0,
     data: Path | str | None = None,
@@ -103,14 +103,16 @@ def export(
         source: a recursive checkpoint, or any checkpoint or GGUF file that `convert` takes.
         bundle: the folder to write; replaced where it holds a bundle.
         bits: 4 or 8 (block-wise integers), 16 (stored in float16, computed in float32) or 32; or `source`: the blocks
-            of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits.
+            of a GGUF file as they are, with `loops=1`; what onnxruntime's blocks cannot say exactly becomes 8 bits. By
+            default 4, or 8 for a looped model of others, in which errors of rounding come back in every loop.
         eight_bit: parts kept at 8 bits where `bits` is 4: block, lora, embedding, head. By default embedding and head
             where they are one matrix, whose error counts twice (on the demo this halves the KL for a tenth more bytes);
             `()` has all at 4 bits. Of one matrix the name of either part says both.
         block_size: 32, 64 or 128 weights of 4 or 8 bits share a scale; a matrix whose rows are not at least four whole
             blocks takes the largest size below of which they are, or 32. By default what the checkpoint was trained
             with (`TrainOptions.bits`), or 32.
-        loops, init, rank: how a source that is not recursive is converted; `loops=1` exports it unshared.
+        loops, init, rank: how a source that is not recursive is converted, as in `convert`; `loops=1` exports it
+            unshared.
         data: a few dozen texts or chats (`rrt_edge.model.text.read_examples`), with `bits` 4 or 8: the block's matrices
             are rounded so that the layers' output on them loses least (`rrt_edge.quantisation.compensated`).
         data_tokens: of the data, how many tokens are read, at most 512 of a text; every ninth text is set apart, to
@@ -144,20 +146,19 @@ def export(
 
 def _export(source: Path | str, bundle: Path, options: ExportOptions, progress: Progress | None) -> ExportReport:
     started = time.perf_counter()
-    check_export(source, bundle, options)
+    options = check_export(source, bundle, options)
     checkpoint = Checkpoint(source)
     weights: RecursiveTensors = checkpoint
     if not checkpoint.is_recursive:
-        converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
         refuse_leftovers(checkpoint, family_of(checkpoint.config))
-        config = recursive_config(checkpoint.config, converting, None)
+        config = recursive_config(checkpoint.config, converting(options), None)
         weights = Converted(checkpoint, config, checkpoint.dtype)
     return _export_recursive(weights, checkpoint, bundle, options, progress, started)
 
 
 def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     """The bits of each part."""
-    assert options.bits != SOURCE
+    assert options.bits is not None and options.bits != SOURCE
     eight_bit = () if options.max_size is not None else options.eight_bit
     return bits_by_part(options.bits, eight_bit, tied_head, options.block_size or BLOCK)
 
@@ -226,7 +227,8 @@ def _export_recursive(
         weight_bytes = emit(spec, plan, outer, layers, folder)
         del inside, layers, outer  # they hold much, and what follows needs memory too
         plan = plan if blocks is None else blocks.written(plan)
-        bits = min(plan.block, plan.embedding, plan.head) if options.bits == SOURCE else options.bits
+        bits = min(plan.block, plan.embedding, plan.head) if blocks is not None else options.bits
+        assert isinstance(bits, int)
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         write_generation_config(checkpoint, folder)
         provenance = {"init": weights.config.init, **_trained_for(weights.config)}
@@ -313,7 +315,7 @@ def write_manifest(
     """Write manifest.json, the last file of a bundle: it lists the others, of which the graph repeats what it says."""
     manifest = Manifest(
         architecture=spec.architecture,
-        gate=Gate("mlp" if spec.loops > 1 else "none", config.gate_trained, config.exit_threshold),
+        gate=Gate(spec.looping.gate, config.gate_trained, config.exit_threshold),
         quantization=_quantization(spec, bits, plan),
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,19 +12,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rrt_edge.conversion.checkpoint import Tensors
+from rrt_edge.conversion.side_by_side import SideBySide
 from rrt_edge.exporters.block import LayerWeights, Norm
-from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
+from rrt_edge.exporters.embedding_and_head import GateWeights, HazardWeights, OuterWeights
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of
 from rrt_edge.model.projections import Read, projections
 from rrt_edge.quantisation.blocks import Rows
 from rrt_edge.quantisation.wide import Matrix
+from rrt_edge.runtime.bundle.looping import GateKind
 
 Float = NDArray[np.float32]
 ReadRows = Callable[[str], Matrix | Rows]
-GATE = ("inner", "inner_bias", "outer", "bias")
-NOTHING = np.zeros(0, np.float32)
 
 
 class RecursiveTensors(Tensors, Protocol):
@@ -72,13 +73,22 @@ def final_norm(weights: RecursiveTensors) -> nn.Module:
     return norm
 
 
+def side_by_side(weights: RecursiveTensors, texts: Sequence[Sequence[int]], embedding: torch.Tensor) -> SideBySide:
+    """The texts before the first layer of a recursive model and of one made from it."""
+    norm = final_norm(weights) if weights.config.norm_inside else None
+    return SideBySide(weights.config, texts, embedding, norm)
+
+
 def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: ReadRows) -> OuterWeights:
-    gate = [checkpoint.tensor(f"exit_gate.{name}").numpy() for name in GATE] if spec.loops > 1 else [NOTHING] * 4
+    kinds: dict[GateKind, type[GateWeights] | type[HazardWeights]] = {"mlp": GateWeights, "hazard": HazardWeights}
+    kind = kinds.get(spec.looping.gate)
+    names = () if kind is None else [field.name for field in dataclasses.fields(kind)]
+    gate = {name: checkpoint.tensor(f"exit_gate.{name}").numpy() for name in names}
     return OuterWeights(
         embedding=matrix("model.embed_tokens.weight"),
         norm=_norm(checkpoint, family_of(checkpoint.config.text_config), spec, "model.norm"),
         head=None if spec.tied_head else matrix("lm_head.weight"),
-        gate=GateWeights(*gate),
+        gate=None if kind is None else kind(**gate),
     )
 
 

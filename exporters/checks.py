@@ -10,7 +10,7 @@ from rrt_edge.conversion.folder import RECURSIVE, check_source
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.options import SOURCE, ExportOptions
-from rrt_edge.model.sharing import check_sharing
+from rrt_edge.model.sharing import check_sharing, own_loops
 from rrt_edge.runtime.bundle.manifest import FILE
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import check_kind
@@ -34,39 +34,46 @@ def is_bundle(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> None:
-    """
+def check_export(source: Path | str, bundle: Path, options: ExportOptions) -> ExportOptions:
+    """The options for the source, none of them open.
+
     Raises:
         BadInputError: the source or the place for the bundle is wrong, or the options do not go with the source.
     """
     check_replaceable(bundle, "bundle", is_bundle)
-    check_source_options(source, check_source(source), options)
+    return check_source_options(source, check_source(source), options)
 
 
-def check_source_options(source: Path | str, fields: dict[str, Any], options: ExportOptions) -> None:
-    """
+def check_source_options(source: Path | str, fields: dict[str, Any], options: ExportOptions) -> ExportOptions:
+    """The options for the source, none of them open.
+
     Raises:
         BadInputError: the options do not go with the source, or the fields of its config.
     """
+    options, recursive = options.resolved(fields), fields["model_type"] == RECURSIVE
     if options.bits == SOURCE and not Path(source).is_file():
         raise BadInputError(
             f"{source}: bits source keeps the blocks of a GGUF file, which this is not; give other bits"
         )
     if options.data is not None:
         check_kind(options.data)
-    if (
-        options.repair_rank
-        and fields["model_type"] == RECURSIVE
-        and (fields.get("rank") or fields.get("component_ranks"))
-    ):
+    if options.repair_rank and recursive and (fields.get("rank") or fields.get("component_ranks")):
         raise BadInputError(f"{source}: has adapters, which data fits anew; repair-rank is for a model without")
-    if fields["model_type"] != RECURSIVE:
-        if options.data is not None and (options.loops > 1 or options.rank):
+    if options.max_size is not None and (own_loops(fields) or fields.get("norm_inside")):
+        raise BadInputError(f"{source}: max-size does not go with looped models of others; give bits")
+    if not recursive:
+        shares = own_loops(fields) is None and options.loops != 1
+        if options.data is not None and (shares or options.rank):
             raise BadInputError(
                 f"{source}: data goes with loops 1 or a recursive checkpoint; make that first: rrt-edge convert --data"
             )
-        converting = ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
-        check_sharing_of(source, fields, converting)
+        check_sharing_of(source, fields, converting(options))
+    return options
+
+
+def converting(options: ExportOptions) -> ConvertOptions:
+    """How a source that is not recursive becomes it."""
+    return ConvertOptions(loops=options.loops, init=options.init, rank=options.rank)
 
 
 def keeps_blocks(header: GgufHeader) -> bool:

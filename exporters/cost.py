@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrt_edge.conversion.block import EMBEDDING
-from rrt_edge.conversion.side_by_side import SideBySide
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, final_norm
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, final_norm, side_by_side
 from rrt_edge.exporters.depth_layers import DepthLayers
 from rrt_edge.model.families import family_of
 from rrt_edge.runtime.bundle.cost import Cost, DepthCost
@@ -48,8 +47,8 @@ class Reference:
         config = weights.config
         self._text, self._family = config.text_config, family_of(config.text_config)
         self._weights, self._dtype = weights, dtype
-        self._norm = final_norm(weights)
-        layers, side = DepthLayers(weights), SideBySide(config, windows, weights.tensor(EMBEDDING, dtype=dtype))
+        self._norm = None if config.norm_inside else final_norm(weights)  # else the states are normed already
+        layers, side = DepthLayers(weights), side_by_side(weights, windows, weights.tensor(EMBEDDING, dtype=dtype))
         self._states: list[list[Tensor]] = []  # by depth and window, [1, S, H]
         for slot in range(self._text.num_hidden_layers):
             depth, k = divmod(slot, config.layers_per_block)
@@ -66,7 +65,8 @@ class Reference:
     @torch.no_grad()
     def logits(self, depth: int, window: int, rows: slice) -> Float:
         """[R, V] of some rows of a window; depths count from 0."""
-        normed = self._norm(self._states[depth][window][:, rows])[0] / self._family.logits_divisor(self._text)
+        states = self._states[depth][window][:, rows]
+        normed = (states if self._norm is None else self._norm(states))[0] / self._family.logits_divisor(self._text)
         logits = torch.empty(len(normed), len(self._head))
         for start in range(0, len(self._head), HEAD_ROWS):
             logits[:, start : start + HEAD_ROWS] = normed @ self._head[start : start + HEAD_ROWS].float().T

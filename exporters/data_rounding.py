@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rrt_edge.conversion.adapters import CORRECTION
 from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide, damped
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, side_by_side
 from rrt_edge.exporters.depth_layers import DepthLayers
 from rrt_edge.exporters.units import unit
 from rrt_edge.quantisation.blocks import Quantized, dequantize
@@ -42,7 +42,7 @@ class RoundedToTexts:
         self._rounded: dict[str, Quantized] = {}
         self._next = 0  # the layer to round next
         embedding = weights.tensor(EMBEDDING, dtype=dtype)
-        self._sides = self._depths(SideBySide(config, texts, embedding))
+        self._sides = self._depths(side_by_side(weights, texts, embedding))
 
     def matrix(self, name: str) -> Quantized:
         """A matrix of the block by its name in the recursive model; each is handed over once."""

@@ -30,13 +30,21 @@ class GateWeights:
 
 
 @dataclass(frozen=True)
+class HazardWeights:
+    """`weight` [1, H] and `bias` [1]."""
+
+    weight: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
 class OuterWeights:
-    """The weights around the block. `head` is None where it is the embedding."""
+    """The weights around the block. `head` is None where it is the embedding, `gate` where there is none."""
 
     embedding: Matrix | Rows
     norm: Norm
     head: Matrix | Rows | None
-    gate: GateWeights
+    gate: GateWeights | HazardWeights | None
 
 
 def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
@@ -79,15 +87,28 @@ def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: O
 
 
 def exit_gate(
-    graph: Builder, linears: Linears, spec: BlockSpec, gate: GateWeights, normed: str, depths: RowDepths
+    graph: Builder, linears: Linears, spec: BlockSpec, outer: OuterWeights, normed: str, depths: RowDepths
 ) -> str:
-    """Probability that the token of a row's depth is full depth's, float32 [B, S], from normed rows [B, S, H] in
-    float32; 1 at the last depth."""
-    scores = graph.constant([[[ALWAYS]]], np.float32)
-    if spec.loops > 1:
+    """What the gate says of normed rows [B, S, H] in float32: float32 [B, S], 1 at the last depth.
+
+    It is the probability that the token of a row's depth is full depth's; of a hazard that of leaving at this depth, of
+    those that have come to it; and 0 where there is no gate.
+    """
+    gate, every_depth = outer.gate, range(1, spec.loops + 1)
+    if isinstance(gate, GateWeights):
         scores = _gate_scores(graph, linears, spec, gate, normed)
-    score = graph.op("Mul", scores, depths.equal(range(1, spec.loops + 1), FLOAT))
+    else:
+        last = graph.constant([[[-ALWAYS] * (spec.loops - 1) + [ALWAYS]]], np.float32)
+        scores = last if gate is None else graph.op("Max", _hazard_score(graph, linears, gate, normed), last)
+    score = graph.op("Mul", scores, depths.equal(every_depth, FLOAT))
     return graph.op("Sigmoid", graph.op("ReduceSum", score, graph.constant([2]), keepdims=0))
+
+
+def _hazard_score(graph: Builder, linears: Linears, gate: HazardWeights, normed: str) -> str:
+    """Emit a hazard before the sigmoid: [B, S, 1]."""
+    weight = linears.weights.add("exit_gate.weight", gate.weight.astype(np.float32).T, "gate")
+    bias = linears.weights.add("exit_gate.bias", gate.bias.astype(np.float32), "gate")
+    return graph.op("Add", graph.op("MatMul", normed, weight), bias)
 
 
 def _gate_scores(graph: Builder, linears: Linears, spec: BlockSpec, gate: GateWeights, normed: str) -> str:

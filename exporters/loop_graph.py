@@ -21,7 +21,7 @@ from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.units import with_bits
 from rrt_edge.exporters.weights import WeightFile, Weights
 from rrt_edge.quantisation.plan import Bits
-from rrt_edge.runtime.bundle.contract import inputs_of, new_rows, outputs_of
+from rrt_edge.runtime.bundle.contract import STAYED, inputs_of, new_rows, outputs_of
 
 Float = NDArray[np.float32]
 OPSET, IR_VERSION = 23, 11
@@ -75,22 +75,20 @@ class _Emitter:
         chosen = top.op("Gather", flat, "logit_rows", axis=0)  # [R, H], replaced in the first iteration
         body = self._body(outer, layers, rows, rotations, masks, last_row, asked_sequence, stepping)
         kv_planes = spec.architecture.kv_planes
-        hidden, leaving, exit_depth, gate, *planes = top.ops(
-            "Loop",
-            4 + len(kv_planes),
-            trips,
-            top.constant(True, np.bool_),
-            embedded,
-            chosen,
-            nothing_left,
-            body=body,
-        )
+        stayed = [STAYED.name] if spec.looping.gate == "hazard" else []
+        carried = [embedded, chosen, nothing_left, *stayed]
+        count = len(carried) + 1 + len(kv_planes)
+        going_on = top.constant(True, np.bool_)
+        hidden, leaving, exit_depth, *others = top.ops("Loop", count, trips, going_on, *carried, body=body)
+        gate, *planes = others[len(stayed) :]
         top.add("Identity", [hidden], ["hidden_out"])
         top.add("Squeeze", [exit_depth, top.constant([1])], ["exit_depth"])
         top.add("Identity", [gate], ["gate"])
         for (name, (dtype, width)), stacked in zip(kv_planes.items(), planes, strict=True):
             self._split_layers(stacked, new_rows(name, dtype, width).name, width)
-        chosen = self.block.norm(top, self._leaving(stepping, leaving, hidden, gate), "norm", outer.norm)
+        chosen = self._leaving(stepping, leaving, hidden, gate)
+        if not spec.looping.norm_inside:
+            chosen = self.block.norm(top, chosen, "norm", outer.norm)
         top.add("Identity", [head(top, self.linears, spec, self.bits, outer, chosen)], ["logits"])
 
         inputs = [declared(tensor) for tensor in inputs_of(spec.architecture, spec.propagates)]
@@ -127,7 +125,7 @@ class _Emitter:
     ) -> GraphProto:
         """One iteration: the block at one depth, the gate, and whether every sequence has left."""
         body, spec = Builder(self.top), self.spec
-        carried = ("hidden_before", "leaving_before", "exit_before")
+        carried = ("hidden_before", "leaving_before", "exit_before", "stayed_before")
         depth = body.op("Add", "first", "iteration")
         row_depth = body.op("Unsqueeze", body.op("Add", "row_depth", "iteration"), body.constant([2]))  # [B, N, 1]
         own_depth = rows.behind_exited(body, row_depth)  # [B, S, 1]
@@ -151,8 +149,15 @@ class _Emitter:
             for plane, rows_of_layer in zip(planes, new, strict=True):
                 plane.append(rows_of_layer)
         normed, hidden = self.block.norm_of(body, stream, "norm", outer.norm, depths)
+        if spec.looping.norm_inside:
+            hidden = normed
 
-        gate = exit_gate(body, self.linears, spec, outer.gate, normed, depths)
+        gate = exit_gate(body, self.linears, spec, outer, normed, depths)
+        staying = []
+        if spec.looping.gate == "hazard":
+            stays = body.op("Mul", carried[3], body.op("Sub", body.constant(1.0, np.float32), gate))
+            staying = [stays]
+            gate = body.op("Sub", body.constant(1.0, np.float32), stays)
         ends = gate
         if spec.propagates:  # there may be no row but those that have left: then -1 picks this one
             shape = body.op("Concat", body.op("Shape", gate, start=0, end=1), body.constant([1]), axis=0)
@@ -171,13 +176,14 @@ class _Emitter:
         go_on = body.op("Equal", nobody_left, body.constant(0))
 
         scanned = [gate, *(body.op("Concat", *plane, axis=1) for plane in planes)]
-        outputs = [go_on, hidden, leaving, exit_depth, *scanned]
+        outputs = [go_on, hidden, leaving, exit_depth, *staying, *scanned]
         inputs = [
             value("iteration", INT64),
             value("going_on", BOOL),
             value(carried[0], FLOAT, "batch", "rows", spec.hidden),
             value(carried[1], FLOAT, "asked", spec.hidden),
             value(carried[2], INT64, "batch", 1),
+            *(value(carried[3], FLOAT, "batch", "rows") for _ in staying),
         ]
         return helper.make_graph(body.nodes, "depth", inputs, [ValueInfoProto(name=name) for name in outputs])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rrt_edge.conversion.options import Init
+from rrt_edge.model.sharing import LOOPS, loops_of, own_loops
 from rrt_edge.quantisation.blocks import BLOCK, SIZES
 from rrt_edge.quantisation.plan import Part
 from rrt_edge.runtime.bundle.manifest import KV_BITS
@@ -39,7 +42,11 @@ class ExportOptions:
         BadInputError: a value is not allowed; names the option.
     """
 
-    bits: ExportBits = option(4, "Bits of the weights; source: as a GGUF file has them, with --loops 1.")
+    bits: ExportBits | None = option(
+        None,
+        "Bits of the weights; source: as a GGUF file has them, with --loops 1.",
+        unset="4; 8 for a looped model, whose errors come back in every loop",
+    )
     eight_bit: tuple[Part, ...] | None = option(
         None,
         "Keep a part at 8 bits where the rest has 4; may be repeated; none: all at 4, a tied embedding too.",
@@ -51,7 +58,9 @@ class ExportOptions:
         choices=BLOCK_SIZES,
         unset=f"what the checkpoint was trained with, or {BLOCK_SIZE}",
     )
-    loops: int = option(2, "For a source that is not recursive; 1: unshared.")
+    loops: int | None = option(
+        None, "For a source that is not recursive; 1: unshared.", unset=f"{LOOPS}, or those of a looped model"
+    )
     init: Init = option("average", "What the block starts from, for a source that is not recursive.")
     rank: int = option(0, "For a source that is not recursive.")
     data: Path | None = option(
@@ -83,19 +92,30 @@ class ExportOptions:
             raise BadInputError("bits source goes with loops 1 and rank 0: what layers share are no blocks of the file")
         if self.block_size not in (None, BLOCK_SIZE) and self.bits == SOURCE:
             raise BadInputError(f"bits source keeps a GGUF file's own blocks of {BLOCK_SIZE}; leave out block-size")
-        if self.block_size not in (None, BLOCK_SIZE) and self.bits not in (4, 8):
+        if self.block_size not in (None, BLOCK_SIZE) and self.bits not in (None, 4, 8):
             raise BadInputError(f"block-size is of 4 or 8 bits; leave it out with bits {self.bits}")
-        if self.data is not None and self.bits not in (4, 8):
+        if self.data is not None and self.bits not in (None, 4, 8):
             raise BadInputError(f"data is what 4 or 8 bits are rounded with; leave it out with bits {self.bits}")
         if self.repair_rank and self.data is None:
             raise BadInputError("repair-rank: adapters take up what rounding lost on some texts; give them with data")
         if self.max_size is not None:
             self._check_budget()
-        if self.eight_bit and self.bits != 4:
+        if self.eight_bit and self.bits not in (None, 4):
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")
 
+    def resolved(self, fields: Mapping[str, Any]) -> ExportOptions:
+        """The options for a source with these fields of config.json, none of them open.
+
+        Raises:
+            BadInputError: the loops are not those of a looped model.
+        """
+        looped = own_loops(fields) is not None
+        mixed = self.eight_bit is not None or self.max_size is not None
+        bits: ExportBits = self.bits if self.bits is not None else 8 if looped and not mixed else 4
+        return dataclasses.replace(self, bits=bits, loops=loops_of(self.loops, fields))
+
     def _check_budget(self) -> None:
-        if self.bits != 4:
+        if self.bits not in (None, 4):
             raise BadInputError(f"max-size goes with bits 4, which it makes 8 in places, not {self.bits}")
         if self.eight_bit is not None:
             raise BadInputError("max-size chooses what has 8 bits; leave out eight-bit")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rrt_edge.conversion.adapters import output_factors, refitted
 from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.side_by_side import SideBySide
-from rrt_edge.exporters.checkpoint_weights import RecursiveTensors
+from rrt_edge.exporters.checkpoint_weights import RecursiveTensors, side_by_side
 from rrt_edge.exporters.depth_layers import DepthLayers
 from rrt_edge.exporters.units import unit
 from rrt_edge.model.configuration import RecursiveConfig
@@ -57,7 +57,7 @@ class Repaired:
             for name in (f"{_prefix(k)}{path}.weight" for path in self._layers.linears)
         }
         self._adapters: dict[str, Tensor] = {}
-        side = SideBySide(self.config, texts, weights.tensor(EMBEDDING, dtype=dtype))
+        side = side_by_side(weights, texts, weights.tensor(EMBEDDING, dtype=dtype))
         slots = self.config.text_config.num_hidden_layers
         for slot in range(slots):
             self._repair(side, slot)

@@ -14,12 +14,12 @@ from transformers import LlamaConfig
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import plan_bits, watched, write_manifest
 from rrt_edge.exporters.checks import SHAPES, check_shape, is_bundle
-from rrt_edge.exporters.embedding_and_head import GateWeights, OuterWeights
+from rrt_edge.exporters.embedding_and_head import GateWeights, HazardWeights, OuterWeights
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import ExportOptions, WeightBits
 from rrt_edge.exporters.spec import BlockSpec, spec_of
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.modeling import GATE_WIDTH
+from rrt_edge.model.gates import GATE_WIDTH
 from rrt_edge.quantisation.blocks import BLOCK
 from rrt_edge.quantisation.wide import Adapted
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
@@ -75,12 +75,20 @@ def _outer(spec: BlockSpec, rng: np.random.Generator) -> OuterWeights:
         embedding=embedding,
         norm=Norm(np.ones(spec.hidden, np.float32)),
         head=None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden),
-        gate=GateWeights(
-            inner=_random(rng, spec.loops - 1, GATE_WIDTH, spec.hidden),
-            inner_bias=np.zeros((spec.loops - 1, GATE_WIDTH), np.float32),
-            outer=_random(rng, spec.loops - 1, GATE_WIDTH),
-            bias=np.zeros(spec.loops - 1, np.float32),
-        ),
+        gate=_gate(spec, rng),
+    )
+
+
+def _gate(spec: BlockSpec, rng: np.random.Generator) -> GateWeights | HazardWeights | None:
+    if spec.looping.gate == "none":
+        return None
+    if spec.looping.gate == "hazard":
+        return HazardWeights(_random(rng, 1, spec.hidden), np.zeros(1, np.float32))
+    return GateWeights(
+        inner=_random(rng, spec.loops - 1, GATE_WIDTH, spec.hidden),
+        inner_bias=np.zeros((spec.loops - 1, GATE_WIDTH), np.float32),
+        outer=_random(rng, spec.loops - 1, GATE_WIDTH),
+        bias=np.zeros(spec.loops - 1, np.float32),
     )
 
 

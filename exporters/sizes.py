@@ -66,7 +66,7 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0, block_si
     """
     config = checkpoint.config
     if not checkpoint.is_recursive:
-        check_sharing(config.num_hidden_layers, loops, rank)
+        check_sharing(config.num_hidden_layers if family_of(config).looping is None else None, loops, rank)
         refuse_leftovers(checkpoint, family_of(config))
         config = recursive_config(config, ConvertOptions(loops=loops, rank=rank), None)
     spec, shapes = spec_of(config), Shapes(config)

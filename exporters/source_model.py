@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.naming import is_nested, prefixes
 from rrt_edge.conversion.options import ConvertOptions
+from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BadInputError
@@ -31,11 +33,14 @@ def source_model(source: Path, manifest: Manifest) -> PreTrainedModel:
         BadInputError: the source cannot be read, or is not the bundle's.
     """
     checkpoint, shape = Checkpoint(source), manifest.architecture
-    model = _read(checkpoint)
-    loops = shape.loops
-    if not checkpoint.is_recursive and (shape.loops > 1 or shape.rank):
-        options = ConvertOptions(loops=shape.loops, init=manifest.provenance.get("init", "average"), rank=shape.rank)
-        model = _converted(model, checkpoint, options)
+    loops, options = shape.loops, ConvertOptions(loops=shape.loops, rank=shape.rank)
+    if not checkpoint.is_recursive and family_of(checkpoint.config).looping is not None:
+        model: PreTrainedModel = _converted(checkpoint, checkpoint, options)  # transformers has no class for it
+    else:
+        model = _read(checkpoint)
+        if not checkpoint.is_recursive and (shape.loops > 1 or shape.rank):
+            options = dataclasses.replace(options, init=manifest.provenance.get("init", "average"))
+            model = _converted(LoadedTensors(model), checkpoint, options)
     if isinstance(model, RecursiveForCausalLM):
         loops = model.config.loops
         if model.config.trained_bits == manifest.quantization.bits:
@@ -113,9 +118,10 @@ def _read_gguf(checkpoint: Checkpoint, header: GgufHeader) -> PreTrainedModel:
     return model
 
 
-def _converted(model: PreTrainedModel, checkpoint: Checkpoint, options: ConvertOptions) -> RecursiveForCausalLM:
-    """Make the model recursive; `checkpoint` says what its weights are rounded to."""
-    tensors = LoadedTensors(model)
+def _converted(
+    tensors: LoadedTensors | Checkpoint, checkpoint: Checkpoint, options: ConvertOptions
+) -> RecursiveForCausalLM:
+    """The recursive model of a source; `checkpoint` says what its weights are rounded to."""
     config = recursive_config(tensors.config, options, None)
     recursive = RecursiveForCausalLM(config)
     made = Converted(tensors, config, checkpoint.dtype)

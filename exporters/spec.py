@@ -13,6 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.runtime.bundle.looping import Looping
 from rrt_edge.runtime.bundle.manifest import Architecture, Windows
 from rrt_edge.runtime.errors import BadInputError
 
@@ -71,6 +72,7 @@ class BlockSpec:
     tied_head: bool
     overflows_float16: bool
     eos_token_ids: tuple[int, ...]
+    looping: Looping
     propagates: bool  # the graph projects keys and values from the states of rows that have left
     slots: int = 8  # sequences a step serves
     kv_bits: int = 32
@@ -98,6 +100,7 @@ class BlockSpec:
             kv_bits=self.kv_bits,
             windows=self.windows if any(any(row) for row in self.windows) else None,
             short_context=self.short_context,
+            looping=self.looping,
         )
 
     @property
@@ -161,6 +164,7 @@ def spec_of(config: RecursiveConfig) -> BlockSpec:
         tied_head=text.tie_word_embeddings,
         overflows_float16=family.overflows_float16,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        looping=config.looping,
         propagates=config.rule.propagates,
     )
 

@@ -51,7 +51,7 @@ class Loaded:
         self.device = device  # what it runs on
         self.reproducible = reproducible  # a reply depends on its prompt and options alone, to the last bit
         self.own_sampling = own_sampling  # the fields of `Sampling` that the bundle's makers chose
-        self.draft_length = DraftLength(manifest.architecture.loops)
+        self.draft_length = DraftLength(manifest.architecture.loops, manifest.architecture.looping.draft_depth)
         self._runner: AnyRunner | None = runner
 
     def __enter__(self) -> Self:
@@ -155,7 +155,9 @@ class Loaded:
     @property
     def exits(self) -> Exits:
         """The loops and thresholds that exit policies of this model refer to."""
-        return Exits(self.loops, self.manifest.gate.threshold, self.manifest.gate.points)
+        gate, architecture = self.manifest.gate, self.manifest.architecture
+        has_gate = architecture.looping.gate != "none" or self.loops == 1
+        return Exits(self.loops, gate.threshold, gate.points, architecture.exits, has_gate)
 
     def policy(self, exit_policy: str | ExitPolicy | None = None) -> ExitPolicy:
         """An exit policy from its text form, checked against this model; by default the bundle's own: its calibrated
@@ -166,13 +168,12 @@ class Loaded:
         """
         exits = self.exits
         if isinstance(exit_policy, ExitPolicy):
-            if exit_policy.deepest > exits.loops:
-                raise BadInputError(f"exit policy: depth {exit_policy.deepest}: must be from 1 to {exits.loops}")
+            exits.check(exit_policy)
             return exit_policy
         if not isinstance(exit_policy, str | None):
             raise BadInputError(f"exit policy {shown(exit_policy)}: must be a text or an ExitPolicy")
         text = exits.own_policy if exit_policy is None else exit_policy
-        return ExitPolicy.parse(text, exits.loops, exits.calibrated, exits.points)
+        return ExitPolicy.parse(text, exits)
 
     def sampling(
         self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Any

@@ -264,7 +264,8 @@ class Session:
         sampler = reply.sampler
         if policy.lossless and self.model.loops > 1 and not self.model.reproducible:
             manifest = self.model.manifest
-            lossless = Lossless(self.decoder, self.model.draft_length, manifest.eos_token_ids, manifest.gate.trained)
+            looping, length = manifest.architecture.looping, self.model.draft_length
+            lossless = Lossless(self.decoder, looping, length, manifest.eos_token_ids, manifest.gate.trained)
             while True:
                 self._make_room(reply, policy, LONGEST)
                 yield from lossless.round(reply.history, sampler, reply.drafts)

@@ -108,8 +108,8 @@ class _BlockGraph:
         """The graph, when its layers have been added."""
         spec, graph, depths = self.spec, self.graph, self._around.depths
         normed, hidden = self.block.norm_of(graph, self._stream, "norm", outer.norm, depths)
-        graph.add("Identity", [hidden], ["hidden_out"])
-        gate = exit_gate(graph, self.linears, spec, outer.gate, _as(graph, normed, self.kind, FLOAT), depths)
+        graph.add("Identity", [normed if spec.looping.norm_inside else hidden], ["hidden_out"])
+        gate = exit_gate(graph, self.linears, spec, outer, _as(graph, normed, self.kind, FLOAT), depths)
         graph.add("Identity", [gate], ["gate"])
         inputs = [value("depth", INT64, 1, "rows"), *_rotation_values(spec)]
         if len(self.slots) > 1:
@@ -169,7 +169,9 @@ def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     graph = Builder()
     linears = Linears(weights, graph, kind, EXACT)
     chosen = graph.op("Gather", "hidden", "rows", axis=1)
-    normed = DeviceBlock(spec, bits, linears).norm(graph, chosen, "norm", outer.norm)
+    normed = chosen
+    if not spec.looping.norm_inside:
+        normed = DeviceBlock(spec, bits, linears).norm(graph, chosen, "norm", outer.norm)
     logits = _as(graph, head(graph, linears, spec, bits, outer, normed), kind, FLOAT)
     graph.add("Squeeze", [logits, graph.constant([0])], ["logits"])
     inputs = [value("hidden", kind, 1, "held", spec.hidden), value("rows", INT64, "asked")]

@@ -36,9 +36,11 @@ def inspect_source(path: Path, loops: int | None, rank: int | None, block_size: 
     sizes: dict[str, int] | None = None
     if facts.sharing is not None and (loops is not None or rank is not None):
         raise BadInputError(f"{path}: is recursive already; --loops and --rank are of what is not")
-    loops, rank = 1 if loops is None else loops, 0 if rank is None else rank
+    if facts.looped is not None and loops not in (None, facts.looped):
+        raise BadInputError(f"{path}: loops {facts.looped} times by itself; leave --loops out")
+    loops, rank = (facts.looped or 1) if loops is None else loops, 0 if rank is None else rank
     if facts.problem is None and facts.sharing is None:
-        check_sharing(facts.layers, loops, rank)
+        check_sharing(facts.layers if facts.looped is None else None, loops, rank)
     if facts.problem is None:
         try:
             with importing():
@@ -94,6 +96,8 @@ def facts_table(facts: SourceFacts, sizes: Mapping[str, int], how: str) -> Table
     if facts.problem is not None:
         what = "can be converted" if facts.sharing is None else "can be exported"
         rows.append((what, f"no: {facts.problem}"))
+    elif facts.looped is not None:
+        rows.append(("loops by itself", str(facts.looped)))
     elif facts.sharing is None:
         rows.append(("can be converted", f"yes; loops: {', '.join(map(str, facts.loops))} (1: unshared)"))
     rows += [(f"a bundle, --bits {bits}{how}", size(count)) for bits, count in sizes.items()]

@@ -24,6 +24,7 @@ from rrt_edge.conversion.folder import RECURSIVE, check_folder, gguf_fields
 from rrt_edge.conversion.gguf_header import read_header
 from rrt_edge.exporters.checks import check_source_options, keeps_blocks
 from rrt_edge.exporters.options import SOURCE, ExportOptions
+from rrt_edge.model.sharing import own_loops
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.running.load_options import LoadOptions
 
@@ -96,8 +97,7 @@ def _bundle(source: Path | Source, flags: dict[str, Any], as_json: bool) -> Path
 
     path = source.local()
     about = About.read(path)
-    options = about.options(chosen)
-    check_source_options(path, about.fields, options)
+    options = check_source_options(path, about.fields, about.options(chosen))
     before, notes = signatures(path), Console(stderr=True, quiet=as_json, soft_wrap=True, highlight=False)
     with progress_bar(notes, not as_json) as progress:
         content = content_hash(path, home() / "hashes.json", progress)
@@ -162,7 +162,8 @@ class About:
         shared = [name for name in ("loops", "rank", "init") if name in chosen]
         if self.is_recursive and shared:
             raise BadInputError(f"{self.path}: is recursive already; --{shared[0]} was chosen where it was converted")
-        options = from_options(ExportOptions, {"loops": UNSHARED, **chosen})
+        unshared = {} if own_loops(self.fields) else {"loops": UNSHARED}
+        options = from_options(ExportOptions, {**unshared, **chosen}).resolved(self.fields)
         rounded = {"bits", "block_size"} & chosen.keys() or options.eight_bit
         free = not rounded and options.loops == UNSHARED and not options.rank
         return dataclasses.replace(options, bits=SOURCE) if free and self.keeps_blocks else options
@@ -181,7 +182,7 @@ class About:
             if self.fields.get("loops", 2) > UNSHARED and not self.fields.get("gate_trained"):
                 line = "its exit gate is not trained; where it is only converted so far, it makes no sense before"
                 notes.print(f"Warning: {source}: {line} rrt-edge train", markup=False)
-        elif options.loops > UNSHARED:
+        elif own_loops(self.fields) is None and options.loops != UNSHARED:
             rank = f" --rank {options.rank}" if options.rank else ""
             notes.print(
                 f"Warning: with --loops {options.loops} layers are shared, and what the model says makes no sense "

@@ -17,12 +17,14 @@ from rrt_edge.conversion.naming import HEAD
 from rrt_edge.conversion.side_by_side import SideBySide
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of
+from rrt_edge.model.gates import make_gate
 from rrt_edge.model.lora import DepthLoRALinear, DepthNorms, join_rows, split_rows
-from rrt_edge.model.modeling import ExitGate, RecursiveForCausalLM
+from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.progress import Progress
 
 EMBEDDING = "model.embed_tokens.weight"
+SOURCE_GATE = "model.early_exit_gate"  # of a looped model of others
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Block:
         self._shapes = source_shapes(self.family, self.config.text_config)
 
     def around(self) -> Iterator[Piece]:
-        """Yield what is not of the block: embedding, final norm, LM head and an untrained exit gate."""
+        """Yield what is not of the block: embedding, final norm, LM head, exit gate (untrained, or the source's)."""
         for name, _ in self._model.named_parameters():
             if not name.startswith("model.block.") and not (name == HEAD and self.config.tie_word_embeddings):
                 yield Piece(name, self.outer(name))
@@ -63,7 +65,11 @@ class Block:
         if name.startswith("model.norm."):
             final = f"{self.family.prefix}.{self.family.final_norm}.{name.removeprefix('model.norm.')}"
             return self._checkpoint.tensor(final, model.get_parameter(name).shape, dtype)
-        gate = ExitGate(self.config.text_config.hidden_size, self.config.loops - 1)
+        if self.family.looping is not None:
+            leaf = name.removeprefix("exit_gate.")
+            return self._checkpoint.tensor(f"{SOURCE_GATE}.{leaf}", model.get_parameter(name).shape, dtype)
+        gate = make_gate(self.config)
+        assert gate is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             gate.reset()
@@ -203,6 +209,8 @@ class Block:
             yield self._source(loop * self.config.layers_per_block + k, parameter, shape)
 
     def _source(self, slot: int, parameter: str, shape: torch.Size) -> Tensor:
+        if self.family.looping is not None:  # its layers are those of the block
+            slot %= self.config.layers_per_block
         return self._checkpoint.tensor(f"{self.family.prefix}.layers.{slot}.{parameter}", shape)
 
     def _shared(self, k: int, parameter: str, shape: torch.Size) -> Tensor:

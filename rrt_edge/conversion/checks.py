@@ -7,33 +7,38 @@ from typing import Any
 
 from rrt_edge.conversion.folder import RECURSIVE, check_source, is_recursive_checkpoint
 from rrt_edge.conversion.options import ConvertOptions
-from rrt_edge.model.sharing import check_sharing
+from rrt_edge.model.sharing import check_sharing, loops_of, own_loops
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import check_kind
 from rrt_edge.runtime.system.files import check_replaceable
 
 
-def check_conversion(source: Path | str, out: Path | None, options: ConvertOptions) -> None:
-    """`out` may be None where the checkpoint is for a moment only.
+def check_conversion(source: Path | str, out: Path | None, options: ConvertOptions) -> int:
+    """The loops that the source is converted to; `out` may be None where the checkpoint is for a moment only.
 
     Raises:
         BadInputError: the source or `out` is wrong, or the options do not go with the source.
     """
     if out is not None:
         check_replaceable(out, "recursive checkpoint", is_recursive_checkpoint)
-    check_sharing_of(source, check_source(source), options)
+    return check_sharing_of(source, check_source(source), options)
 
 
-def check_sharing_of(source: Path | str, fields: dict[str, Any], options: ConvertOptions) -> None:
-    """
+def check_sharing_of(source: Path | str, fields: dict[str, Any], options: ConvertOptions) -> int:
+    """The loops that a source is converted to.
+
     Raises:
         BadInputError: the options do not go with the fields of the source's config.
     """
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
-    layers = (fields.get("text_config") or fields).get("num_hidden_layers")
+    layers, loops = (fields.get("text_config") or fields).get("num_hidden_layers"), loops_of(options.loops, fields)
     if options.data is not None:
+        if own_loops(fields) is not None:
+            raise BadInputError(f"{source}: is looped already; there is nothing for data to make up for: leave it out")
         check_kind(options.data)
         if not (options.rank or any(options.component_ranks.values())):
             raise BadInputError("rank 0: with data it is the adapters that are fitted; give a rank")
-    check_sharing(layers if isinstance(layers, int) else None, options.loops, options.rank, options.component_ranks)
+    sharable = layers if isinstance(layers, int) and own_loops(fields) is None else None
+    check_sharing(sharable, loops, options.rank, options.component_ranks)
+    return loops

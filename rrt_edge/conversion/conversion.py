@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.model.sharing import LOOPS
 from rrt_edge.model.text import tokenized
 from rrt_edge.runtime.errors import BadInputError, in_words, one_line
 from rrt_edge.runtime.scoring.corpus import read_records
@@ -70,7 +73,7 @@ def convert(
     source: Path | str,
     out: Path | str,
     *,
-    loops: int = 2,
+    loops: int | None = None,
     init: Init = "average",
     rank: float = 0,
     component_ranks: Mapping[str, float] | None = None,
@@ -93,7 +96,8 @@ def convert(
     Args:
         source: a checkpoint folder, the name of one on the Hugging Face hub, or a GGUF file.
         out: the folder to write; replaced where it holds a checkpoint made by this function.
-        loops: times the block is run; divides the number of layers. 1 shares nothing.
+        loops: times the block is run; divides the number of layers. 1 shares nothing; by default 2. A looped model of
+            others (Ouro, Nanbeige 4.2) keeps its own, and its weights are copied.
         rank: LoRA rank of every linear at every depth, capped at its smaller side; below 1, a share of that.
         component_ranks: ranks that differ, of `attention` (queries and output), `kv` and `ffn`.
         data: texts or chats (`rrt_edge.model.text.read_examples`); a few dozen are enough.
@@ -124,7 +128,7 @@ def convert(
 
 def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: Progress | None) -> ConvertReport:
     started = time.perf_counter()
-    check_conversion(source, out, options)
+    options = dataclasses.replace(options, loops=check_conversion(source, out, options))
     checkpoint = Checkpoint(source, options.trust_remote_code)
     family = family_of(checkpoint.config)
     texts = read_texts(checkpoint, options.data, options.data_tokens)
@@ -149,13 +153,13 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
         config.save_pretrained(folder)  # last: without it nothing loads the folder
     return ConvertReport(
         out=str(out),
-        loops=options.loops,
+        loops=config.loops,
         layers_per_block=config.layers_per_block,
         rank=options.rank,
         component_ranks=dict(config.component_ranks),
-        init=options.init,
-        lora_init=options.adapters,
-        own_vectors=options.owns_vectors,
+        init=config.init,
+        lora_init=config.lora_init,
+        own_vectors=config.own_vectors,
         texts=len(texts),
         tokens=sum(map(len, texts)),
         kept=() if texts else energies.kept(),
@@ -167,16 +171,28 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
 
 
 def recursive_config(text: PreTrainedConfig, options: ConvertOptions, source: str | None) -> RecursiveConfig:
-    """The config of the recursive model that is made of a decoder; `source` names the decoder's checkpoint."""
+    """The config of the recursive model that is made of a decoder; `source` names the decoder's checkpoint.
+
+    A looped model of others is one already: its layers are those of the block, and nothing is lost.
+    """
+    looping, loops = family_of(text).looping, options.loops or LOOPS
+    chosen: dict[str, Any] = {
+        "init": options.init, "lora_init": options.adapters, "own_vectors": options.owns_vectors,
+    }  # fmt: skip
+    if looping is not None:
+        own = looping(text)
+        text = copy.deepcopy(text)
+        text.num_hidden_layers *= loops
+        chosen = {"init": "lower", "lora_init": "zero", "own_vectors": bool(options.own_vectors)}
+        chosen |= {"norm_inside": own.norm_inside, "gate_kind": own.gate, "draft_depth": own.draft_depth}
+        chosen |= {"exits": own.exits and list(own.exits), "gate_trained": own.gate != "none"}
     return RecursiveConfig(
         text_config=text,
         source=source,
-        loops=options.loops,
+        loops=loops,
         rank=options.rank,
         component_ranks=options.component_ranks,
-        init=options.init,
-        lora_init=options.adapters,
-        own_vectors=options.owns_vectors,
+        **chosen,
     )
 
 
@@ -239,7 +255,8 @@ def count_parameters(model: RecursiveForCausalLM) -> Parameters:
         source_layer = family_of(config).decoder_layer(config, 0)
     one_layer = sum(p.numel() for p in source_layer.parameters())
     final_norm = sum(p.numel() for p in model.model.norm.parameters())
-    source = one_layer * config.num_hidden_layers + final_norm
+    layers = config.num_hidden_layers if family_of(config).looping is None else model.config.layers_per_block
+    source = one_layer * layers + final_norm
     return Parameters(embedding + non_embedding, non_embedding, source)
 
 

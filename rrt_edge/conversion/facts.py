@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rrt_edge.conversion.folder import RECURSIVE, gguf_fields, read_fields, weight_files
 from rrt_edge.conversion.gguf_header import GgufHeader, read_header
+from rrt_edge.model.sharing import own_loops
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.json_text import parse_json
 
@@ -54,6 +55,7 @@ class SourceFacts:
         name: what a GGUF file calls its model.
         parameters: numbers in all tensors, `stored` by their type.
         loops: those that `convert` may share the layers by.
+        looped: the loops of a looped model of others, which it keeps.
         problem: why it cannot be converted.
     """
 
@@ -77,6 +79,7 @@ class SourceFacts:
     chat_template: bool
     ends: tuple[End, ...]
     loops: tuple[int, ...]
+    looped: int | None
     sharing: Sharing | None
     problem: str | None
 
@@ -143,7 +146,8 @@ def _facts(
         stored[type_name] += count
     heads, hidden, layers = (_count(text, f) for f in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
     head_dim = _count(text, "head_dim") or (hidden // heads if hidden and heads else None)
-    divisors = tuple(n for n in range(1, (layers or 0) + 1) if layers and layers % n == 0)
+    own = None if problem else own_loops(text)
+    divisors = tuple(n for n in range(1, (layers or 0) + 1) if layers and layers % n == 0) if own is None else (own,)
     family = text.get("model_type")
     return SourceFacts(
         source=source,
@@ -166,6 +170,7 @@ def _facts(
         chat_template=chat_template,
         ends=ends,
         loops=() if sharing or problem else divisors,
+        looped=own,
         sharing=sharing,
         problem=problem,
     )

@@ -25,7 +25,7 @@ UNFIT = set("/\\:\0")  # letters that lead out of a folder on some system
 SIZES = {  # the most that a field may be; each is a whole number from 1 on
     "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000,
     "hidden_size": 1 << 20, "intermediate_size": 1 << 22, "head_dim": 1 << 16, "vocab_size": 1 << 26,
-    "max_position_embeddings": 1 << 40, "loops": 10_000,
+    "max_position_embeddings": 1 << 40, "loops": 10_000, "total_ut_steps": 64, "num_loops": 64,
 }  # fmt: skip
 KINDS: dict[str, tuple[type, str]] = {
     "model_type": (str, "a text"), "architectures": (list, "a list of names"), "auto_map": (dict, "an object"),

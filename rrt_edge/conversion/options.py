@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rrt_edge.model.sharing import LOOPS
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 
@@ -29,7 +30,9 @@ class ConvertOptions:
         BadInputError: a value is not allowed; names the option.
     """
 
-    loops: int = option(2, "Times the block is run; divides the layers.")
+    loops: int | None = option(
+        None, "Times the block is run; divides the layers.", unset=f"{LOOPS}, or those of a looped model"
+    )
     init: Init = option(
         "average",
         "What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones, noise.",

@@ -37,12 +37,20 @@ class InputSums:
 class SideBySide:
     """Hidden states [1, S, H] of texts behind the layers run so far, in the source and in the model made from it."""
 
-    def __init__(self, config: RecursiveConfig, texts: Sequence[Sequence[int]], embedding: Tensor) -> None:
+    def __init__(
+        self,
+        config: RecursiveConfig,
+        texts: Sequence[Sequence[int]],
+        embedding: Tensor,
+        norm: nn.Module | None = None,
+    ) -> None:
         """
         Args:
             texts: token ids.
             embedding: the source's, [V, H], in any float type.
+            norm: the final norm, where it stands inside the loop.
         """
+        self._norm = norm
         text = config.text_config
         self._text, self._family = text, family_of(text)
         self._layers_per_block, self._kinds = config.layers_per_block, layer_types(text)
@@ -148,7 +156,9 @@ class SideBySide:
     def _advance(self, index: int, layer: nn.Module, states: list[Tensor]) -> None:
         @torch.no_grad()
         def behind(number: int) -> None:
-            states[number] = self.run(index, layer, number, states[number])
+            hidden = self.run(index, layer, number, states[number])
+            ends_loop = (index + 1) % self._layers_per_block == 0
+            states[number] = self._norm(hidden) if ends_loop and self._norm is not None else hidden
 
         list(self._threads.map(behind, range(len(states))))
 

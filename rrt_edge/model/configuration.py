@@ -11,6 +11,7 @@ from rrt_edge.model.families import FAMILIES, windows
 from rrt_edge.model.kv_rules import KVRule, kv_rule
 from rrt_edge.model.sharing import COMPONENTS, Rank, check_sharing
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.looping import GateKind, Looping
 from rrt_edge.runtime.errors import BadInputError
 
 
@@ -29,6 +30,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         lora_init: how the adapters were: `svd` (of what sharing lost of the weights), `output` (of the layers'
             output on texts) or `zero`.
         own_vectors: whether each depth has norms and biases of its own; the paper shares them.
+        norm_inside, gate_kind, exits, draft_depth: how the loops follow each other, and which may be read, where the
+            source is a looped model of others (`rrt_edge.runtime.bundle.looping.Looping`).
         gate_trained: whether the exit gate was trained; an untrained gate asks never to leave early.
         kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or
             `skip`.
@@ -52,6 +55,10 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     init: str = "average"
     lora_init: str = "svd"
     own_vectors: bool = False
+    norm_inside: bool = False
+    gate_kind: GateKind = "mlp"
+    exits: Any = None  # list[int]
+    draft_depth: int = 1
     gate_trained: bool = False
     kv_rule: KVRuleName = "exact"
     exit_threshold: float | None = None
@@ -68,6 +75,16 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         may_slide = self.rule.goes_with_windows or self.text_config.model_type not in FAMILIES
         if not may_slide and any(windows(self.text_config)):
             raise BadInputError(f"kv_rule {self.kv_rule} does not go with a model whose attention slides over a window")
+
+        if self.gate_kind == "hazard" and self.rule.propagates:
+            raise BadInputError(f"kv_rule {self.kv_rule} does not go with this model's gate, which is a hazard")
+
+    @property
+    def looping(self) -> Looping:
+        """How the loops follow each other."""
+        gate: GateKind = "none" if self.loops == 1 else self.gate_kind
+        exits = None if self.exits is None else tuple(self.exits)
+        return Looping(self.norm_inside, gate, exits, self.draft_depth)
 
     @property
     def rule(self) -> KVRule:
@@ -89,5 +106,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         full = min(inputs, outputs)
         return max(1, round(rank * full)) if 0 < rank < 1 else min(int(rank), full)
 
+
+import rrt_edge.model.looped_configs  # noqa: E402, F401  they register too
 
 AutoConfig.register("rrt", RecursiveConfig, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from transformers import PreTrainedConfig
 
+from rrt_edge.runtime.bundle.looping import Looping
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:  # transformers may be in the middle of importing itself
@@ -43,6 +44,12 @@ SANDWICH_NORMS = {
     "after_attention": "post_attention_layernorm",
     "before_mlp": "pre_feedforward_layernorm",
     "after_mlp": "post_feedforward_layernorm",
+}
+OURO_NORMS = {
+    "before_attention": "input_layernorm",
+    "after_attention": "input_layernorm_2",
+    "before_mlp": "post_attention_layernorm",
+    "after_mlp": "post_attention_layernorm_2",
 }
 POST_NORMS = {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"}
 HEAD_NORMS = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
@@ -129,6 +136,7 @@ class Family:
     attention_scale: Number = _by_root_of_head
     logits_divisor: Number = _one
     overflows_float16: bool = False  # its hidden states are known to leave float16's range
+    looping: Callable[[PreTrainedConfig], Looping] | None = None  # of looped models of others
 
     def causal_model(self, config: PreTrainedConfig) -> PreTrainedModel:
         """The source model."""
@@ -178,6 +186,34 @@ GEMMA_2: dict[str, Any] = {  # and those from the second on
     "logits_softcap": _optional("final_logit_softcapping"),
 }
 
+
+class Ouro(Family):
+    """Llama with two norms more in each layer, and an exit gate (arXiv 2510.25741)."""
+
+    def causal_model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        model = super().causal_model(config)  # of Llama's classes: for the names of its parameters
+        layers = model.model.layers
+        for index in range(len(layers)):
+            layers[index] = self.decoder_layer(config, index)
+        model.model.early_exit_gate = nn.Linear(config.hidden_size, 1)
+        return model
+
+    def decoder_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
+        from rrt_edge.model.looped_layers import OuroDecoderLayer
+
+        return OuroDecoderLayer(config, index)
+
+
+def _of_ouro(config: PreTrainedConfig) -> Looping:
+    """Published accuracy by loops (GSM8K: 20, 64, 76, 79): loop 2 is the first whose tokens are worth drafting."""
+    return Looping(norm_inside=True, gate="hazard", draft_depth=min(2, config.total_ut_steps))
+
+
+def _of_nanbeige(config: PreTrainedConfig) -> Looping:
+    """It has no gate, and only the last loop was trained to be read."""
+    return Looping(not config.skip_loop_final_norm, "none", (config.num_loops,), config.num_loops)
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama"),
     "mistral": Family("mistral", "Mistral", window="everywhere"),
@@ -218,6 +254,8 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "olmo2": Family("olmo2", "Olmo2", norms={**POST_NORMS, **HEAD_NORMS}, norms_by_head=False),
+    "ouro": Ouro("llama", "Llama", norms=OURO_NORMS, looping=_of_ouro),
+    "nanbeige": Family("llama", "Llama", looping=_of_nanbeige),
     "granite": Family(
         "granite",
         "Granite",

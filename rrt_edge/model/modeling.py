@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -22,12 +21,12 @@ from transformers.modeling_outputs import ModelOutput
 from rrt_edge.model.card import write_card
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import FULL, SLIDING, Family, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.model.gates import Gate, make_gate
 from rrt_edge.model.kv_rules import LeftKeyValues, LeftTokens
 from rrt_edge.model.lora import Depth, DepthLoRALinear, DepthNorms, relax, set_submodule
 from rrt_edge.runtime.errors import BadInputError
 
-UNTRAINED_GATE_BIAS = -4.0  # sigmoid(-4) = 0.02: below any sensible threshold
-GATE_WIDTH = 64  # of the gate's inner layer; 32 is as good, and both cost nothing beside a block
+Leaves = Callable[[Sequence[Tensor], int], Tensor]  # (normed states [B, S, H] so far, loop from 0 on): bool [B, S]
 
 
 @dataclass
@@ -89,36 +88,8 @@ class RecursivePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 init.copy_(module.get_buffer(name), buffer)
         if "RMSNorm" in type(module).__name__:
             init.constant_(module.weight, 1.0 - family_of(self.config.text_config).norm_offset)
-        if isinstance(module, ExitGate):
+        if isinstance(module, Gate):
             module.reset()
-
-
-class ExitGate(nn.Module):
-    """Predicts, from the normed hidden state after each loop but the last, that this depth's token is full depth's.
-
-    `sigmoid(outer[d] . silu(inner[d] x + inner_bias[d]) + bias[d])` after loop d: inner [loops - 1, width, H]. A linear
-    gate is worse than softmax's largest probability, which costs a whole LM head; this one is better
-    (benchmarks/gate.py).
-    """
-
-    def __init__(self, hidden: int, depths: int) -> None:
-        super().__init__()
-        self.inner = nn.Parameter(torch.empty(depths, GATE_WIDTH, hidden))
-        self.inner_bias = nn.Parameter(torch.empty(depths, GATE_WIDTH))
-        self.outer = nn.Parameter(torch.empty(depths, GATE_WIDTH))
-        self.bias = nn.Parameter(torch.empty(depths))
-
-    def reset(self) -> None:
-        """Untrained: it never asks to leave, and can learn to."""
-        init.normal_(self.inner, std=self.inner.shape[-1] ** -0.5)
-        init.zeros_(self.inner_bias)
-        init.zeros_(self.outer)
-        init.constant_(self.bias, UNTRAINED_GATE_BIAS)
-
-    def forward(self, normed: Tensor, index: int) -> Tensor:  # [..., H] -> [...]
-        inner = F.silu(F.linear(normed, self.inner[index], self.inner_bias[index]))
-        logits: Tensor = inner @ self.outer[index] + self.bias[index]
-        return logits
 
 
 class RecursiveModel(RecursivePreTrainedModel):
@@ -161,12 +132,12 @@ class RecursiveModel(RecursivePreTrainedModel):
         inputs_embeds: Tensor | None = None,  # [B, S, H]
         depth: int | None = None,
         exit_depths: Tensor | None = None,  # [B, S]; 0: where the gate says so
-        leaves: Callable[[Tensor, int], Tensor] | None = None,
+        leaves: Leaves | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each.
 
-        `leaves(normed, loop)` is the gate's word, bool [B, S].
+        `leaves(normed, loop)` is the gate's word after a loop, bool [B, S].
 
         Raises:
             BadInputError: `exit_depths` with a cache or with gradient checkpointing.
@@ -196,7 +167,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         for loop in range(depth or self.config.loops):
             if exit_depths is not None and loop:
                 if leaves is not None:
-                    exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed[-1], loop - 1), loop)
+                    exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed, loop - 1), loop)
                 exited = (exit_depths > 0) & (exit_depths <= loop)  # before this depth, which counts from 1
                 run = partial(self._run_block, loop, masks=masks, position_ids=position_ids, rotary=rotary)
                 left_tokens.before_depth(exited, exit_depths == loop, hidden, run)
@@ -209,6 +180,8 @@ class RecursiveModel(RecursivePreTrainedModel):
             else:
                 hidden = self._run_block(*arguments)
             normed.append(self.norm(hidden))
+            if self.config.norm_inside:
+                hidden = normed[-1]
         return normed
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -275,7 +248,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         super().__init__(config)
         self.model = RecursiveModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.exit_gate = ExitGate(config.text_config.hidden_size, config.loops - 1) if config.loops > 1 else None
+        self.exit_gate = make_gate(config)
         self.post_init()
 
     def forward(
@@ -354,26 +327,24 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         cap = family.logits_softcap(text)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _leaves(self, threshold: float, normed: Tensor, loop: int) -> Tensor:
+    def _leaves(self, threshold: float, normed: Sequence[Tensor], loop: int) -> Tensor:
         """Whether each token's gate after a loop reaches the threshold."""
-        assert self.exit_gate is not None
-        reached: Tensor = torch.sigmoid(self.exit_gate(normed, loop)) >= threshold
-        return reached
+        if self.exit_gate is None:
+            raise BadInputError("exit_threshold: this model has no exit gate")
+        return torch.sigmoid(self.exit_gate.at(normed, loop)) >= threshold
 
-    def _exits(
-        self, normed: list[Tensor], exit_depths: Tensor, leaves: Callable[[Tensor, int], Tensor] | None
-    ) -> Tensor:
+    def _exits(self, normed: list[Tensor], exit_depths: Tensor, leaves: Leaves | None) -> Tensor:
         """The depth each token left at."""
         if leaves is not None:
-            for loop, hidden in enumerate(normed[: self.config.loops - 1]):
-                exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(hidden, loop), loop + 1)
+            for loop in range(min(len(normed), self.config.loops - 1)):
+                exit_depths = exit_depths.where((exit_depths > 0) | ~leaves(normed, loop), loop + 1)
         return exit_depths.where(exit_depths > 0, self.config.loops)
 
     def _gate_logits(self, normed: list[Tensor]) -> Tensor | None:
-        gated = normed[: self.config.loops - 1]
+        read = [hidden.detach() for hidden in normed[: self.config.loops - 1]]  # the gate only reads
         if self.exit_gate is None:
             return None
-        columns = [self.exit_gate(hidden.detach(), index) for index, hidden in enumerate(gated)]  # it only reads
+        columns = [self.exit_gate.at(read, index) for index in range(len(read))]
         return torch.stack(columns, dim=-1)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rrt_edge.runtime.errors import BadInputError
 
 Rank = int | float  # a float below 1 is a share of full rank
+LOOPS = 2  # where nobody says
+LOOPED = {"ouro": "total_ut_steps", "nanbeige": "num_loops"}  # looped models of others: the field of their loops
+LOOPED_DEFAULTS = {"total_ut_steps": 4, "num_loops": 2}
 COMPONENTS = {"q": "attention", "o": "attention", "k": "kv", "v": "kv", "gate": "ffn", "up": "ffn", "down": "ffn"}
 
 
@@ -32,3 +36,21 @@ def check_sharing(
             raise BadInputError(f"{label} {value} is negative; 0 shares the block without LoRA")
         if value > 1 and value != int(value):
             raise BadInputError(f"{label} {value} is neither a whole number nor a share of full rank below 1")
+
+
+def own_loops(fields: Mapping[str, Any]) -> int | None:
+    """The loops of a looped model of others, by the fields of its config.json; None: it is none."""
+    field = LOOPED.get(str(fields.get("model_type")))
+    return None if field is None else int(fields.get(field, LOOPED_DEFAULTS[field]))
+
+
+def loops_of(asked: int | None, fields: Mapping[str, Any]) -> int:
+    """The loops that a source is converted to.
+
+    Raises:
+        BadInputError: others than those that it has already were asked for.
+    """
+    own = own_loops(fields)
+    if own is not None and asked not in (None, own):
+        raise BadInputError(f"loops {asked}: this {fields['model_type']} model loops {own} times; leave loops out")
+    return own or (LOOPS if asked is None else asked)

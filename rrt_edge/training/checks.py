@@ -27,6 +27,10 @@ def check_training(
     fields = check_recursive(checkpoint)
     if fields.get("loops") == 1 and set(options.stages) - {"uptrain"}:
         raise BadInputError(f"{checkpoint}: has one loop, so no early exit to train; use --stages uptrain")
+    if fields.get("gate_kind") == "none" and set(options.stages) - {"uptrain"}:
+        raise BadInputError(
+            f"{checkpoint}: is read after its last loop alone and has no exit gate; use --stages uptrain"
+        )
     if teacher is not None:
         check_folder(teacher)
     if streamed(str(data), options) and not options.max_steps:

@@ -1,8 +1,8 @@
 """The inputs and outputs of a bundle's graph, written once: for what emits it, what runs it and what tells of it.
 
 docs/graph.md says what each means, and is compared with this. Which inputs and outputs a graph has depends on its
-architecture (KV groups, frequencies for long contexts, bits of keys and values) and on whether rows that have left
-propagate; `inputs_of` and `outputs_of` give all of one graph.
+architecture (KV groups, frequencies for long contexts, bits of keys and values, the kind of gate) and on whether rows
+that have left propagate; `inputs_of` and `outputs_of` give all of one graph.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ INPUTS = (
     GraphTensor("row_threshold", np.float32, ("step_rows",)),
 )
 LONG_CONTEXT = GraphTensor("long_context", np.bool_)  # where there are two sets of rotary frequencies
+STAYED = GraphTensor("stayed", np.float32, ("batch", "rows"))  # where the gate is a hazard
 PROPAGATING_INPUTS = (  # where rows that have left propagate
     GraphTensor("left_hidden", np.float32, ("batch", "left_rows", "hidden_size")),
     GraphTensor("slot_left_rows", np.int64, ("slots",)),
@@ -95,6 +96,7 @@ def inputs_of(architecture: Architecture, propagates: bool) -> tuple[GraphTensor
     groups = architecture.kv_groups
     inputs = [*INPUTS, *(past_length(group) for group in range(len(groups)))]
     inputs += [] if architecture.short_context is None else [LONG_CONTEXT]
+    inputs += [STAYED] if architecture.looping.gate == "hazard" else []
     inputs += PROPAGATING_INPUTS if propagates else ()
     group_of = {layer: group for group, layers in enumerate(groups) for layer in layers}
     for past in range(1, architecture.pasts + 1):

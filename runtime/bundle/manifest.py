@@ -16,6 +16,7 @@ import numpy as np
 from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
+from rrt_edge.runtime.bundle.looping import GATE_KINDS, OWN_LOOPING, Looping
 from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
 from rrt_edge.runtime.bundle.quantization import MOST_LAYERS, Quantization
 from rrt_edge.runtime.errors import BundleError
@@ -46,6 +47,7 @@ FIRST_FIELDS = {
 MOST_FILES = 100
 LARGEST_MANIFEST = 4 << 20  # bytes
 LONGEST_NAME = 255  # bytes of a file's
+GATES = (*GATE_KINDS, "linear")  # kinds of exit gates; `linear` is of older bundles
 WINDOW_SPARE = 256  # rows that a cache may hold beyond a window (cache.py)
 Windows = tuple[tuple[int | None, ...], ...]  # tokens a layer attends to, by loop and layer; None: all
 
@@ -64,7 +66,8 @@ class Architecture:
 
     `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`. `windows`: how
     many tokens each layer attends to, by loop and layer, where any has such a limit. `short_context`: the context up to
-    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE).
+    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE). `looping`:
+    how the loops follow each other.
     """
 
     family: str
@@ -81,6 +84,12 @@ class Architecture:
     kv_bits: int
     windows: Windows | None = None
     short_context: int | None = None
+    looping: Looping = OWN_LOOPING
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The depths whose logits may be read, in order; the last is full depth."""
+        return self.looping.exits or tuple(range(1, self.loops + 1))
 
     @cached_property
     def kv_groups(self) -> tuple[tuple[int, ...], ...]:
@@ -119,9 +128,10 @@ class Architecture:
         Raises:
             BundleError: a field is missing, out of bounds, or does not go with another.
         """
+        loops = fields.count("loops", 1, 64)
         read = cls(
             family=fields.text("family"),
-            loops=fields.count("loops", 1, 64),
+            loops=loops,
             layers_per_block=fields.count("layers_per_block", 1, MOST_LAYERS),
             rank=fields.count("rank", 0, 1 << 16),
             hidden_size=fields.count("hidden_size", 1, 1 << 17),
@@ -134,6 +144,7 @@ class Architecture:
             kv_bits=fields.count("kv_bits", 8, 32),
             windows=_windows(fields),
             short_context=None if fields.get("short_context") is None else fields.count("short_context", 1, 1 << 24),
+            looping=OWN_LOOPING if fields.get("looping") is None else _looping(fields.table("looping"), loops),
         )
         sizes = [len(row) for row in read.windows or ()]
         if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
@@ -149,7 +160,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Gate:
-    """The exit gate: `kind` is `mlp`, `linear` or `none`; `threshold` is the calibrated one, where there is one.
+    """The exit gate: `kind` is `mlp`, `hazard`, `linear` or `none`; `threshold` is the calibrated one, if there is one.
 
     `points`: thresholds of named operating points (`rrt-edge calibrate`).
     """
@@ -166,8 +177,8 @@ class Gate:
             BundleError: a field is missing or out of bounds.
         """
         kind, trained, threshold = fields.text("kind"), fields.get("trained"), fields.get("threshold")
-        if kind not in ("mlp", "linear", "none"):
-            raise fields.fail("gate.kind", f"{shown(kind)} is not known; known: mlp, linear, none")
+        if kind not in GATES:
+            raise fields.fail("gate.kind", f"{shown(kind)} is not known; known: {', '.join(GATES)}")
         if not isinstance(trained, bool):
             raise fields.fail("gate.trained", "must be true or false")
         if threshold is not None and not _is_share(threshold):
@@ -258,6 +269,8 @@ class Manifest:
             cost=None if fields.get("cost") is None else Cost.read(fields.table("cost"), architecture.loops),
         )
         beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
+        if (manifest.gate.kind == "hazard") != (architecture.looping.gate == "hazard"):
+            raise fields.fail("gate.kind", f"{shown(manifest.gate.kind)} is not that of architecture.looping")
         if beyond:
             raise fields.fail("eos_token_ids", f"{beyond[0]} is none of the {manifest.architecture.vocabulary} tokens")
         if version > 1 and fields.get(DIGEST) != digest(fields.values):
@@ -353,6 +366,17 @@ def _windows(fields: Fields) -> Windows | None:
     if not all(entry is None or (type(entry) is int and entry > 0) for entry in entries):
         raise fields.fail("windows", "must be a list for each loop of a window or null for each layer, or null")
     return tuple(tuple(row) for row in rows)
+
+
+def _looping(fields: Fields, loops: int) -> Looping:
+    gate, exits = fields.text("gate"), fields.get("exits")
+    if gate not in GATE_KINDS:
+        raise fields.fail("gate", f"{shown(gate)} is not known; known: {', '.join(GATE_KINDS)}")
+    whole = isinstance(exits, list) and all(type(depth) is int and depth > 0 for depth in exits)
+    if exits is not None and not (whole and exits == sorted(set(exits)) and exits[-1:] == [loops]):
+        raise fields.fail("exits", f"must be ascending depths that end with {loops}, or null")
+    depths = None if exits is None else tuple(exits)
+    return Looping(fields.flag("norm_inside"), gate, depths, fields.count("draft_depth", 1, loops))
 
 
 def _eos_token_ids(fields: Fields) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.running.hidden import Hidden, joined
-from rrt_edge.runtime.running.runner import NEVER, BindingT, CacheT, Call, Pass, Runner
+from rrt_edge.runtime.running.runner import NEVER, BindingT, CacheT, Call, Pass, Runner, last_stayed
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
@@ -110,14 +110,19 @@ class Decoder(Generic[CacheT, BindingT]):
                 yield self._run_down(rows, 1, policy.depth or self.loops, NEVER, len(rows)).logits
             start += len(rows)
 
-    def verify(self, count: int, token: int | None = None) -> Float:
-        """Run all that waits through all depths, then `token` where given; returns the last `count` rows' logits."""
+    def verify(self, depth: int, count: int, token: int | None = None) -> Float:
+        """Run all that waits after `depth` and before through all depths, then `token` where given.
+
+        Returns the last `count` rows' logits; where there is no token they have waited after `depth`.
+        """
         self._check_cancelled()
         with self._whole_or_nothing():
             if token is not None:
                 return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
-            self._catch_up(1, max(count, self.chunk))
-            return self._run_down(self.state.waiting[0].take(), 2, self.loops, NEVER, count).logits
+            for before in range(1, depth):
+                self._catch_up(before, 0)
+            self._catch_up(depth, max(count, self.chunk))
+            return self._run_down(self.state.waiting[depth - 1].take(), depth + 1, self.loops, NEVER, count).logits
 
     def _check_cancelled(self) -> None:
         if self.cancelled:
@@ -137,16 +142,16 @@ class Decoder(Generic[CacheT, BindingT]):
 
     def _run_down(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        exited = self.state.nothing
+        exited, gate = self.state.nothing, 0.0
         while True:
             stop = self._next_waiting(first, last)
-            done = self._run(rows, first, stop, threshold, logit_count, exited)
+            done = self._run(rows, first, stop, threshold, logit_count, exited, gate)
             if done.last == last or float(done.gate[-1]) >= threshold:
                 self.state.leave(done.last, joined(exited, done.hidden))
                 return done
             self._catch_up(done.last, self.chunk - len(exited) - len(done.hidden))
             exited, rows = self.state.deeper(done.last, exited, done.hidden)
-            first = done.last + 1
+            first, gate = done.last + 1, float(done.gate[-1])
 
     def _next_waiting(self, first: int, last: int) -> int:
         """The first depth from `first` on after which rows wait, or `last`."""
@@ -166,10 +171,14 @@ class Decoder(Generic[CacheT, BindingT]):
             done = self._run(rows, depth + 1, depth + 1, NEVER, 0, exited)
             self.state.leave(depth + 1, joined(exited, done.hidden))
 
-    def _run(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, exited: Hidden) -> Pass:
+    def _run(
+        self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, exited: Hidden, gate: float = 0.0
+    ) -> Pass:
+        """`gate`: that of the last row at the depth before."""
         position = self.state.first_position(first, len(exited) + len(rows))
         logit_rows = range(max(0, len(rows) - logit_count), len(rows))
-        call = Call(rows, position, first, last, threshold, logit_rows, exited)
+        stayed = last_stayed(len(rows), gate) if gate else None
+        call = Call(rows, position, first, last, threshold, logit_rows, exited, stayed)
         done = self.runner.run(self._binding, self.state.cache, call)
         self.block_rows += len(rows) * (done.last - first + 1)
         return done

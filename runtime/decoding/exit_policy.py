@@ -24,16 +24,70 @@ SUREST = 16.6  # from here on a float32 gate is 1: above it, nothing leaves
 
 @dataclass(frozen=True)
 class Exits:
-    """What a bundle offers to exit policies: its loops, its calibrated threshold, the thresholds of its points."""
+    """What a bundle offers to exit policies: its loops, its calibrated threshold, the thresholds of its points.
+
+    `depths`: those that may be read; empty: all. `has_gate`: whether anything says when a token may leave.
+    """
 
     loops: int
     calibrated: float | None = None
     points: Mapping[str, float] = field(default_factory=dict)
+    depths: tuple[int, ...] = ()
+    has_gate: bool = True
 
     @property
     def own_policy(self) -> str:
         """The bundle's own policy: its calibrated threshold where it has one, else `full`."""
         return "full" if self.calibrated is None else "threshold"
+
+    @property
+    def readable(self) -> tuple[int, ...]:
+        """The depths whose logits mean something, in order."""
+        return self.depths or tuple(range(1, self.loops + 1))
+
+    def check_depth(self, depth: float) -> None:
+        """
+        Raises:
+            BadInputError: no token can leave at this depth.
+        """
+        if self.loops == len(self.readable) and not 1 <= depth <= self.loops:
+            raise BadInputError(f"the depth must be from 1 to {self.loops}")
+        if depth not in self.readable:
+            depths = ", ".join(map(str, self.readable))
+            raise BadInputError(f"this model can be read after loop {depths} alone: the depth must be one of {depths}")
+
+    def check_leaving(self) -> None:
+        """
+        Raises:
+            BadInputError: the model has nothing that says when a token may leave, or nowhere to leave.
+        """
+        if not self.has_gate:
+            raise BadInputError("this model has no exit gate, which this policy asks; use full")
+
+    def check_drafting(self) -> None:
+        """
+        Raises:
+            BadInputError: there is no depth that could draft.
+        """
+        if self.loops > 1 and len(self.readable) == 1:
+            raise BadInputError(f"this model can be read after loop {self.loops} alone, so nothing drafts; use full")
+
+    def check(self, policy: ExitPolicy) -> None:
+        """
+        Raises:
+            BadInputError: a policy does not go with the bundle.
+        """
+        try:
+            for depth in (*([] if policy.depth is None else [policy.depth]), *policy.trace):
+                self.check_depth(depth)
+            if policy.mean_depth is not None and policy.mean_depth > self.loops:
+                raise BadInputError(f"the mean depth must be from 1 to {self.loops}")
+            if policy.threshold < NEVER or policy.has_budget:
+                self.check_leaving()
+            if policy.lossless:
+                self.check_drafting()
+        except BadInputError as error:
+            raise BadInputError(f"exit policy: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -71,11 +125,6 @@ class ExitPolicy:
             _bounded("ms-per-token", self.ms_per_token, float, LEAST_MS, MOST_MS)
 
     @property
-    def deepest(self) -> float:
-        """The deepest loop it names; 0 where it names none."""
-        return max(self.depth or 0, self.mean_depth or 0, *self.trace, 0)
-
-    @property
     def has_budget(self) -> bool:
         return self.mean_depth is not None or self.ms_per_token is not None
 
@@ -89,16 +138,13 @@ class ExitPolicy:
         return ExitPolicy(depth=self.trace[index % len(self.trace)]) if self.trace else self
 
     @classmethod
-    def parse(
-        cls, text: str, loops: int, calibrated: float | None = None, points: Mapping[str, float] | None = None
-    ) -> ExitPolicy:
+    def parse(cls, text: str, exits: Exits) -> ExitPolicy:
         """Read one of the `FORMS`, or the name of an operating point.
 
         Raises:
-            BadInputError: another form, a depth the model does not have, a threshold outside 0 to 1, or `threshold`
-                alone where the bundle has no calibrated one.
+            BadInputError: another form, a depth that cannot be read, a threshold outside 0 to 1, `threshold` alone
+                where the bundle has no calibrated one, or a policy that needs a gate where there is none.
         """
-        exits = Exits(loops, calibrated, points or {})
         name, equals, number = text.partition("=")
         for form in FORMS:
             if form.name == name and bool(form.value) == bool(equals):
@@ -146,8 +192,7 @@ class Form:
 
 def _depth(number: str, exits: Exits) -> ExitPolicy:
     depth = int(number)
-    if not 1 <= depth <= exits.loops:
-        raise BadInputError(f"the depth must be from 1 to {exits.loops}")
+    exits.check_depth(depth)
     return ExitPolicy(depth=depth)
 
 
@@ -155,10 +200,12 @@ def _threshold(number: str, exits: Exits) -> ExitPolicy:
     threshold = float(number)
     if not (math.isfinite(threshold) and 0 <= threshold <= 1):
         raise BadInputError("the threshold must be from 0 to 1")
+    exits.check_leaving()
     return ExitPolicy(threshold=threshold)
 
 
 def _calibrated(_: str, exits: Exits) -> ExitPolicy:
+    exits.check_leaving()
     if exits.calibrated is None:
         raise BadInputError("this bundle has no calibrated threshold; give threshold=T")
     return ExitPolicy(threshold=exits.calibrated)
@@ -166,6 +213,7 @@ def _calibrated(_: str, exits: Exits) -> ExitPolicy:
 
 def _mean_depth(number: str, exits: Exits) -> ExitPolicy:
     depth = float(number)
+    exits.check_leaving()
     if not 1 <= depth <= exits.loops:
         raise BadInputError(f"the mean depth must be from 1 to {exits.loops}")
     return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, mean_depth=depth)
@@ -173,15 +221,21 @@ def _mean_depth(number: str, exits: Exits) -> ExitPolicy:
 
 def _ms_per_token(number: str, exits: Exits) -> ExitPolicy:
     budget = float(number)
+    exits.check_leaving()
     if not LEAST_MS <= budget <= MOST_MS:
         raise BadInputError(f"the milliseconds must be above 0: from {LEAST_MS} to {MOST_MS:.0f}")
     return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, ms_per_token=budget)
 
 
+def _lossless(_: str, exits: Exits) -> ExitPolicy:
+    exits.check_drafting()
+    return ExitPolicy(lossless=True)
+
+
 FORMS = (
     Form("full", "", "runs all loops", lambda _, exits: ExitPolicy(), lambda exits: ("full",)),
     Form(
-        "depth", "N", "runs N loops", _depth, lambda exits: (f"depth={depth}" for depth in range(1, exits.loops + 1))
+        "depth", "N", "runs N loops", _depth, lambda exits: (f"depth={depth}" for depth in exits.readable)
     ),
     Form("threshold", "T", "leaves after the first loop whose gate is at least T", _threshold),
     Form(
@@ -190,7 +244,7 @@ FORMS = (
     ),
     Form(
         "lossless", "", "is full depth's: loop 1 drafts, the other loops verify several drafts in one pass",
-        lambda _, exits: ExitPolicy(lossless=True), lambda exits: ("lossless",),
+        _lossless, lambda exits: ("lossless",) if len(exits.readable) > 1 or exits.loops == 1 else (),
     ),
     Form("mean-depth", "M", "leaves at a threshold that is steered towards M loops on average", _mean_depth),
     Form(

@@ -10,13 +10,15 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from rrt_edge.runtime.decoding.decoder import Decoder
+import numpy as np
+
+from rrt_edge.runtime.bundle.looping import Looping
+from rrt_edge.runtime.decoding.decoder import Decoder, Step
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Drafts
 from rrt_edge.runtime.decoding.sampler import Draft, Picked, Sampler
 
-SHALLOW = ExitPolicy(depth=1)
-LEAST_GATE = 0.5  # below it loop 1's token is more likely wrong than right: not drafted
+LEAST_SURE = 0.5  # below it a draft is more likely wrong than right: none is made
 LONGEST = 8  # rows verified at once
 PROBE = 32  # rounds after which another length is tried
 MEMORY = 0.9  # of the running means
@@ -28,9 +30,10 @@ class DraftLength:
     A round of n rows gives 1 + a + .. + a^(n-1) tokens where a draft stands with probability a.
     """
 
-    def __init__(self, loops: int) -> None:
+    def __init__(self, loops: int, depth: int = 1) -> None:
+        """`depth`: that of the drafts."""
         self.acceptance = 0.8
-        self._shallow = 1 / loops
+        self._shallow = depth / loops
         self._seconds: dict[int, float] = {}
         self._rounds = 0
 
@@ -66,18 +69,22 @@ class DraftLength:
 
 
 class Lossless:
-    """Picks full depth's tokens for one sequence, drafting with loop 1."""
+    """Picks full depth's tokens for one sequence, drafting with its first loops."""
 
-    def __init__(self, decoder: Decoder[Any, Any], length: DraftLength, ends: Collection[int], gated: bool) -> None:
+    def __init__(
+        self, decoder: Decoder[Any, Any], looping: Looping, length: DraftLength, ends: Collection[int], gated: bool
+    ) -> None:
         """
         Args:
+            looping: says at which depth is drafted.
             length: chooses the rows of a round; shared by the replies of a model, so that it need not learn anew.
             ends: tokens behind which nothing is drafted.
             gated: whether the gate was trained to tell.
         """
         self.decoder = decoder
+        self.depth = looping.draft_depth
         self.ends = ends
-        self.least_gate = LEAST_GATE if gated else 0.0
+        self.gated, self.is_hazard = gated, looping.gate == "hazard"
         self.length = length
         self._begun = False
 
@@ -92,10 +99,10 @@ class Lossless:
         base = self.decoder.length
         drafts, gates, fed = self._draft(history, sampler, rows)
         if fed > len(drafts) or (drafts and drafts[-1].token in self.ends):
-            logits = self.decoder.verify(fed)
+            logits = self.decoder.verify(self.depth, fed)
         else:
             fed += 1
-            logits = self.decoder.verify(fed, drafts[-1].token if drafts else history[-1])
+            logits = self.decoder.verify(self.depth, fed, drafts[-1].token if drafts else history[-1])
         seconds = time.perf_counter() - started
 
         counts.drafted += len(drafts)
@@ -114,19 +121,19 @@ class Lossless:
                     break
                 accepted += 1
                 counts.accepted += 1
-                yield sampler.picked(token, 1, gates[index], logits[index])
+                yield sampler.picked(token, self.depth, gates[index], logits[index])
         finally:
             self.length.observe(fed, len(drafts), accepted, seconds)
 
     def _draft(self, history: Sequence[int], sampler: Sampler, rows: int) -> tuple[list[Draft], list[float], int]:
-        """Drafts, their gates, and the rows fed at depth 1 so far: those of all drafts, or one more where it ended."""
+        """Drafts, their gates, and the rows fed at their depth: those of all drafts, or one more where it ended."""
         drafts: list[Draft] = []
         gates: list[float] = []
         text, fed = list(history), 0
         while len(drafts) < rows - 1:
-            step = self.decoder.step(text[-1], SHALLOW)
+            step = self.decoder.step(text[-1], ExitPolicy(depth=self.depth))
             fed += 1
-            if step.gate < self.least_gate:
+            if self.gated and self._certainty(step) < LEAST_SURE:
                 break
             drafts.append(sampler.propose(step.logits, text))
             gates.append(step.gate)
@@ -134,3 +141,10 @@ class Lossless:
             if text[-1] in self.ends:
                 break
         return drafts, gates, fed
+
+    def _certainty(self, step: Step) -> float:
+        """How likely a draft is full depth's token; a hazard says that the state is good enough, not that it is."""
+        if not self.is_hazard:
+            return step.gate
+        shifted = step.logits - step.logits.max()
+        return float(1 / np.exp(shifted).sum())

@@ -15,7 +15,7 @@ from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, let_go
 from rrt_edge.runtime.running.hidden import Hidden, joined
-from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
+from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, last_stayed
 
 Float = NDArray[np.float32]
 PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
@@ -50,6 +50,7 @@ class Request:
         # such states, and rows that go on when those moving have been caught up
         self._held: tuple[Hidden, Hidden] | None = None
         self._catching_up = False
+        self._gate = 0.0  # of the last row that moves, at the depth before
         self._thresholds = np.zeros(0, np.float32)
         self._chunk_start, self._chunk_full = 0, False  # of the prompt tokens under way
         self._replying = False
@@ -103,7 +104,9 @@ class Request:
         if self._replying and not self._catching_up:
             self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
         position = state.first_position(self._depth, len(self._exited) + len(rows))
-        return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited)
+        moving = self._gate and not self._catching_up
+        stayed = last_stayed(len(rows), self._gate) if moving else None
+        return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited, stayed)
 
     def take(self, done: PartDone) -> Token | None:
         """Take what a step returned; the token it led to, where it led to one."""
@@ -121,6 +124,7 @@ class Request:
             return None
         leaves = bool(done.gate[-1] >= self._thresholds[-1])
         if not leaves and self._depth < self._last:
+            self._gate = float(done.gate[-1])
             self._deeper(self._exited, done.hidden)
             return None
         depth, self._depth = self._depth, 0
@@ -133,7 +137,7 @@ class Request:
 
     def _begin(self, prompt_room: int) -> None:
         """Take the next rows: of the prompt while there are any, then the token that came last."""
-        self._depth = 1
+        self._depth, self._gate = 1, 0.0
         self._replying = not self._unread
         if self._replying:
             self._now = self._reply.policy

@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, OUTPUTS, inputs_of, outputs_of, past_length, past_name
+from rrt_edge.runtime.bundle.contract import (
+    LONG_CONTEXT,
+    OUTPUTS,
+    STAYED,
+    inputs_of,
+    outputs_of,
+    past_length,
+    past_name,
+)
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
+from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
 from rrt_edge.runtime.system.closing import Closing, still_open
 from rrt_edge.runtime.system.deadlines import DEADLINES
 from rrt_edge.runtime.system.memory import return_unused
@@ -152,6 +160,7 @@ class Graph:
             "logit_rows": np.array(call.logit_rows, np.int64),
             "slot_rows": _NO_SLOTS,
             "row_threshold": _NO_THRESHOLDS,
+            **self._stayed([call]),
             **self._past_lengths([cache.valid_rows(depth) for depth in depths]),
             **self._exited(exited, _NO_SLOTS),
             **self._constant,
@@ -201,6 +210,7 @@ class Graph:
             "logit_rows": _NO_SLOTS,
             "slot_rows": self._padded(counts),
             "row_threshold": np.concatenate([part.thresholds for part in slots]),  # [S]
+            **self._stayed(slots),
             **self._past_lengths([part.cache.valid_rows(part.depth) for part in slots]),
             **self._exited(np.concatenate(exited_states), self._padded(exited_counts)),
             **self._constant,
@@ -226,6 +236,11 @@ class Graph:
         if not self.propagates:
             return {}
         return {"left_hidden": states[None], "slot_left_rows": slot_rows}
+
+    def _stayed(self, runs: Sequence[Call | Part[KVCache]]) -> dict[str, NDArray[Any]]:
+        if self.architecture.looping.gate != "hazard":
+            return {}
+        return {STAYED.name: np.concatenate([stayed_of(run) for run in runs])[None]}
 
     def _padded(self, counts: Sequence[int]) -> Int:
         padded = np.zeros(self.architecture.pasts, np.int64)

@@ -77,6 +77,8 @@ class Call:
         logit_rows: the rows whose logits are asked for, as ascending indices into `rows`.
         exited: states [F, H] of rows that left before depth `first`, in front of the others. They give these depths
             keys and values only; under a KV rule that projects them.
+        stayed: [S], 1 less the gate that each row had at the depth before, where the gate is a hazard; by default 1, of
+            rows that enter depth 1, or whose gates nobody asks for.
     """
 
     rows: Int | Hidden
@@ -86,6 +88,7 @@ class Call:
     threshold: float = NEVER
     logit_rows: Sequence[int] = ()
     exited: Hidden | None = None
+    stayed: Float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Part(Generic[CacheT]):
     """Rows of one sequence for a step: token ids [n] entering depth 1, or hidden states [n, H] entering `depth`.
 
     They stand at consecutive positions from `position` on, behind those whose states `exited` [f, H] give the depth
-    keys and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed.
+    keys and values only. `thresholds` [n]: the gate that each row must reach for its logits to be computed. `stayed`
+    [n]: as in `Call`.
     """
 
     cache: CacheT
@@ -117,6 +121,7 @@ class Part(Generic[CacheT]):
     position: int
     thresholds: Float
     exited: Hidden | None = None
+    stayed: Float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,18 @@ class Runner(Protocol[CacheT, BindingT]):
         Raises:
             RRTEdgeError: onnxruntime failed.
         """
+
+
+def stayed_of(run: Call | Part[Any]) -> Float:
+    """`stayed` of all rows."""
+    return np.ones(len(run.rows), np.float32) if run.stayed is None else run.stayed
+
+
+def last_stayed(count: int, gate: float) -> Float:
+    """`stayed` of rows of which the last had this gate, and the gates of the others are not asked for."""
+    stayed = np.ones(count, np.float32)
+    stayed[-1] = 1 - gate
+    return stayed
 
 
 AnyRunner = Runner[Any, Any]  # for those who hand caches and bindings back as they got them

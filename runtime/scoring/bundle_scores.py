@@ -42,11 +42,11 @@ def score_bundle(runner: AnyRunner, examples: Iterable[Example]) -> Scores:
         for start in range(0, len(ids) - 1, CHUNK):
             rows: NDArray[np.int64] | Hidden = ids[start : min(start + CHUNK, len(ids) - 1)]
             chosen = predicting[(predicting >= start) & (predicting < start + len(rows))]
-            logits, gates = [], []
+            logits, gates, stayed = [], [], np.ones(len(rows), np.float32)
             for depth in range(1, loops + 1):
-                call = Call(rows, start, depth, depth, logit_rows=(chosen - start).tolist())
+                call = Call(rows, start, depth, depth, logit_rows=(chosen - start).tolist(), stayed=stayed)
                 done = runner.run(binding, cache, call)
-                rows = done.hidden
+                rows, stayed = done.hidden, 1 - done.gate
                 logits.append(done.logits)
                 gates.append(done.gate[chosen - start])
             if len(chosen):

@@ -24,9 +24,9 @@ from rrt_edge.runtime.running.devices.binding import DeviceBinding
 from rrt_edge.runtime.running.devices.cache import Buffer, DeviceCache, buffer_bytes, room_of
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
-from rrt_edge.runtime.running.hidden import DeviceRows, Hidden, Piece
+from rrt_edge.runtime.running.hidden import DeviceRows, Piece
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass
+from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -108,6 +108,11 @@ class DeviceGraph:
             raise
 
     @property
+    def has_hazard(self) -> bool:
+        """Whether the gate is one of leaving at a depth, of rows that have come to it."""
+        return self.architecture.looping.gate == "hazard"
+
+    @property
     def precision(self) -> str:
         """`float16` or `float32`."""
         return self.graphs.precision
@@ -160,12 +165,13 @@ class DeviceGraph:
 
     def run(self, binding: DeviceBinding, cache: DeviceCache, call: Call) -> Pass:
         """`Runner.run`, a call for each depth; the gate is waited for only where it decides or is the last."""
-        rows: Int | Hidden = call.rows
+        rows, stayed = call.rows, stayed_of(call)
+        decides = call.threshold < NEVER or self.has_hazard  # which of a depth needs those of all before it
         with self.device.working():
             for depth in range(call.first, call.last + 1):
-                part = Part(cache, depth, rows, call.position, np.zeros(0, np.float32))
-                hidden, gate = self._through(binding, part, depth == call.last or call.threshold < NEVER)
-                rows = hidden
+                part = Part(cache, depth, rows, call.position, np.zeros(0, np.float32), stayed=stayed)
+                hidden, gate = self._through(binding, part, depth == call.last or decides)
+                rows, stayed = hidden, 1 - gate
                 if depth == call.last or gate[-1] >= call.threshold:
                     break
             logits = self._logits(binding, hidden, np.array(call.logit_rows, np.int64))
@@ -176,7 +182,10 @@ class DeviceGraph:
         rows, gates = self.no_rows, []
         for start in range(0, len(part.rows), self.most_rows):
             piece = dataclasses.replace(
-                part, rows=part.rows[start : start + self.most_rows], position=part.position + start
+                part,
+                rows=part.rows[start : start + self.most_rows],
+                position=part.position + start,
+                stayed=None if part.stayed is None else part.stayed[start : start + self.most_rows],
             )
             hidden, gate = self._call("block", binding, [piece], wants_gate)
             rows = self._rows([*rows.pieces, Piece(hidden, 0, len(piece.rows))])
@@ -250,8 +259,13 @@ class DeviceGraph:
         self.device.run(session, bound.io)
         for part in parts:
             part.cache.add(part.depth, len(part.rows), part.position)
-        full = np.ones(sum(counts), np.float32)
-        return hidden, gates.numpy()[0] if wants_gate and open_depth else full
+        if not (wants_gate and open_depth):
+            return hidden, np.ones(sum(counts), np.float32)
+        gate: Float = gates.numpy()[0]
+        if self.has_hazard:  # of each depth alone: those before it are known here
+            stayed = np.concatenate([stayed_of(part) for part in parts])
+            gate[: len(stayed)] = 1 - stayed * (1 - gate[: len(stayed)])
+        return hidden, gate
 
     def _gates(self, count: int, read: bool) -> OrtValue:
         """Return the tensor for the gates, on the host where they are read there."""

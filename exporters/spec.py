@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, windows
-from rrt_edge.runtime.bundle.looping import Looping
+from rrt_edge.runtime.bundle.looping import OWN_LOOPING, UNLOOPED, Looping
 from rrt_edge.runtime.bundle.manifest import Architecture, Windows
 from rrt_edge.runtime.errors import BadInputError
 
@@ -100,7 +100,7 @@ class BlockSpec:
             kv_bits=self.kv_bits,
             windows=self.windows if any(any(row) for row in self.windows) else None,
             short_context=self.short_context,
-            looping=self.looping,
+            looped=None if self.looping in (OWN_LOOPING, UNLOOPED) else self.looping,
         )
 
     @property

@@ -28,4 +28,4 @@ class Looping:
     draft_depth: int = 1
 
 
-OWN_LOOPING = Looping()
+OWN_LOOPING, UNLOOPED = Looping(), Looping(gate="none")  # of models made recursive here; of one loop

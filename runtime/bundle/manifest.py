@@ -66,8 +66,8 @@ class Architecture:
 
     `pasts` past inputs of each layer in the graph: the sequences one step can serve, at least `loops`. `windows`: how
     many tokens each layer attends to, by loop and layer, where any has such a limit. `short_context`: the context up to
-    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE). `looping`:
-    how the loops follow each other.
+    which the model rotates as it first learned, where it has other frequencies for longer ones (LongRoPE). `looped`:
+    how the loops follow each other, where the model is a looped one of others.
     """
 
     family: str
@@ -84,7 +84,12 @@ class Architecture:
     kv_bits: int
     windows: Windows | None = None
     short_context: int | None = None
-    looping: Looping = OWN_LOOPING
+    looped: Looping | None = None
+
+    @property
+    def looping(self) -> Looping:
+        """How the loops follow each other."""
+        return self.looped or OWN_LOOPING
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -144,7 +149,7 @@ class Architecture:
             kv_bits=fields.count("kv_bits", 8, 32),
             windows=_windows(fields),
             short_context=None if fields.get("short_context") is None else fields.count("short_context", 1, 1 << 24),
-            looping=OWN_LOOPING if fields.get("looping") is None else _looping(fields.table("looping"), loops),
+            looped=None if fields.get("looped") is None else _looping(fields.table("looped"), loops),
         )
         sizes = [len(row) for row in read.windows or ()]
         if read.windows is not None and sizes != [read.layers_per_block] * read.loops:
@@ -270,7 +275,7 @@ class Manifest:
         )
         beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
         if (manifest.gate.kind == "hazard") != (architecture.looping.gate == "hazard"):
-            raise fields.fail("gate.kind", f"{shown(manifest.gate.kind)} is not that of architecture.looping")
+            raise fields.fail("gate.kind", f"{shown(manifest.gate.kind)} is not that of architecture.looped")
         if beyond:
             raise fields.fail("eos_token_ids", f"{beyond[0]} is none of the {manifest.architecture.vocabulary} tokens")
         if version > 1 and fields.get(DIGEST) != digest(fields.values):

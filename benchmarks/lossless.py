@@ -69,7 +69,7 @@ def row_error(model: Model, texts: list[list[int]]) -> float:
         single = np.stack([alone.step(token, ExitPolicy()).logits for token in ids])
         for token in ids[:-1]:
             together.step(token, ExitPolicy(depth=1))
-        worst = max(worst, float(np.abs(together.verify(len(ids), ids[-1]) - single).max()))
+        worst = max(worst, float(np.abs(together.verify(1, len(ids), ids[-1]) - single).max()))
     return worst
 
 

@@ -26,7 +26,7 @@ def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_greedy_tokens_are_full_depths(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, least_gate: float, penalty: float
 ) -> None:
-    monkeypatch.setattr(lossless_module, "LEAST_GATE", least_gate)
+    monkeypatch.setattr(lossless_module, "LEAST_SURE", least_gate)
     with Model.load(bundle) as model:
         monkeypatch.setattr(type(model.manifest.gate), "trained", True, raising=False)
         drafted = 0

@@ -19,12 +19,15 @@ from rrt_edge.runtime import BadInputError, BundleError, Engine, Model, Sampling
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Manifest
 from rrt_edge.runtime.decoding import lossless as lossless_module
+from rrt_edge.runtime.decoding.decoder import Decoder
+from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.runner import Call
 from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
+from tests.looped import KINDS, reference, write_looped
 from tests.runtime.devices.decoding import on_device
 
 RNG = np.random.default_rng(7)
@@ -77,6 +80,39 @@ def test_every_family_says_what_torch_says(case: str, tmp_path: Path) -> None:
                 assert np.abs(logits_at(model, depth, pieces) - expected[depth - 1]).max() < 1e-4 * scale
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_looped_models_say_what_their_formulas_say(kind: str, tmp_path: Path) -> None:
+    export(write_looped(tmp_path / "source", kind, head_dim=16), tmp_path / "bundle", bits=32)
+    ids = IDS.tolist()
+    expected, left = reference(tmp_path / "source", ids)
+    with on_device(tmp_path / "bundle", context=64) as model:
+        for depth in range(1, len(expected) + 1):
+            for pieces in (WHOLE, PIECES):
+                assert np.abs(logits_at(model, depth, pieces) - expected[depth - 1].numpy()).max() < 1e-4
+        if kind != "ouro":
+            return
+        decoder, depths = Decoder(model.runner), []
+        for position, token in enumerate(ids):
+            step = decoder.step(token, ExitPolicy(threshold=0.7))
+            depths.append(step.depth)
+            assert abs(step.gate - float(left[step.depth - 1, position])) < 1e-4
+            assert np.abs(step.logits - expected[step.depth - 1, position].numpy()).max() < 1e-4
+        assert depths == ((left >= 0.7).float().argmax(0) + 1).tolist()
+        assert len(set(depths)) > 2
+
+
+def test_requests_of_a_looped_model_share_steps(tmp_path: Path) -> None:
+    export(write_looped(tmp_path / "source", "ouro", head_dim=16), tmp_path / "bundle", bits=32)
+    replies = []
+    for model in (on_device(tmp_path / "bundle"), Model.load(tmp_path / "bundle")):
+        with model:
+            engine = Engine(model)
+            requests = [engine.submit(prompt, Sampling(max_tokens=20), "threshold=0.7") for prompt in PROMPTS]
+            list(engine.run())
+            replies.append([[(token.id, token.depth) for token in request.tokens] for request in requests])
+    assert replies[0] == replies[1]
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_packed_weights_stay_near_torch(bits: int, tmp_path: Path) -> None:
     bundle, expected = make_family("llama", tmp_path, bits=bits)
@@ -89,7 +125,7 @@ def test_packed_weights_stay_near_torch(bits: int, tmp_path: Path) -> None:
 def varied_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = np.random.default_rng(0)
     monkeypatch.setattr(DraftLength, "choose", lambda self: int(lengths.integers(1, 9)))
-    monkeypatch.setattr(lossless_module, "LEAST_GATE", 0.0)
+    monkeypatch.setattr(lossless_module, "LEAST_SURE", 0.0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -44,7 +44,6 @@ from transformers import AutoTokenizer
 from rrt_edge.exporters import export
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.running.runner import Call
-from rrt_edge.runtime.scoring.metrics import log_softmax
 
 Float = NDArray[np.float32]
 Logits = Callable[[list[int]], Float]  # [S, V] of token ids
@@ -251,19 +250,24 @@ def measure(kind: str, exact: Logits, rows: Sequence[Row], texts: Sequence[list[
     kl, same = np.zeros(len(rows)), np.zeros(len(rows))
     losses, positions = np.zeros(len(rows) + 1), 0
     for ids in texts:
-        p, targets = log_softmax(exact(ids)), (np.arange(len(ids) - 1), ids[1:])
+        p, targets = log_softmax(exact(ids)), (torch.arange(len(ids) - 1), torch.tensor(ids[1:]))
+        probabilities, likeliest = p.exp(), p.argmax(-1)
         positions += len(ids)
-        losses[-1] -= p[targets].sum()
+        losses[-1] -= float(p[targets].double().sum())
         for number, row in enumerate(rows):
             q = log_softmax(row.logits(ids))
-            kl[number] += float((np.exp(p) * (p - q)).sum())
-            same[number] += int((p.argmax(-1) == q.argmax(-1)).sum())
-            losses[number] -= q[targets].sum()
+            kl[number] += float((probabilities * (p - q)).sum(-1).double().sum())
+            same[number] += int((likeliest == q.argmax(-1)).sum())
+            losses[number] -= float(q[targets].double().sum())
     predicted = positions - len(texts)
     print(f"{kind}: {positions:,} tokens, the source's perplexity {math.exp(losses[-1] / predicted):.2f}", flush=True)
     for number, row in enumerate(rows):
         row.kl[kind], row.same[kind] = kl[number] / positions, same[number] / positions
         row.ratio[kind] = math.exp((losses[number] - losses[-1]) / predicted)
+
+
+def log_softmax(logits: Float) -> torch.Tensor:
+    return torch.log_softmax(torch.from_numpy(logits), -1)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Token
 from rrt_edge.runtime.decoding.request import Request
@@ -39,7 +39,7 @@ class Engine:
         self,
         model: Loaded,
         *,
-        kv_rule: KVRuleName | None = None,
+        kv_rule: RunRuleName | None = None,
         kv_budget_bytes: int = KV_BUDGET,
         prompt_rows: int = PROMPT_ROWS,
     ) -> None:
@@ -86,13 +86,13 @@ class Engine:
         ids = model.checked_prompt(prompt)
         room = model.context - len(ids)
         runner = model.runner
-        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.most_tokens(len(ids)), room))
+        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.most_tokens(len(ids)), room), self.kv_rule)
         if kv_bytes > self.kv_budget_bytes:
             raise BadInputError(
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
-        reply = model.reply(ids, sampling, policy)
+        reply = model.reply(ids, sampling, policy, self.kv_rule)
         state = SequenceState(runner, self.kv_rule)
         return Request(next(self._numbers), reply, state, policy, kv_bytes, model.reproducible)
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer
 
 from rrt_edge.runtime.bundle.chat_template import NOT_VARIABLES, ChatTemplate
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.messages import Message
@@ -21,6 +21,7 @@ from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, from_outside
+from rrt_edge.runtime.running.kv_choice import why_unfit
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.system.closing import still_open
 from rrt_edge.runtime.system.onnxruntime import first_line
@@ -45,6 +46,7 @@ class Loaded:
         own_sampling: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.manifest = manifest
+        self.rule = manifest.rule  # of conversations that name none
         self.tokenizer = tokenizer
         self.template = template
         self.context = context  # tokens a conversation may hold
@@ -200,8 +202,8 @@ class Loaded:
             sampling = replace(sampling, min_tokens=min(least, sampling.max_tokens))
         return sampling
 
-    def kv_rule(self, name: KVRuleName | None) -> KVRule:
-        """The KV rule of a name, by default the bundle's own.
+    def kv_rule(self, name: RunRuleName | None) -> KVRule:
+        """The KV rule of a name, by default the one that the bundle was loaded with.
 
         Raises:
             BadInputError: there is no such rule, or it does not go with this bundle.
@@ -209,9 +211,10 @@ class Loaded:
         """
         if name is not None and name not in KV_RULES:
             raise BadInputError(f"kv-rule {name!r}: choose from {', '.join(KV_RULES)}")
-        rule = self.manifest.rule if name is None else KV_RULES[name]
-        if name is not None and rule.leaves_gaps and self.manifest.architecture.windows:
-            raise BadInputError(f"kv-rule {rule}: does not go with this model, whose attention slides over a window")
+        rule = self.rule if name is None else KV_RULES[name]
+        problem = None if name is None else why_unfit(rule, self.manifest.architecture)
+        if problem is not None:
+            raise BadInputError(f"kv-rule {rule}: {problem}")
         if name is not None and rule.projects and self.device == "cpu" and rule not in self.runner.rules:
             raise BadInputError(
                 f"kv-rule {rule}: this bundle's graph has no room for it; export a model trained for it"
@@ -240,7 +243,9 @@ class Loaded:
             raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
         return ids
 
-    def reply(self, ids: Sequence[int], sampling: Sampling, policy: ExitPolicy, shifts: bool = False) -> Reply:
+    def reply(
+        self, ids: Sequence[int], sampling: Sampling, policy: ExitPolicy, rule: KVRule, shifts: bool = False
+    ) -> Reply:
         """A reply to a checked prompt, about to begin; `shifts`: it may be longer than the context.
 
         Raises:
@@ -253,7 +258,7 @@ class Loaded:
                 raise BadInputError(f"{name}: token id {unknown[0]} is not among the model's {vocabulary} tokens")
         constraint = None if sampling.grammar is None else self._grammars.constraint(sampling.grammar)
         room, ends = self.context - len(ids), self.manifest.eos_token_ids
-        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts, self.device)
+        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts, self.device, rule.name)
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.declared import check_tokenizer
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import LoadRule, RunRuleName
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.bundle.template_probes import LOSSES
@@ -23,7 +23,8 @@ from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.library.store import find_bundle
 from rrt_edge.runtime.loaded import Loaded, Prompt
-from rrt_edge.runtime.running.devices.providers import VARIABLE
+from rrt_edge.runtime.running.devices.providers import VARIABLE, device_for
+from rrt_edge.runtime.running.kv_choice import fitting_rule
 from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.weight_cache import GRAPH_FILES, packed_graph
@@ -48,6 +49,7 @@ class Model(Loaded):
         weight_cache: Path | str | None = None,
         device: str | None = None,
         kv_budget_bytes: int | None = None,
+        kv_rule: LoadRule | None = None,
         mmap: bool = True,
         reproducible: bool = False,
     ) -> Model:
@@ -65,6 +67,12 @@ class Model(Loaded):
                 a short trial, which is made once for each machine and bundle and logged. By default what the
                 environment variable RRT_EDGE_DEVICE says, else `auto`.
             kv_budget_bytes: what the keys and values of all conversations may take; by default what there is.
+            kv_rule: of conversations that name none; by default the one the bundle was trained for. `last`: one slot of
+                keys and values for all loops, on any bundle of several loops without sliding windows, a loop's part of
+                the memory, and other logits (docs/engine.md). `auto`: the bundle's own where the keys and values of a
+                whole context fit into half of the memory that is free once the weights are loaded, and into
+                `kv_budget_bytes`; else `last`, where that goes. The choice is logged, and in `Stats`. Another rule than
+                `exact` runs on the CPU.
             mmap: map the weights from their file, which is fast and shares memory with other processes. A mapped file
                 that is cut ends the process (SIGBUS), and one that is overwritten in place changes the model. False
                 reads them into memory; for the CPU.
@@ -83,14 +91,14 @@ class Model(Loaded):
                 be written.
         """
         cache = None if weight_cache is None else Path(weight_cache)
-        options = LoadOptions(context, threads, cache, device, kv_budget_bytes, mmap, reproducible)
+        options = LoadOptions(context, threads, cache, device, kv_budget_bytes, kv_rule, mmap, reproducible)
         folder, started = find_bundle(bundle), time.perf_counter()
         manifest = Manifest.read(folder)
         limit = manifest.architecture.context_length
         if context is not None and not 1 <= context <= limit:
             raise BadInputError(f"context {context}: must be from 1 to the model's {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
-        device = device or os.environ.get(VARIABLE) or "auto"
+        device = device_for(device or os.environ.get(VARIABLE), [kv_rule]) or "auto"
         ChatTemplate.start(folder)
         graph_folder = None
         for name, is_for_cpu in (("weight-cache", cache is not None), ("reproducible", reproducible)):
@@ -108,14 +116,18 @@ class Model(Loaded):
         runner, device = open_on(device, folder, manifest, context, options, graph_folder)
         template, own_sampling = _template(folder), default_sampling(folder)
         model = cls(manifest, runner, tokenizer, template, context, device, reproducible, own_sampling)
+        if kv_rule == "auto":
+            model.rule = fitting_rule(manifest, runner.rules, context, kv_budget_bytes)
+        else:
+            model.rule = model.kv_rule(kv_rule)
         log.info("%s: loaded on %s in %.2f s, context %d", folder, device, time.perf_counter() - started, context)
         return model
 
-    def session(self, *, kv_rule: KVRuleName | None = None, lazy_prompt: bool | None = None) -> Session:
+    def session(self, *, kv_rule: RunRuleName | None = None, lazy_prompt: bool | None = None) -> Session:
         """A new conversation.
 
         Args:
-            kv_rule: where it is to be another than the one the model was trained for.
+            kv_rule: where it is to be another than the one the model was loaded with.
             lazy_prompt: under `exact` and a threshold, prompts run loop 1 alone until a token goes deeper: the first
                 token comes sooner, and the deeper loops' work on the prompt in a gap later or never. By default where
                 the bundle has a calibrated threshold.

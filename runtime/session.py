@@ -87,13 +87,13 @@ class Session:
         """
         state = self.fork().decoder.state  # whole tokens, where a reply is under way
         architecture = self.model.manifest.architecture
-        depths, groups = range(1, architecture.loops + 1), range(len(architecture.kv_groups))
+        slots, groups = range(1, state.rule.slots(architecture.loops) + 1), range(len(architecture.kv_groups))
         conversation = Conversation(
             ids=self.ids,
             rule=state.rule.name,
             prompt_end=self.decoder.prompt_end,
             positions=state.cache.positions,
-            rows=[[HeldRows(*state.cache.rows(depth, group)) for group in groups] for depth in depths],
+            rows=[[HeldRows(*state.cache.rows(slot, group)) for group in groups] for slot in slots],
             waiting=[on_host(rows.all()) for rows in state.waiting],
         )
         write_conversation(Path(path), conversation, self.model.manifest, self.model.context)
@@ -101,9 +101,10 @@ class Session:
     def resume(self, conversation: Conversation) -> None:
         """Hold what a conversation held, in an empty session of the same bundle and KV rule."""
         decoder = self.decoder
-        for depth, (positions, groups) in enumerate(zip(conversation.positions, conversation.rows, strict=True), 1):
+        for slot, groups in enumerate(conversation.rows, 1):
             for group, rows in enumerate(groups):
-                decoder.state.cache.restore(depth, group, rows.first, rows.planes, positions)
+                positions = conversation.positions[slot - 1]
+                decoder.state.cache.restore(slot, group, rows.first, rows.planes, positions)
         for waiting, states in zip(decoder.state.waiting, conversation.waiting, strict=True):
             waiting.add(decoder.runner.hidden(states))
         decoder.prompt_end = conversation.prompt_end
@@ -156,7 +157,7 @@ class Session:
             ids = self.model.encode(prompt) if isinstance(prompt, str) else list(prompt)
             prompt = ids[-self._most_prompt(sampling) :]
         ids = self.model.checked_prompt(prompt)
-        reply = self.model.reply(ids, sampling, policy, shifts=context_full == "shift")
+        reply = self.model.reply(ids, sampling, policy, self.decoder.state.rule, shifts=context_full == "shift")
         self._end_other()
         self.decoder.cancelled = False
         tokens = self._stream(reply, policy)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import RUN_RULE_NAMES, RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError, one_line
@@ -44,12 +44,12 @@ class Conversation:
         rule: the KV rule it follows.
         prompt_end: tokens of the last prompt.
         positions: of the rows that have run each depth.
-        rows: keys and values by depth and KV group.
+        rows: keys and values by slot (each depth's own, or one for all) and KV group.
         waiting: hidden states [n, H] of the rows that wait after each depth but the last.
     """
 
     ids: list[int]
-    rule: KVRuleName
+    rule: RunRuleName
     prompt_end: int
     positions: list[list[int]]
     rows: list[list[HeldRows]]
@@ -65,12 +65,13 @@ def write_conversation(path: Path, conversation: Conversation, manifest: Manifes
     """
     architecture = manifest.architecture
     arrays: dict[str, NDArray[Any]] = {"ids": np.array(conversation.ids, np.int64)}
-    for depth, groups in enumerate(conversation.rows, 1):
-        arrays[f"positions.{depth}"] = np.array(conversation.positions[depth - 1], np.int64)
+    for depth, positions in enumerate(conversation.positions, 1):
+        arrays[f"positions.{depth}"] = np.array(positions, np.int64)
+    for slot, groups in enumerate(conversation.rows, 1):
         for group, rows in enumerate(groups):
-            arrays[f"first.{depth}.{group}"] = np.array([rows.first], np.int64)
+            arrays[f"first.{slot}.{group}"] = np.array([rows.first], np.int64)
             for name, plane in zip(architecture.kv_planes, rows.planes, strict=True):
-                arrays[f"{name}.{depth}.{group}"] = np.ascontiguousarray(plane)
+                arrays[f"{name}.{slot}.{group}"] = np.ascontiguousarray(plane)
     for depth, waiting in enumerate(conversation.waiting, 1):
         arrays[f"waiting.{depth}"] = waiting
     about = {
@@ -108,7 +109,7 @@ def read_conversation(path: Path, manifest: Manifest, context: int) -> Conversat
                 raise BundleError(f"{path}: is a conversation with another bundle ({shown(about['bundle'][:12])}...)")
             if about["long_context"] != _long_context(manifest.architecture, context):
                 raise BadInputError(f"{path}: was made with another context; load the model with that one")
-            if about["kv_rule"] not in KV_RULE_NAMES:
+            if about["kv_rule"] not in RUN_RULE_NAMES:
                 raise ValueError(f"kv_rule {shown(about['kv_rule'])}")
             conversation = _conversation(about, arrays, manifest.architecture)
             if metadata.get("sha256") != _digest(metadata["about"], arrays):
@@ -133,9 +134,8 @@ def _conversation(about: dict[str, Any], arrays: dict[str, NDArray[Any]], archit
     for depth, depth_positions in enumerate(positions, 1):
         _check_positions(rule, f"positions.{depth}", depth_positions, positions[max(0, depth - 2)], len(ids))
     groups = range(len(architecture.kv_groups))
-    rows = [
-        [_held_rows(arrays, architecture, depth, group, positions[depth - 1]) for group in groups] for depth in depths
-    ]
+    slots = range(1, rule.slots(architecture.loops) + 1)
+    rows = [[_held_rows(arrays, architecture, slot, group, positions[slot - 1]) for group in groups] for slot in slots]
     waiting: list[NDArray[np.float32]] = []
     for depth in depths[:-1]:
         count = len(positions[depth - 1]) - len(positions[depth]) if rule.waits else 0

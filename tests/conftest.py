@@ -61,6 +61,7 @@ MARKS = {  # where tests lie: their mark
     "exporters/test_graph.py": "slow",
     "runtime/bundle/test_template_families.py": "slow",
     "runtime/decoding/test_kv_rules.py": "slow",
+    "runtime/decoding/test_last_rule.py": "slow",
     "runtime/decoding/test_lossless.py": "slow",
     "runtime/measuring/test_bench.py": "slow",
     "runtime/running/test_hostile_graphs.py": "slow",

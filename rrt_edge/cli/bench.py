@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
 @click.option("--new", default=128, show_default=True, help="Tokens generated.")
 @click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
-@options_of(LoadOptions, without={"context", "weight_cache", "kv_budget_bytes", "mmap", "reproducible"})
+@options_of(LoadOptions, without={"context", "weight_cache", "kv_budget_bytes", "kv_rule", "mmap", "reproducible"})
 @json_option
 @guarded
 def bench(

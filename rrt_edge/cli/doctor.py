@@ -197,6 +197,7 @@ def _bundles(report: Report, bundle: Path | None) -> None:
 
 def _bundle(report: Report, bundle: Path) -> None:
     from rrt_edge.runtime.bundle.manifest import Manifest
+    from rrt_edge.runtime.running.kv_choice import bytes_per_token
 
     facts: dict[str, Any] = {"folder": str(bundle), "hashes_ok": False, "load_seconds": None, "token_seconds": None}
     report.sections["bundle"] = facts
@@ -206,7 +207,7 @@ def _bundle(report: Report, bundle: Path) -> None:
         manifest.check_hashes(bundle)
     except BundleError as error:
         return report.wrong(str(error).partition("; ")[0], again)
-    facts["hashes_ok"] = True
+    facts |= {"hashes_ok": True, "kv_bytes_per_token": bytes_per_token(manifest.architecture)}
     weights = sum(manifest.weight_bytes.values())
     available = report.sections["machine"]["available_bytes"]
     if available < weights:

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 @guarded
 def generate(
     bundle: Path, prompt: str | None, system: str, raw: bool, prompt_ids: str | None, exit_policy: str | None,
-    show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
+    show_depth: bool, lazy_prompt: bool | None, context_full: Any, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer one prompt, given as an argument or on standard input."""
     fields, variables = read_sampling(values), read_variables(values)
     if prompt_ids is not None and prompt is not None:
         raise BadInputError("give a prompt or --prompt-ids, not both")
     text = None if prompt_ids is not None else read_prompt(prompt)
-    with load_model(bundle, values, kv_rule) as model:
+    with load_model(bundle, values) as model:
         sampling = model.sampling(**fields)
         if text is None:
             request: str | list[int] = _parse_ids(str(prompt_ids))
@@ -59,7 +59,7 @@ def generate(
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": text})
             request = model.encode_chat(messages, chat_template_kwargs=variables)
-        session = model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
+        session = model.session(lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         tokens = []
         for token in session.stream(request, sampling, exit_policy, context_full=context_full):
@@ -104,7 +104,7 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     stats = dataclasses.asdict(generation.stats)
     names = (
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "peak_memory_bytes", "device",
+        "block_rows_per_token", "peak_memory_bytes", "device", "kv_rule",
     )  # fmt: skip
     return {
         "text": generation.text,

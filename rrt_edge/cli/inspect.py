@@ -85,6 +85,7 @@ def inspect(
     """
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.decoding.default_sampling import default_sampling
+    from rrt_edge.runtime.running.kv_choice import bytes_per_token
 
     if isinstance(source, Source):
         if graph:
@@ -100,7 +101,8 @@ def inspect(
         return print_json(contents) if as_json else Console().print(graph_tables(contents))
     sampling = default_sampling(bundle)
     if as_json:
-        return print_json({**asdict(manifest), **({"sampling": sampling} if sampling else {})})
+        sizes = {"kv_bytes_per_token": bytes_per_token(manifest.architecture)}
+        return print_json({**asdict(manifest), **sizes, **({"sampling": sampling} if sampling else {})})
     return Console().print(manifest_table(str(bundle), manifest, sampling))
 
 
@@ -127,9 +129,12 @@ def _fields_text(fields: Mapping[str, Any]) -> str:
 
 def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any]) -> Table:
     """Return a table of what a bundle holds; `sampling` has the fields of `Sampling` that its makers chose."""
+    from rrt_edge.runtime.running.kv_choice import bytes_per_token
+
     shape, gate, bits = manifest.architecture, manifest.gate, manifest.quantization
     parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
     blocks = (bits.block_size, *(bits.smaller_blocks or ()))
+    kinds = {kind.replace("_", " "): count for kind, count in bytes_per_token(shape).items()}
     rows = [
         ("family", shape.family),
         ("loops x layers per block", f"{shape.loops} x {shape.layers_per_block}"),
@@ -139,6 +144,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         ("vocabulary, context", f"{shape.vocabulary}, {shape.context_length} tokens"),
         *((("attention", _attention(shape.windows)),) if shape.windows else ()),
         ("cache", f"{shape.kv_bytes_per_token:,} bytes a token ({shape.kv_bits} bits), rule {manifest.kv_rule}"),
+        ("cache, bytes a token", ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())),
         ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         *((("sampling by default", _fields_text(sampling)),) if sampling else ()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,10 @@ import click
 
 from rrt_edge.cli.common import Command
 from rrt_edge.cli.dataclass_options import from_options, given_fields, options_of
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.decoding.default_sampling import FIELDS
 from rrt_edge.runtime.decoding.exit_policy import POINTS, in_words
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.devices.providers import device_for
 from rrt_edge.runtime.running.load_options import LoadOptions
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import options_in
@@ -35,10 +32,6 @@ def reply_options(command: Command) -> Command:
     """The options of `generate` and `chat` that say how a reply comes about, beside those that choose its tokens."""
     options = [
         exit_policy_option,
-        click.option(
-            "--kv-rule", type=click.Choice(KV_RULE_NAMES),
-            help="Run under another KV rule than the bundle was trained for.",
-        ),
         click.option(
             "--lazy-prompt/--eager-prompt", default=None,
             help="Run the prompt's deeper loops only when a token needs them.  [default: lazy where the bundle has a "
@@ -106,16 +99,15 @@ def read_variables(values: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-def load_model(bundle: Path, values: dict[str, Any], kv_rule: KVRuleName | None) -> Model:
-    """Load a bundle as the options say; another KV rule than `exact` runs on the CPU, which `auto` then is.
+def load_model(bundle: Path, values: dict[str, Any]) -> Model:
+    """Load a bundle as the options say.
 
     Raises:
         BundleError, DeviceError, BadInputError: as `Model.load`.
     """
     from rrt_edge.runtime import Model
 
-    options = from_options(LoadOptions, values)
-    return Model.load(bundle, **vars(replace(options, device=device_for(options.device, [kv_rule]))))
+    return Model.load(bundle, **vars(from_options(LoadOptions, values)))
 
 
 def _grammar(values: dict[str, Any]) -> Grammar | None:

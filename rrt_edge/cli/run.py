@@ -50,9 +50,7 @@ CHOICES = ("4", "8", "16", "32", SOURCE)
 @options_of(LoadOptions)
 @json_option
 @guarded
-def run(
-    source: Path | Source, prompt: str | None, kv_rule: Any, lazy_prompt: bool | None, as_json: bool, **flags: Any
-) -> None:
+def run(source: Path | Source, prompt: str | None, as_json: bool, **flags: Any) -> None:
     """Talk with a model: a bundle, or whatever one can be exported from.
 
     SOURCE is a checkpoint's folder, a GGUF file, a name on the Hugging Face hub, or a bundle. What is no bundle is
@@ -69,7 +67,6 @@ def run(
         raise BadInputError("--json is of one answer: give a prompt")
     folder = _bundle(source, flags, as_json)
     values = {name: value for name, value in flags.items() if name not in EXPORTED}
-    values |= {"kv_rule": kv_rule, "lazy_prompt": lazy_prompt}
     chats = read_sources(folder) is not None
     if not chats and not as_json:
         click.echo(f"{folder.name} has no chat template: it goes on from your text", err=True)
@@ -214,13 +211,13 @@ def _continue_texts(folder: Path, values: dict[str, Any]) -> None:
         return depth_text(harmless, console) if values["show_depth"] else harmless.text
 
     with console.status("loading the bundle"):
-        loaded = load_model(folder, values, values["kv_rule"])
+        loaded = load_model(folder, values)
     with loaded as model:
         sampling = model.sampling(**fields)
         while True:
             try:
                 text = keyboard.read()
-                session = model.session(kv_rule=values["kv_rule"], lazy_prompt=values["lazy_prompt"])
+                session = model.session(lazy_prompt=values["lazy_prompt"])
                 full = values["context_full"]
                 with stoppable() as stop, styled(console, shown) as view:
                     for token in session.stream(text, sampling, values["exit_policy"], context_full=full):

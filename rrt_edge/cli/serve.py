@@ -12,7 +12,6 @@ import click
 from rrt_edge.cli.common import BundlePath, guarded
 from rrt_edge.cli.dataclass_options import options_of
 from rrt_edge.cli.options import exit_policy_option, load_model
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.load_options import LoadOptions
 
@@ -33,14 +32,13 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds that running replies have when told to end.")
-@click.option("--kv-rule", type=click.Choice(KV_RULE_NAMES), help="Another KV rule than the bundle was trained for.")
 @options_of(LoadOptions, without={"kv_budget_bytes"})
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded
 def serve(
     bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
-    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, grace: float, kv_rule: Any,
-    verbose: bool, **values: Any,
+    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, grace: float, verbose: bool,
+    **values: Any,
 ) -> None:  # fmt: skip
     """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
@@ -53,7 +51,7 @@ def serve(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     socket = listen(host, port)
-    with socket, load_model(bundle, values, kv_rule) as model:
+    with socket, load_model(bundle, values) as model:
         options = ServerOptions(
             name=name or bundle.resolve().name,
             exit_policy=exit_policy,
@@ -64,7 +62,6 @@ def serve(
             most_tokens=max_tokens,
             most_bytes=max_body,
             kv_budget_bytes=kv_budget << 20,
-            kv_rule=kv_rule,
             grace=grace,
             page=_page() if ui else None,
         )

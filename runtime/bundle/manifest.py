@@ -15,7 +15,7 @@ import numpy as np
 
 from rrt_edge.runtime.bundle.cost import Cost
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
-from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.bundle.looping import GATE_KINDS, OWN_LOOPING, Looping
 from rrt_edge.runtime.bundle.manifest_reader import Fields, read_json
 from rrt_edge.runtime.bundle.quantization import MOST_LAYERS, Quantization
@@ -118,10 +118,10 @@ class Architecture:
         """Keys and values of one position at every depth."""
         return self.kv_bytes(1)
 
-    def kv_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens at every depth, as far as windows let them be kept."""
+    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
+        """Keys and values of so many tokens in every slot, as far as windows let them be kept."""
         row_bytes = sum(np.dtype(kind).itemsize * count for kind, count in self.kv_planes.values())
-        rows = tokens * self.loops * self.layers_per_block
+        rows = tokens * rule.slots(self.loops) * self.layers_per_block
         if self.windows is not None:
             bounds = [tokens if window is None else window + WINDOW_SPARE for row in self.windows for window in row]
             rows = sum(min(tokens, bound) for bound in bounds)

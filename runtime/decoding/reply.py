@@ -41,7 +41,7 @@ class Stats:
     `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
     `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
     `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted` count lossless mode's drafts.
-    `device`: what the model ran on.
+    `device`: what the model ran on. `kv_rule`: the KV rule it followed.
     """
 
     prompt_tokens: int
@@ -56,6 +56,7 @@ class Stats:
     accepted: int
     peak_memory_bytes: int
     device: str
+    kv_rule: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Reply:
         constraint: Constraint | None = None,
         shifts: bool = False,
         device: str = "cpu",
+        kv_rule: str = "exact",
     ) -> None:
         """`room`: the tokens the context leaves; `ends`: the model's tokens that end a reply; `shifts`: the oldest
         tokens make room for more."""
@@ -102,7 +104,7 @@ class Reply:
         self.finish_reason = ""
         self.dropped = 0  # tokens at the history's beginning that no cache holds any more
         self._text = TextStream(tokenizer, sampling.stop)
-        self.shifts, self._device = shifts, device
+        self.shifts, self._device, self._kv_rule = shifts, device, kv_rule
         most = sampling.most_tokens(len(prompt))
         self._limit = most if shifts else min(most, room)
         self._ends = ends
@@ -165,4 +167,5 @@ class Reply:
             accepted=self.drafts.accepted,
             peak_memory_bytes=peak_memory_bytes(),
             device=self._device,
+            kv_rule=self._kv_rule,
         )

@@ -61,7 +61,7 @@ class SequenceState(Generic[CacheT]):
         self.rule = rule
         self.loops = runner.architecture.loops
         self.nothing = runner.no_rows
-        self.cache: CacheT = runner.new_cache()
+        self.cache: CacheT = runner.new_cache(rule)
         self.waiting = [WaitingRows(self.nothing) for _ in range(1, self.loops)]
         self.chunks = PromptChunks()
         self._heads = runner.architecture.attention_heads

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import RUN_RULE_NAMES, RunRuleName
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Stats
@@ -86,11 +86,11 @@ class Case:
 
     kind: str
     policy: str
-    rule: KVRuleName
+    rule: RunRuleName
     batch: int
 
     @classmethod
-    def parse(cls, text: str, rule: KVRuleName) -> Case:
+    def parse(cls, text: str, rule: RunRuleName) -> Case:
         """Read `decode:depth=1`, `decode:trace=0.6:skip:x8` and the like.
 
         Raises:
@@ -99,7 +99,7 @@ class Case:
         kind, *options = text.split(":")
         policy, batch = "full", 1
         for option in options:
-            if option in KV_RULE_NAMES:
+            if option in RUN_RULE_NAMES:
                 rule = option
             elif option[:1] == "x" and option[1:].isdigit() and int(option[1:]):
                 batch = int(option[1:])

@@ -20,7 +20,7 @@ from rrt_edge.runtime.bundle.contract import (
     past_length,
     past_name,
 )
-from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
@@ -122,14 +122,14 @@ class Graph:
         rows: Float = self._no_hidden[0]
         return rows
 
-    def new_cache(self) -> KVCache:
-        return KVCache(self.architecture, self.budget, self._closing)
+    def new_cache(self, rule: KVRule = EXACT) -> KVCache:
+        return KVCache(self.architecture, self.budget, self._closing, rule)
 
     def hidden(self, rows: Float) -> Float:
         return rows
 
-    def kv_bytes(self, tokens: int) -> int:
-        return self.architecture.kv_bytes(tokens)
+    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
+        return self.architecture.kv_bytes(tokens, rule)
 
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
@@ -174,7 +174,7 @@ class Graph:
         ran = len(gate)  # depths that the graph's loop went through
         for index in range(ran):
             depth, new = call.first + index, [plane[index, 0] for plane in planes]
-            binding.append(depth - 1, cache, depth, new, call.position)
+            binding.append(cache, depth, new, call.position)
         return Pass(call.first, call.first + ran - 1, logits, hidden[0], gate[-1, 0])
 
     def step(self, binding: Binding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
@@ -221,12 +221,12 @@ class Graph:
         logits, hidden, gate, _, *planes = binding.run(self.session, feeds, pasts, None, 1)
         done: dict[int, PartDone] = {}
         row = exited_row = logit_row = 0  # where the slot's begin among S, F and R
-        for slot, (index, part, count, exited) in enumerate(zip(order, slots, counts, exited_counts, strict=True)):
+        for index, part, count, exited in zip(order, slots, counts, exited_counts, strict=True):
             rows = slice(row, row + count)
             behind_exited = slice(sum(exited_counts) + row, sum(exited_counts) + row + count)
             for keys, position in ((slice(exited_row, exited_row + exited), 0), (behind_exited, exited)):
                 new = [plane[0, 0, :, :, keys] for plane in planes]
-                binding.append(slot, part.cache, part.depth, new, part.position + position)
+                binding.append(part.cache, part.depth, new, part.position + position)
             reached = int((gate[0, 0, rows] >= part.thresholds).sum())
             done[index] = PartDone(hidden[0, rows], gate[0, 0, rows], logits[logit_row : logit_row + reached])
             row, exited_row, logit_row = row + count, exited_row + exited, logit_row + reached
@@ -355,11 +355,14 @@ class Binding:
     def binding(self) -> onnxruntime.IOBinding:
         return still_open(self._io)
 
-    def append(self, past: int, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
-        """Add rows to a depth of a cache that is bound as `past`; where it has to grow, its old arrays go at once."""
+    def append(self, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
+        """Add rows to a depth of a cache; where it has to grow, its old arrays go at once, wherever they are bound."""
         for group, nothing in enumerate(self._nothing):
             if not cache.takes(depth, group, rows[0].shape[2]):
-                self._bind(past, group, nothing)
+                outgrown = cache.buffers(depth, group)[0]
+                for past, bound in enumerate(self._bound):
+                    if bound[group] is outgrown:
+                        self._bind(past, group, nothing)
         cache.append(depth, rows, position)
 
     def _bind(self, past: int, group: int, planes: Planes) -> None:

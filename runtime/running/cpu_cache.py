@@ -1,4 +1,4 @@
-"""Keys and values of one sequence, buffers for each depth, grown in steps so that little unused room is bound.
+"""Keys and values of one sequence, buffers for each slot, grown in steps so that little unused room is bound.
 
 Layers that attend to a sliding window keep what they may still see, and some rows more to go back over.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import OutOfMemoryError
 from rrt_edge.runtime.running.kv_budget import KVBudget
@@ -46,9 +47,9 @@ class _Buffer:
     used: int = 0
     shared: bool = False
 
-    def takes(self, start: int, stop: int) -> bool:
-        """Whether rows from `start` to `stop` can be written as it is."""
-        return stop - self.first <= self.planes[0].shape[3] and not (self.shared and self.used > start)
+    def takes(self, stop: int, own: int) -> bool:
+        """Whether rows up to `stop` can be written as it is, those before `own` being the writer's to write over."""
+        return stop - self.first <= self.planes[0].shape[3] and not (self.shared and self.used > own)
 
     def reaches(self, length: int) -> bool:
         """Whether it holds what the row behind the first `length` sees."""
@@ -102,7 +103,8 @@ def _zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
 class KVCache:
     """Per depth, keys and values of rows at ascending positions, `positions[depth - 1]`.
 
-    Rows reach the depths in order, so no depth holds a row that the one before it lacks.
+    Rows reach the depths in order, so no depth holds a row that the one before it lacks. Where the KV rule has one slot
+    for all depths, each writes over what the one before it wrote of the same rows, and then holds those rows too.
     """
 
     def __init__(
@@ -110,8 +112,9 @@ class KVCache:
         architecture: Architecture,
         budget: KVBudget | None = None,
         closing: Closing | None = None,
+        rule: KVRule = EXACT,
     ) -> None:
-        """`closing`: what closes it and its forks."""
+        """`closing`: what closes it and its forks; `rule`: says how many slots the depths have."""
         self.budget, self._closing, self._closed = budget or KVBudget(), closing or Closing(), False
         self._closing.add(self)
         self.positions: list[list[int]] = [[] for _ in range(architecture.loops)]
@@ -120,7 +123,7 @@ class KVCache:
         self._layers: list[slice | list[int]] = [slice(None)] if whole else [list(group) for group in groups]
         self._buffers = [
             [_Buffer(no_rows(architecture, group), architecture.window(depth, group)) for group in range(len(groups))]
-            for depth in range(1, architecture.loops + 1)
+            for depth in range(1, rule.slots(architecture.loops) + 1)
         ]
 
     @property
@@ -128,22 +131,33 @@ class KVCache:
         """Rows that have run each depth."""
         return [len(positions) for positions in self.positions]
 
+    @property
+    def _one_slot(self) -> bool:
+        return len(self._buffers) == 1
+
+    def _slot(self, depth: int) -> list[_Buffer]:
+        """The buffers of a depth by KV group."""
+        return self._buffers[0 if self._one_slot else depth - 1]
+
     def buffers(self, depth: int, group: int = 0) -> Planes:
         """The planes [layers, 1, KV, room, width] of a KV group at a depth; other arrays after it has grown."""
-        return self._buffers[depth - 1][group].planes
+        return self._slot(depth)[group].planes
 
     def valid_rows(self, depth: int) -> list[int]:
         """Valid rows of each KV group's buffers at a depth."""
-        return [len(self.positions[depth - 1]) - buffer.first for buffer in self._buffers[depth - 1]]
+        return [len(self.positions[depth - 1]) - buffer.first for buffer in self._slot(depth)]
 
     def room(self, depth: int) -> tuple[int, int]:
         """Rows that a depth holds, and rows its buffers are for; of the KV group that has most."""
-        return max(self.valid_rows(depth)), max(buffer.planes[0].shape[3] for buffer in self._buffers[depth - 1])
+        return max(self.valid_rows(depth)), max(buffer.planes[0].shape[3] for buffer in self._slot(depth))
 
     def takes(self, depth: int, group: int, count: int) -> bool:
         """Whether a depth's buffer can hold so many rows more as it is."""
-        start = len(self.positions[depth - 1])
-        return self._buffers[depth - 1][group].takes(start, start + count)
+        return self._slot(depth)[group].takes(len(self.positions[depth - 1]) + count, self._own(depth))
+
+    def _own(self, depth: int) -> int:
+        """Before which row no fork has any of those that a depth is about to write: in one slot, depth 1 wrote them."""
+        return len(self.positions[0 if self._one_slot else depth - 1])
 
     def append(self, depth: int, rows: Planes, position: int) -> None:
         """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
@@ -151,13 +165,16 @@ class KVCache:
 
     def rows(self, depth: int, group: int) -> tuple[int, Planes]:
         """Rows dropped, and the planes [layers, KV, n, width] of those held, of a KV group at a depth."""
-        buffer = self._buffers[depth - 1][group]
+        buffer = self._slot(depth)[group]
         count = len(self.positions[depth - 1]) - buffer.first
         return buffer.first, [plane[:, 0, :, :count] for plane in buffer.planes]
 
     def restore(self, depth: int, group: int, first: int, planes: Planes, positions: Sequence[int]) -> None:
-        """Take what `rows` returned, and the positions of all rows of the depth, into an empty cache."""
-        window, whole = self._buffers[depth - 1][group].window, []
+        """Take what `rows` returned, and the positions of all rows of the depth, into an empty cache.
+
+        One slot is restored once, for all depths.
+        """
+        window, whole = self._slot(depth)[group].window, []
         for plane in planes:
             layers, heads, count, width = plane.shape
             shape = (layers, 1, heads, -(-count // STEP) * STEP, width)
@@ -166,12 +183,16 @@ class KVCache:
             whole.append(_zeros(shape, plane.dtype))  # of its own, so that its bytes are given back with it
             whole[-1][:, 0, :, :count] = plane
             self.budget.give_with(whole[-1], size)
-        self._buffers[depth - 1][group] = _Buffer(whole, window, first, len(positions))
-        self.positions[depth - 1] = list(positions)
+        self._slot(depth)[group] = _Buffer(whole, window, first, len(positions))
+        for own in self.positions if self._one_slot else [self.positions[depth - 1]]:
+            own[:] = positions
 
     def copy_last(self, count: int, depth: int, to: int) -> None:
         """Add the last rows of a depth to another as well."""
-        ends = zip(self._buffers[depth - 1], self.valid_rows(depth), strict=True)
+        if self._one_slot:
+            self.positions[to - 1] += self.positions[depth - 1][len(self.positions[depth - 1]) - count :]
+            return
+        ends = zip(self._slot(depth), self.valid_rows(depth), strict=True)
         rows = [[plane[:, 0, :, end - count : end] for plane in buffer.planes] for buffer, end in ends]
         self._add(to, rows, self.positions[depth - 1][-count])
 
@@ -182,9 +203,9 @@ class KVCache:
         positions, count = self.positions[depth - 1], groups[0][0].shape[2]
         start, stop = len(positions), len(positions) + count
         for group, rows in enumerate(groups):
-            buffer = self._buffers[depth - 1][group]
-            if not buffer.takes(start, stop):
-                buffer = self._buffers[depth - 1][group] = buffer.with_room(start, count, self.budget)
+            buffer = self._slot(depth)[group]
+            if not buffer.takes(stop, self._own(depth)):
+                buffer = self._slot(depth)[group] = buffer.with_room(start, count, self.budget)
             for plane, new in zip(buffer.planes, rows, strict=True):
                 plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
@@ -196,14 +217,15 @@ class KVCache:
 
     def reaches(self, length: int) -> bool:
         """Whether all is held that a token at position `length` attends to, at every depth."""
-        pairs = zip(self.positions, self._buffers, strict=True)
-        return all(buffer.reaches(bisect_left(positions, length)) for positions, buffers in pairs for buffer in buffers)
+        depths = enumerate(self.positions, 1)
+        return all(buf.reaches(bisect_left(held, length)) for depth, held in depths for buf in self._slot(depth))
 
     def truncate(self, length: int) -> None:
         """Forget the rows at position `length` and behind."""
-        for positions, buffers in zip(self.positions, self._buffers, strict=True):
+        for depth, positions in enumerate(self.positions, 1):
             del positions[bisect_left(positions, length) :]
             if not positions:
+                buffers = self._slot(depth)
                 for group, buffer in enumerate(buffers):
                     if buffer.first:
                         buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
@@ -217,9 +239,14 @@ class KVCache:
                 buffers[group] = _Buffer([plane[:, :, :, :0].copy() for plane in buffer.planes], buffer.window)
 
     def fork(self) -> KVCache:
-        """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them."""
+        """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them.
+
+        Rows in one slot that are on their way to deeper depths are this cache's alone.
+        """
         other = KVCache.__new__(KVCache)
-        other.positions = [list(positions) for positions in self.positions]
+        other.positions = [
+            list(self.positions[-1 if self._one_slot else depth]) for depth in range(len(self.positions))
+        ]
         other._layers, other.budget, other._closed = self._layers, self.budget, self._closed
         other._closing = self._closing
         other._closing.add(other)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rrt_edge.runtime.bundle.kv_rule_names import LoadRule
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.devices.providers import DEVICES, VARIABLE
 from rrt_edge.runtime.system.options import check_options, option
@@ -55,7 +56,12 @@ class LoadOptions:
         None, "MiB that keys and values may take.", least=1, most=MOST_BYTES, parse=_mebibytes, flag="kv-budget",
         metavar="MIB", unset="what there is",
     )  # fmt: skip
-
+    kv_rule: LoadRule | None = option(
+        None,
+        "Run under another KV rule than the bundle was trained for; last: the last loop's keys and values for all "
+        "loops; auto: that where those of a whole context would take more than half of the free memory. For the CPU.",
+        unset="the bundle's own",
+    )
     mmap: bool = option(
         True,
         "Map the weights from their file; --no-mmap reads them, for files that others may cut or overwrite meanwhile. "

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.kv_rules import KVRule
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.hidden import Hidden
 
@@ -158,13 +158,13 @@ class Runner(Protocol[CacheT, BindingT]):
     def no_rows(self) -> Hidden:
         """No hidden states, [0, H]."""
 
-    def new_cache(self) -> CacheT:
-        """A cache that holds nothing."""
+    def new_cache(self, rule: KVRule = EXACT) -> CacheT:
+        """A cache that holds nothing, of a sequence that follows a KV rule."""
 
     def hidden(self, rows: Float) -> Hidden:
         """Hidden states [n, H] from the host, where this runner keeps them."""
 
-    def kv_bytes(self, tokens: int) -> int:
+    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
         """Return the bytes that a cache of so many tokens takes."""
 
     def bind(self) -> BindingT:

@@ -108,5 +108,6 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
         "block_rows_per_token": round(rows / tokens, 4),
         "tokens_per_second": round(sum(speeds) / len(speeds), 2),
         "device": generations[0].stats.device,
+        "kv_rule": generations[0].stats.kv_rule,
         "time_to_first_token_s": max(reply.stats.time_to_first_token_s for reply in generations),
     }

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
@@ -60,7 +60,7 @@ class ServerOptions:
         most_tokens: of one reply.
         most_bytes: of one request's body.
         kv_budget_bytes: keys and values that running requests may hold.
-        kv_rule: where it is to be another than the bundle's own.
+        kv_rule: where it is to be another than the one the model was loaded with.
         page: the file served at `/`, if any.
         limits: of connections.
         grace: seconds that running replies have to end when the server is told to.
@@ -75,7 +75,7 @@ class ServerOptions:
     most_tokens: int = 4096
     most_bytes: int = 1 << 20
     kv_budget_bytes: int = KV_BUDGET
-    kv_rule: KVRuleName | None = None
+    kv_rule: RunRuleName | None = None
     page: Path | None = None
     limits: Limits = field(default_factory=Limits)
     grace: float = 30

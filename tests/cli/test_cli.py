@@ -55,7 +55,7 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
     found = json.loads(done.stdout)
     assert set(found) == {"text", "prompt_tokens", "tokens", "finish_reason", "stats"}
     assert set(found["stats"]) == {
-        "device",
+        "device", "kv_rule",
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
         "block_rows_per_token", "peak_memory_bytes",
     }  # fmt: skip

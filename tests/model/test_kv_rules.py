@@ -11,6 +11,7 @@ from transformers import LlamaConfig, MistralConfig
 import rrt_edge
 from rrt_edge.model.kv_rules import KV_RULES, kv_rule
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
+from rrt_edge.training.options import TrainOptions
 
 
 def test_each_name_has_a_rule() -> None:
@@ -21,8 +22,12 @@ def test_each_name_has_a_rule() -> None:
 def test_a_model_takes_the_rule_that_it_names_where_it_goes_with_its_windows() -> None:
     text = LlamaConfig(num_hidden_layers=4)
     assert rrt_edge.RecursiveConfig(text_config=text, kv_rule="latest").rule is KV_RULES["latest"]
-    with pytest.raises(rrt_edge.BadInputError, match="kv_rule 'forget': choose from exact, propagate, latest, skip"):
-        rrt_edge.RecursiveConfig(text_config=text, kv_rule="forget")
+    for name in ("forget", "last"):
+        message = f"kv_rule '{name}': choose from exact, propagate, latest, skip$"
+        with pytest.raises(rrt_edge.BadInputError, match=message):
+            rrt_edge.RecursiveConfig(text_config=text, kv_rule=name)
+        with pytest.raises(rrt_edge.BadInputError, match=f"kv-rule '{name}': choose from"):
+            TrainOptions(kv_rule=name)
     sliding = MistralConfig(num_hidden_layers=4, sliding_window=8)
     for name in KV_RULE_NAMES:
         if name != "skip":

@@ -149,10 +149,13 @@ def test_8_bit_caches_slide_too(made: Callable[..., tuple[Path, Path]]) -> None:
     np.testing.assert_allclose(*found, atol=1e-3)
 
 
-def test_skip_is_refused_where_attention_slides(made: Callable[..., tuple[Path, Path]]) -> None:
+def test_skip_and_last_are_refused_where_attention_slides(made: Callable[..., tuple[Path, Path]]) -> None:
     folder, bundle = made("mistral", "exact")
-    with Model.load(bundle) as model, pytest.raises(BadInputError, match="kv-rule skip: does not go with this model"):
-        model.session(kv_rule="skip")
+    for rule in ("skip", "last"):
+        with Model.load(bundle) as model, pytest.raises(BadInputError, match=f"kv-rule {rule}: does not go with this"):
+            model.session(kv_rule=rule)
+    with Model.load(bundle, kv_rule="auto", kv_budget_bytes=1) as model:
+        assert model.rule.name == "exact"
     config = AutoModelForCausalLM.from_pretrained(folder).config.text_config
     with pytest.raises(BadInputError, match="kv_rule skip does not go with a model whose attention slides"):
         rrt_edge.RecursiveConfig(text_config=config, loops=2, kv_rule="skip")

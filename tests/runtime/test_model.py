@@ -180,6 +180,7 @@ def test_a_changed_hash_in_the_manifest_is_found(copied: Path) -> None:
         (("format_version",), 99, "format_version 99"),
         (("format",), "other", "format"),
         (("kv_rule",), "oldest", "kv_rule 'oldest'"),
+        (("kv_rule",), "last", "kv_rule 'last'"),
         (("gate", "threshold"), 7, "gate.threshold 7"),
         (("eos_token_ids",), "1", "eos_token_ids"),
         (("files", "../outside"), {"bytes": 1, "sha256": "x"}, "leaves the bundle"),

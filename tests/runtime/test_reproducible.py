@@ -66,7 +66,7 @@ def alone(model: Model, texts: list[list[int]], rule: str = "exact") -> list[lis
     ]
 
 
-@pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
+@pytest.mark.parametrize("rule", ["exact", "latest", "skip", "last"])
 def test_a_request_among_others_gets_the_bits_it_gets_alone(model: Model, rule: str) -> None:
     texts = prompts(12)
     assert together(model, texts, rule) == alone(model, texts, rule)

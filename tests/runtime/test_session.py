@@ -16,7 +16,7 @@ from tests.runtime.replies import LONG, PROMPT, ids_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["exact", "latest", "skip"])
+@pytest.mark.parametrize("rule", ["exact", "latest", "skip", "last"])
 def test_a_saved_conversation_goes_on_elsewhere(bundle: Path, tmp_path: Path, rule: str, calls: list[int]) -> None:
     path = tmp_path / "talk.safetensors"
     with Model.load(bundle) as model:

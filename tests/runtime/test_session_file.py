@@ -79,6 +79,7 @@ FORGED: dict[str, Callable[[Arrays, dict[str, Any]], object]] = {
     "a prompt that ends in a fraction": say(prompt_end=1.5),
     "a prompt that ends in a truth": say(prompt_end=True),
     "another rule": say(kv_rule="latest"),
+    "a rule of one slot": say(kv_rule="last"),
     "a rule that is none": say(kv_rule=["exact"]),
     "no rule": lambda arrays, about: about.pop("kv_rule"),
     "more than a conversation says": say(more=1),
@@ -92,6 +93,19 @@ def test_a_forged_conversation_is_refused(model: Model, saved: Path, tmp_path: P
     path = forged(saved, tmp_path / "forged.safetensors", FORGED[kind])
     with pytest.raises(BadInputError, match=r"forged\.safetensors: (damaged|was made with)"):
         model.load_session(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "source"), [("key.2.0", "key.1.0"), ("first.2.0", "first.1.0"), ("positions.4", "positions.3")]
+)
+def test_a_second_slot_under_the_rule_of_one_is_refused(model: Model, tmp_path: Path, array: str, source: str) -> None:
+    path = tmp_path / "talk.safetensors"
+    session = model.session(kv_rule="last")
+    session.generate(PROMPT, Sampling(max_tokens=20), "depth=2")
+    session.save(path)
+    assert model.load_session(path).ids == session.ids
+    with pytest.raises(BadInputError, match=f"damaged, or not a conversation .*{array}: belongs to no conversation"):
+        model.load_session(forged(path, tmp_path / "forged", lambda arrays, _: arrays.update({array: arrays[source]})))
 
 
 def test_what_is_forged_back_is_the_conversation(model: Model, saved: Path, tmp_path: Path) -> None:

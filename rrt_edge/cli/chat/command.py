@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options_of(LoadOptions)
 @guarded
 def chat(
-    bundle: Path, exit_policy: str | None, show_depth: bool, kv_rule: Any, lazy_prompt: bool | None, context_full: Any,
+    bundle: Path, exit_policy: str | None, show_depth: bool, lazy_prompt: bool | None, context_full: Any,
     system: str, plain: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Talk with a bundle in the terminal; lines from a pipe are answered one by one."""
@@ -41,13 +41,13 @@ def chat(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False)
     with console.status("loading the bundle") if interactive else nullcontext():
-        loaded = load_model(bundle, values, kv_rule)
+        loaded = load_model(bundle, values)
     with loaded as model:
         if model.template is None:
             raise BadInputError(f"{bundle}: has no chat template; try: rrt-edge generate {bundle} --raw PROMPT")
 
         def new_session() -> Session:
-            return model.session(kv_rule=kv_rule, lazy_prompt=lazy_prompt)
+            return model.session(lazy_prompt=lazy_prompt)
 
         status = Chat(
             model, new_session, console, model.sampling(**fields), exit_policy,

@@ -192,6 +192,7 @@ def _stats(chat: Chat, _: str) -> None:
         *((("drafts that stood", f"{stats.accepted} of {stats.drafted}"),) if stats.drafted else ()),
         ("context", f"{stats.prompt_tokens + stats.generated_tokens} of {model.context} tokens"),
         ("device", stats.device),
+        ("KV rule", stats.kv_rule),
         ("peak memory", size(stats.peak_memory_bytes)),
     ]
     chat.console.print(two_columns("last reply", rows))

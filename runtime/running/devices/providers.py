@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
+from rrt_edge.runtime.bundle.kv_rule_names import LoadRule
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 
 VARIABLE = "RRT_EDGE_DEVICE"  # names the device where nobody else does
@@ -70,7 +70,7 @@ PROVIDERS = {
 DEVICES = ("auto", *PROVIDERS)
 
 
-def device_for(device: str | None, rules: Iterable[KVRuleName | None]) -> str | None:
+def device_for(device: str | None, rules: Iterable[LoadRule | None]) -> str | None:
     """Return the device to use: the CPU where none is named and a KV rule is asked for that only the CPU follows."""
-    cpu_only = any(rule is not None and not KV_RULES[rule].on_devices for rule in rules)
+    cpu_only = any(rule is not None and rule != "auto" and not KV_RULES[rule].on_devices for rule in rules)
     return "cpu" if cpu_only and device in (None, "auto") else device

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
-from rrt_edge.runtime.bundle.kv_rules import KV_RULES
+from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.running.devices.binding import DeviceBinding
@@ -129,7 +129,7 @@ class DeviceGraph:
     def no_rows(self) -> DeviceRows:
         return DeviceRows(self.device.download, self.architecture.hidden_size)
 
-    def new_cache(self) -> DeviceCache:
+    def new_cache(self, rule: KVRule = EXACT) -> DeviceCache:
         return DeviceCache(self.graphs)
 
     def hidden(self, rows: Float) -> DeviceRows:
@@ -140,7 +140,7 @@ class DeviceGraph:
     def _rows(self, pieces: Sequence[Piece]) -> DeviceRows:
         return DeviceRows(self.device.download, self.architecture.hidden_size, pieces)
 
-    def kv_bytes(self, tokens: int) -> int:
+    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
         """Return the bytes of a cache with its spare room, in the precision that the device computes with."""
         room = min(room_of(tokens), room_of(max(tokens, self.graphs.context), 0))
         return self.architecture.loops * buffer_bytes(self.architecture, room, self.graphs.dtype)

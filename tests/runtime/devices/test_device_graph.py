@@ -24,6 +24,7 @@ from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
+from rrt_edge.runtime.running.kv_choice import fitting_rule
 from rrt_edge.runtime.running.runner import Call
 from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
@@ -239,8 +240,11 @@ def test_weights_are_stored_once(demo: Path) -> None:
 
 
 def test_only_the_rule_exact_runs_on_devices(bundle: Path, recursive: Path, tmp_path: Path) -> None:
-    with on_device(bundle) as model, pytest.raises(DeviceError, match="kv-rule latest: runs on the CPU only"):
-        model.session(kv_rule="latest")
+    with on_device(bundle) as model:
+        for rule in ("latest", "last"):
+            with pytest.raises(DeviceError, match=f"kv-rule {rule}: runs on the CPU only"):
+                model.session(kv_rule=rule)
+        assert fitting_rule(model.manifest, model.runner.rules, 100, 1).name == "exact"
     shutil.copytree(recursive, tmp_path / "trained")
     config = json.loads((tmp_path / "trained" / "config.json").read_text("utf-8"))
     for rule in ("skip", "propagate"):

@@ -61,12 +61,13 @@ def test_recorded_replies_are_replayed(bundle: Path, tmp_path: Path) -> None:
 def test_every_case_is_measured(bundle: Path) -> None:
     tests = (
         *default_tests(3), "decode:lossless", "decode:threshold=0.5", "decode:trace=0.5", "decode:trace=0.5:skip",
-        "decode:clustered=0.5:latest:x3", "decode:x3",
+        "decode:trace=0.5:last", "decode:clustered=0.5:latest:x3", "decode:x3",
     )  # fmt: skip
     rows = {row.test: row for row in bench(bundle, dataclasses.replace(QUICK, tests=tests))}
     assert list(rows) == list(tests)
     assert all(row.tokens_per_second > 0 and row.peak_memory_bytes > 0 and row.ttft_s > 0 for row in rows.values())
     full, skip, batch = rows["decode:full"], rows["decode:trace=0.5:skip"], rows["decode:clustered=0.5:latest:x3"]
+    assert (rows["decode:trace=0.5:last"].kv_rule, rows["decode:trace=0.5:last"].block_rows_per_token) == ("last", 2)
     assert (full.mean_depth, full.block_rows_per_token, full.tokens) == (3, 3, 20)
     assert rows["decode:depth=1"].block_rows_per_token == 1 and rows["prefill:depth=2"].mean_depth == 2
     assert skip.mean_depth == skip.block_rows_per_token == 2

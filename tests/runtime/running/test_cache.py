@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.cpu_cache import SPARE, KVCache
 
@@ -101,6 +102,63 @@ def test_a_fork_copies_nothing_until_both_have_gone_on() -> None:
     assert fork.buffers(1)[0] is cache.buffers(1)[0]
     fork.append(1, (rows([5]), rows([5])), 3)
     assert fork.buffers(1)[0] is not cache.buffers(1)[0]
+
+
+DEEP = Architecture("llama", 3, 1, 0, 4, 1, 1, 2, 10, 512, 8, 32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["enter", "deeper", "deeper", "fork", "cut"]), st.integers(1, 70)),
+        max_size=30,
+    )
+)
+def test_one_slot_holds_each_row_as_its_deepest_loop_made_it(actions: list[tuple[int, str, int]]) -> None:
+    """Rows enter loop 1, go deeper or leave; forks come and go meanwhile, and have none of the rows on their way."""
+    caches, models = [KVCache(DEEP, rule=KV_RULES["last"])], [list[int]()]
+    moving, number = [(0, 0)], 0  # rows on their way, and the loop that they have run
+    for which, action, amount in actions:
+        which %= len(caches)
+        cache, model, (count, depth) = caches[which], models[which], moving[which]
+        if action in ("enter", "deeper") and (count > 0) == (action == "deeper"):
+            count = count or amount
+            new = list(range(number, number + count))
+            number += count
+            cache.append(depth + 1, (rows(new), rows(new)), len(model))
+            moving[which] = count, depth + 1
+            if depth + 1 == 3 or amount % 2:  # they leave
+                for deeper in range(depth + 2, 4):
+                    cache.copy_last(count, depth + 1, deeper)
+                model += new
+                moving[which] = 0, 0
+        elif action == "cut":
+            cache.truncate(min(amount, len(model)))
+            del model[amount:]
+            moving[which] = 0, 0
+        elif action == "fork" and len(caches) < 4:
+            caches.append(cache.fork())
+            models.append(list(model))
+            moving.append((0, 0))
+        for one, wanted, (under_way, ran) in zip(caches, models, moving, strict=True):
+            assert one.lengths == [len(wanted) + under_way * (loop <= ran) for loop in (1, 2, 3)]
+            for loop in (1, 2, 3):
+                keys, values = one.buffers(loop)
+                assert keys is one.buffers(1)[0]
+                np.testing.assert_array_equal(keys[0, 0, 0, : len(wanted), 0], wanted)
+                np.testing.assert_array_equal(values[0, 0, 0, : len(wanted), 1], wanted)
+
+
+def test_a_fork_of_one_slot_copies_nothing_until_both_have_gone_on() -> None:
+    cache = KVCache(DEEP, rule=KV_RULES["last"])
+    for depth in (1, 2, 3):
+        cache.append(depth, (rows([1, 2, 3]), rows([1, 2, 3])), 0)
+    fork = cache.fork()
+    for depth in (1, 2, 3):
+        cache.append(depth, (rows([depth]), rows([depth])), 3)
+    assert fork.buffers(1)[0] is cache.buffers(3)[0] and cache.buffers(2)[0][0, 0, 0, 3, 0] == 3
+    fork.append(1, (rows([5]), rows([5])), 3)
+    assert fork.buffers(3)[0] is not cache.buffers(3)[0]
 
 
 def test_a_forked_conversation_goes_on_by_itself(bundle: Path) -> None:

@@ -13,7 +13,7 @@ from rrt_edge.conversion.options import Init
 from rrt_edge.model.sharing import LOOPS, loops_of, own_loops
 from rrt_edge.quantisation.blocks import BLOCK, SIZES
 from rrt_edge.quantisation.plan import Part
-from rrt_edge.runtime.bundle.manifest import KV_BITS
+from rrt_edge.runtime.bundle.architecture import KV_BITS
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 

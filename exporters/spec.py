@@ -13,8 +13,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import Family, family_of, head_shape, layer_types, part_sizes, windows
+from rrt_edge.runtime.bundle.architecture import Architecture, Windows
 from rrt_edge.runtime.bundle.looping import OWN_LOOPING, UNLOOPED, Looping
-from rrt_edge.runtime.bundle.manifest import Architecture, Windows
 from rrt_edge.runtime.errors import BadInputError
 
 Fact = TypeVar("Fact")

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.kv_rule_names import RUN_RULE_NAMES, RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BadInputError, BundleError, one_line
 from rrt_edge.runtime.system.files import new_file
 from rrt_edge.runtime.system.json_text import parse_json

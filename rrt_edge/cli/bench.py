@@ -23,8 +23,8 @@ from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.exporters.checks import check_shape
 from rrt_edge.exporters.options import BLOCK_SIZE, BLOCK_SIZES, WeightBits
 from rrt_edge.runtime import errors
+from rrt_edge.runtime.bundle.architecture import KV_BITS
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
-from rrt_edge.runtime.bundle.manifest import KV_BITS
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.running.load_options import LoadOptions
 

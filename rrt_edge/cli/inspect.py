@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from rrt_edge.runtime import Manifest
-    from rrt_edge.runtime.bundle.manifest import Windows
+    from rrt_edge.runtime.bundle.architecture import Windows
 
 GRAPH = "model.onnx"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rrt_edge.runtime.bundle.manifest import Architecture
+from rrt_edge.runtime.bundle.architecture import Architecture
 
 SIZES = (
     "hidden_size",

@@ -6,8 +6,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrt_edge.runtime.bundle.architecture import Architecture, Windows
 from rrt_edge.runtime.bundle.kv_rules import KVRule
-from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Architecture, Windows
+from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
 from rrt_edge.runtime.bundle.manifest_reader import Fields
 from rrt_edge.runtime.errors import BundleError, one_line
 from rrt_edge.runtime.system.archive_errors import DAMAGED

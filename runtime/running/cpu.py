@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.contract import (
     LONG_CONTEXT,
     OUTPUTS,
@@ -21,7 +22,6 @@ from rrt_edge.runtime.bundle.contract import (
     past_name,
 )
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.running.hidden import on_host

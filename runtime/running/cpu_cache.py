@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import OutOfMemoryError
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.system.closing import Closing, closed

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture, Manifest
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.system.machine import CGROUP, memory
 
 LAST = KV_RULES["last"]

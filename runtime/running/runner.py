@@ -13,8 +13,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.hidden import Hidden
 
 Float = NDArray[np.float32]

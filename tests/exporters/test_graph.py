@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rrt_edge.exporters import export
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.contract import (
     INPUTS,
     LONG_CONTEXT,
@@ -25,7 +26,6 @@ from rrt_edge.runtime.bundle.contract import (
     outputs_of,
     past_length,
 )
-from rrt_edge.runtime.bundle.manifest import Architecture
 from tests.checkpoints import save_tokenizer
 from tests.families import random_model
 from tests.host import Host

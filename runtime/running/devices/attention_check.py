@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.device_graphs import Attention
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.devices.device import OpenDevice
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.bundle.manifest import Architecture
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.running.devices.loaded import LoadedGraphs
 
 if TYPE_CHECKING:

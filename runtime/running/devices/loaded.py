@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.device_graphs import ROWS, DeviceArchive
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.attention_check import MANY, rows_at_once
 from rrt_edge.runtime.running.devices.device import OpenDevice

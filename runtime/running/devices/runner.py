@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.device_graphs import PRECISIONS, ROWS, read_archive
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError, RRTEdgeError
 from rrt_edge.runtime.running.devices.binding import DeviceBinding
 from rrt_edge.runtime.running.devices.cache import Buffer, DeviceCache, buffer_bytes, room_of

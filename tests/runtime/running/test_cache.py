@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES
-from rrt_edge.runtime.bundle.manifest import Architecture
 from rrt_edge.runtime.running.cpu_cache import SPARE, KVCache
 
 SHAPE = Architecture("llama", 2, 1, 0, 4, 1, 1, 2, 10, 512, 8, 32)

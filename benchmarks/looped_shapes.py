@@ -73,7 +73,7 @@ def row(name: str, checkpoint: Path, bundle: Path, bits: str) -> None:
 
 
 def command(*arguments: object) -> Any:
-    run = [sys.executable, "-P", "-m", "rrt_edge.cli", *map(str, arguments)]
+    run = [sys.executable, "-P", "-c", "from rrt_edge.cli import main; main()", *map(str, arguments)]
     return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 

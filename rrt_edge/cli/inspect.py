@@ -145,7 +145,11 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         *((("attention", _attention(shape.windows)),) if shape.windows else ()),
         ("cache", f"{shape.kv_bytes_per_token:,} bytes a token ({shape.kv_bits} bits), rule {manifest.kv_rule}"),
         ("cache, bytes a token", ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())),
-        ("exit gate", f"{gate.kind}, {'trained' if gate.trained else 'not trained'}"),
+        *((("may be left after loop", ", ".join(map(str, shape.exits))),) if shape.looped is not None else ()),
+        (
+            "exit gate",
+            "none" if gate.kind == "none" else f"{gate.kind}, {'trained' if gate.trained else 'not trained'}",
+        ),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
         *((("sampling by default", _fields_text(sampling)),) if sampling else ()),
         ("bits", f"{bits.bits} ({parts}; blocks of {_either(blocks)})"),

@@ -218,6 +218,14 @@ def demo(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
 
 
 @pytest.fixture(scope="session")
+def thinker(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
+    """A model that thinks before it answers, and always says the same (tests/thinker.py)."""
+    from tests.thinker import write_thinker
+
+    return make_once("thinker", write_thinker)
+
+
+@pytest.fixture(scope="session")
 def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
     """A random model whose replies nothing ends but a context of 65,536 tokens (`CONTEXT`)."""
 

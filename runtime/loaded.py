@@ -15,11 +15,22 @@ from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.messages import Message
-from rrt_edge.runtime.decoding.constraint import Grammars
+from rrt_edge.runtime.decoding.constraint import Allows, Grammars
+from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
 from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.thought import (
+    CLOSE,
+    CLOSING,
+    OPEN,
+    ReplyText,
+    Thinking,
+    ThoughtRule,
+    has_markers,
+    opens_thought,
+)
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, from_outside
 from rrt_edge.runtime.running.kv_choice import why_unfit
 from rrt_edge.runtime.running.runner import AnyRunner
@@ -29,6 +40,10 @@ from rrt_edge.runtime.system.options import plain_number, shown
 
 Prompt = str | Sequence[int]  # text, or token ids
 NO_TOOLS = "tools: not supported by this model, whose chat template has no place for them"
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation in the chat template: in replies to these alone a thought is told from the answer."""
 
 
 class Loaded:
@@ -86,6 +101,12 @@ class Loaded:
         """
         return self._ids(text, add_special_tokens=True)
 
+    def ids_of(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, in a list of its own; errors as `encode`."""
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        return ChatPrompt(prompt) if isinstance(prompt, ChatPrompt) else list(prompt)
+
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         """`encode_batch_fast` lets other threads run meanwhile, which `encode` does not."""
         try:
@@ -121,7 +142,7 @@ class Loaded:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    ) -> ChatPrompt:
         """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn.
 
         Args:
@@ -151,7 +172,7 @@ class Loaded:
             ids = self._ids(text, add_special_tokens=False)
             oldest = _oldest_turn(messages)
             if most is None or len(ids) <= most or not oldest:
-                return ids
+                return ChatPrompt(ids)
             del messages[oldest.start : oldest.stop]
 
     @property
@@ -231,8 +252,7 @@ class Loaded:
         """
         if isinstance(prompt, str):
             self.check_length(prompt)
-            prompt = self.encode(prompt)
-        ids, vocabulary = list(prompt), self.manifest.architecture.vocabulary
+        ids, vocabulary = self.ids_of(prompt), self.manifest.architecture.vocabulary
         if not ids:
             raise BadInputError("the prompt is empty; give at least one token")
         unknown = [token for token in ids if not (_is_whole(token) and 0 <= token < vocabulary)]
@@ -256,9 +276,29 @@ class Loaded:
             unknown = [token for token in tokens if token >= vocabulary]
             if unknown:
                 raise BadInputError(f"{name}: token id {unknown[0]} is not among the model's {vocabulary} tokens")
-        constraint = None if sampling.grammar is None else self._grammars.constraint(sampling.grammar)
-        room, ends = self.context - len(ids), self.manifest.eos_token_ids
-        return Reply(self.tokenizer, ids, sampling, policy, room, ends, constraint, shifts, self.device, rule.name)
+        constraint: Allows | None = None
+        if sampling.grammar is not None:
+            constraint = self._grammars.constraint(sampling.grammar)
+        ends, budget = {*self.manifest.eos_token_ids, *sampling.stop_ids}, sampling.think_tokens
+        stream, thinking = TextStream(self.tokenizer, sampling.stop), self.thinking
+        if isinstance(ids, ChatPrompt) and thinking is not None:
+            if budget is not None and not all(token < vocabulary for token in thinking.closing):
+                raise BadInputError(f"think-tokens: a token of {CLOSE} is not among the model's {vocabulary} tokens")
+            text = ReplyText(stream, thinking, opens_thought(self.tokenizer, ids))
+            if budget is not None or constraint is not None:
+                constraint = ThoughtRule(text, thinking, budget, constraint, vocabulary, ends)
+        else:
+            text = ReplyText(stream)
+        room = self.context - len(ids)
+        return Reply(text, ids, sampling, policy, room, ends, constraint, shifts, self.device, rule.name)
+
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """How the model thinks before it answers in a chat; None where it does not."""
+        template = self.template
+        if has_markers(self.tokenizer) or (template is not None and template.mentions(OPEN, CLOSE)):
+            return Thinking.of(self.tokenizer, self._ids(CLOSING, add_special_tokens=False))
+        return None
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -154,8 +154,8 @@ class Session:
         if context_full not in get_args(ContextFull):
             raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
         if context_full != "error":
-            ids = self.model.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            prompt = ids[-self._most_prompt(sampling) :]
+            prompt = self.model.ids_of(prompt)
+            del prompt[: -self._most_prompt(sampling)]
         ids = self.model.checked_prompt(prompt)
         reply = self.model.reply(ids, sampling, policy, self.decoder.state.rule, shifts=context_full == "shift")
         self._end_other()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from types import TracebackType
 
-from rrt_edge.runtime.decoding.reply import Generation, Token
+from rrt_edge.runtime.decoding.reply import Generation, Token, thought_of
 
 
 class Stream:
@@ -78,6 +78,16 @@ class Stream:
     def cancel(self) -> None:
         """End the reply from any thread: the one that asks for tokens gets none behind the block step under way."""
         self._cancel()
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(token.text for token in self._taken)
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before it answered, so far."""
+        return thought_of(self._taken)
 
     @property
     def generation(self) -> Generation:

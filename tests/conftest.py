@@ -47,6 +47,7 @@ MARKS = {  # where tests lie: their mark
     "cli/test_inspect_source.py": "slow",
     "cli/test_library.py": "slow",
     "cli/test_run.py": "slow",
+    "cli/test_thinking.py": "slow",
     "conversion/test_nested.py": "slow",
     "conversion/test_gguf.py": "slow",
     "exporters/test_data_rounding.py": "slow",
@@ -73,6 +74,7 @@ MARKS = {  # where tests lie: their mark
     "runtime/server/test_failures.py": "slow",
     "runtime/server/test_hostile.py": "slow",
     "runtime/server/test_limits.py": "slow",
+    "runtime/server/test_thinking.py": "slow",
     "runtime/test_default_sampling_everywhere.py": "slow",
     "runtime/test_isolation.py": "slow",
     "runtime/test_reproducible.py": "slow",
@@ -216,6 +218,14 @@ def demo(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
     from rrt_edge.exporters import export
 
     return make_once("pydoc", lambda folder: export(ROOT / "samples" / "pydoc" / "recursive", folder))
+
+
+@pytest.fixture(scope="session")
+def thinker(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
+    """A model that thinks before it answers, and always says the same (tests/thinker.py)."""
+    from tests.thinker import write_thinker
+
+    return make_once("thinker", write_thinker)
 
 
 @pytest.fixture(scope="session")

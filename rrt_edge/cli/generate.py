@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.dataclass_options import options_of
@@ -20,7 +21,7 @@ from rrt_edge.cli.options import (
     reply_options,
     sampling_options,
 )
-from rrt_edge.cli.terminal import depth_text, legend
+from rrt_edge.cli.terminal import Thoughts, depth_text, legend
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.load_options import LoadOptions
 
@@ -61,11 +62,13 @@ def generate(
             request = model.encode_chat(messages, chat_template_kwargs=variables)
         session = model.session(lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
+        thoughts = Thoughts(console, lambda token: depth_text(token, console) if show_depth else Text(token.text))
         tokens = []
         for token in session.stream(request, sampling, exit_policy, context_full=context_full):
             tokens.append(token)
             if as_json:
                 continue
+            thoughts.add(token)
             if show_depth:
                 console.print(depth_text(token, console), end="")
             else:
@@ -75,6 +78,8 @@ def generate(
         return print_json(_generation_json(generation))
     stats = generation.stats
     click.echo()
+    if generation.thought and not generation.text:
+        click.echo("the reply ended inside its thought; raise --max-tokens, or lower --think-tokens", err=True)
     if show_depth:
         console.print(legend(model.loops, console))
     return click.echo(
@@ -108,6 +113,7 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "text": generation.text,
+        "thought": generation.thought,
         "prompt_tokens": stats["prompt_tokens"],
         "tokens": [_token_json(token) for token in generation.tokens],
         "finish_reason": generation.finish_reason,
@@ -117,6 +123,8 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 
 def _token_json(token: Token) -> dict[str, Any]:
     payload: dict[str, Any] = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+    if token.thought is not None:
+        payload["thought"] = token.thought
     if token.logprob is not None:
         payload |= {
             "logprob": token.logprob,

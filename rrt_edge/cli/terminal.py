@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
 
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Thoughts:
+    """Shows thoughts in a terminal, dimmed and apart from the answer; what is no terminal gets answers alone."""
+
+    def __init__(self, console: Console, shown: Callable[[Token], Text]) -> None:
+        """`shown`: how the text of a token looks."""
+        self._console, self._shown, self._open = console, shown, False
+
+    def add(self, token: Token) -> None:
+        """To be called with each token, before its own text is shown."""
+        if token.thought and self._console.is_terminal:
+            text = self._shown(dataclasses.replace(token, text=token.thought))
+            text.stylize("dim")
+            self._console.print(text, end="", soft_wrap=True)
+            self._open = True
+        if token.text and self._open:
+            self._console.print("\n")
+            self._open = False
 
 
 @contextmanager

@@ -113,6 +113,10 @@ class ChatTemplate:
         keeps = self._of(tools).probes.keeps
         return [fitted(message, keeps) for message in checked(messages)]
 
+    def mentions(self, *texts: str) -> bool:
+        """Whether the template's source has all of some texts."""
+        return all(text in self._default.source for text in texts)
+
     @property
     def takes_tools(self) -> bool:
         """Whether the template writes tools."""
@@ -134,7 +138,7 @@ class _Template:
     """One template, compiled."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._source, self._special_tokens = source, special_tokens
+        self.source, self._special_tokens = source, special_tokens
         self.probes = Probes(lambda chat, tools: self.render(chat, tools, False, {}))
 
     def render(
@@ -153,7 +157,7 @@ class _Template:
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
-        question: dict[str, Any] = {"source": self._source, "values": values}
+        question: dict[str, Any] = {"source": self.source, "values": values}
         if not all("content" in message for message in messages):
             whole = [{**message, "content": message.get("content", "")} for message in messages]
             question["otherwise"] = {"messages": whole}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,12 @@ from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outsi
 MOST_LATEST = 4  # grammars kept compiled: one for each that is compiled at a time
 # JSON as json.dumps writes it: small models would fill replies with the white space that JSON allows everywhere.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Allows(Protocol):
+    """Says which tokens [V] may follow the tokens of a reply; None: all."""
+
+    def allowed(self, reply: Sequence[int]) -> NDArray[np.bool_] | None: ...
 
 
 class Constraint:

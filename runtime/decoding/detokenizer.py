@@ -44,6 +44,14 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character or a stop string may still go on."""
+        return self.until_stop(self.characters(token))
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the reply."""
+        return self.finish(self.rest())
+
+    def characters(self, token: int) -> str:
+        """The text that this token completes, wherever the text ends; empty while a character may still go on."""
         if self._stopped or token in self._special or self._tokenizer.id_to_token(token) is None:
             return ""
         self._pending.append(token)
@@ -56,16 +64,13 @@ class TextStream:
             self._context, self._pending, self._given = self._pending, [], 0
         elif len(self._pending) > WINDOW:
             self._shorten(len(text) - self._given)
-        return self._until_stop(piece)
+        return piece
 
-    def flush(self) -> str:
-        """Return the text that was held back, at the end of the reply."""
-        if self._stopped:
-            return ""
-        piece = self._until_stop(self._pending_text()[self._given :])
-        rest, self._held = self._held, ""
+    def rest(self) -> str:
+        """The text of tokens whose last character is unfinished, and will be."""
+        piece = self._pending_text()[self._given :]
         self._context, self._pending, self._given = [], [], 0
-        return piece + rest
+        return piece
 
     def _pending_text(self) -> str:
         """Return the text that the pending tokens add to that of the tokens before them."""
@@ -81,8 +86,16 @@ class TextStream:
         self._context, self._pending = [], self._pending[-OVERLAP:]
         self._given = max(0, len(self._pending_text()) - waiting)
 
-    def _until_stop(self, text: str) -> str:
+    def finish(self, text: str) -> str:
+        """The last of the text, with what was held back for a stop string."""
+        piece = self.until_stop(text)
+        rest, self._held = self._held, ""
+        return piece + rest
+
+    def until_stop(self, text: str) -> str:
         """Pass text on up to a stop string, holding back what may begin one."""
+        if self._stopped:
+            return ""
         if not self._stop:
             return text
         text = self._held + text
@@ -92,12 +105,12 @@ class TextStream:
             self._stopped, self._held = True, ""
             _, start = min(spans)
             return text[:start]
-        keep = max(_overlap(text, stop) for stop in self._stop)
+        keep = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-
-from rrt_edge.runtime.decoding.constraint import Constraint
-from rrt_edge.runtime.decoding.detokenizer import TextStream
+from rrt_edge.runtime.decoding.constraint import Allows
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Steering
 from rrt_edge.runtime.decoding.sampler import Picked, Sampler
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.thought import Piece, ReplyText
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token: the text it completes, its id, the depth it left at and the gate's value there.
+    """One generated token: the text of the answer that it completes, its id, the depth it left at and the gate's value
+    there. `thought` is the text of the thought that it completes, or None where it is no token of a thought.
 
     Where `Sampling.logprobs` asks for them: its log probability, and the likeliest tokens with theirs, by id.
 
@@ -32,6 +31,7 @@ class Token:
     gate: float
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    thought: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,22 @@ class Stats:
 @dataclass(frozen=True)
 class Generation:
     """A generation; `finish_reason` is `stop` (the model, a stop string or a stop id ended it), `length` or
-    `cancelled`."""
+    `cancelled`. `text` is the answer, without the `thought`."""
 
     text: str
     tokens: tuple[Token, ...]
     finish_reason: str
     stats: Stats
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before it answered; empty where it did not."""
+        return thought_of(self.tokens)
+
+
+def thought_of(tokens: Iterable[Token]) -> str:
+    """The text of the thought in some tokens."""
+    return "".join(token.thought or "" for token in tokens)
 
 
 @dataclass
@@ -83,27 +93,26 @@ class Reply:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        text: ReplyText,
         prompt: Sequence[int],
         sampling: Sampling,
         policy: ExitPolicy,
         room: int,
         ends: Collection[int],
-        constraint: Constraint | None = None,
+        constraint: Allows | None = None,
         shifts: bool = False,
         device: str = "cpu",
         kv_rule: str = "exact",
     ) -> None:
-        """`room`: the tokens the context leaves; `ends`: the model's tokens that end a reply; `shifts`: the oldest
-        tokens make room for more."""
-        ends = {*ends, *sampling.stop_ids}
+        """`room`: the tokens the context leaves; `ends`: the tokens that end a reply; `shifts`: the oldest tokens make
+        room for more."""
         self.history = list(prompt)
         self.sampler = Sampler(sampling, len(prompt), ends, constraint)
         self._steering = Steering(policy)
         self.drafts = Drafts()
         self.finish_reason = ""
         self.dropped = 0  # tokens at the history's beginning that no cache holds any more
-        self._text = TextStream(tokenizer, sampling.stop)
+        self._text = text
         self.shifts, self._device, self._kv_rule = shifts, device, kv_rule
         most = sampling.most_tokens(len(prompt))
         self._limit = most if shifts else min(most, room)
@@ -129,14 +138,15 @@ class Reply:
         self.history.append(token)
         self._depths.append(picked.depth)
         self._tick()
-        piece = "" if token in self._ends else self._text.push(token)
+        thinks = self._text.thinks
+        piece = Piece("", "" if thinks else None) if token in self._ends else self._text.push(token)
         if token in self._ends or self._text.stopped:
             self.finish_reason = "stop"
         elif len(self._depths) >= self._limit:
             self.finish_reason = "length"
         if self.finish_reason:
-            piece += self._text.flush()
-        return Token(piece, token, picked.depth, picked.gate, picked.logprob, picked.top)
+            piece = piece.joined(self._text.end())
+        return Token(piece.answer, token, picked.depth, picked.gate, picked.logprob, picked.top, piece.thought)
 
     def _tick(self) -> None:
         now = time.perf_counter()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rrt_edge.runtime.decoding.constraint import Constraint
+from rrt_edge.runtime.decoding.constraint import Allows
 from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
@@ -43,13 +43,13 @@ class Sampler:
         sampling: Sampling,
         prompt_tokens: int = 0,
         ends: Collection[int] = (),
-        constraint: Constraint | None = None,
+        constraint: Allows | None = None,
     ) -> None:
         """
         Args:
             prompt_tokens: how many of a history's first tokens are the prompt's.
             ends: the tokens that end a reply.
-            constraint: where the reply must follow a grammar.
+            constraint: where not every token may follow, as with a grammar.
         """
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
@@ -122,9 +122,10 @@ class Sampler:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
         early = self._ends if len(history) - first < sampling.min_tokens else []
-        if self._constraint is None:
+        allowed = None if self._constraint is None else self._constraint.allowed(history[first:])
+        if allowed is None:
             return _without(logits, early)
-        logits = np.where(self._constraint.allowed(history[first:]), logits, np.float32(-np.inf))
+        logits = np.where(allowed, logits, np.float32(-np.inf))
         longer = _without(logits, early)
         return longer if np.isfinite(longer.max()) else logits  # where the grammar lets it only end, it ends
 

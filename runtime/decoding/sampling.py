@@ -67,12 +67,14 @@ class Sampling:
         n: replies that `Session.choices` gives.
         max_tokens: tokens generated at most.
         max_length: tokens of prompt and reply together at most; a prompt that has as many already is not bounded by it.
+        think_tokens: tokens of a thought (docs/run.md) after which it is ended and the answer follows; 0 ends it at
+            once, None leaves it to the model. Where the model does not think, it means nothing.
         min_tokens: tokens before which nothing that ends a reply is chosen.
-        stop: texts that end the generation; they are not part of it.
+        stop: texts that end the generation where the answer has them; they are not part of it.
         stop_ids: token ids that end it, beside the model's own.
         logprobs: tell each token's log probability, and so many of the likeliest tokens with theirs (0 to 20); by
             default neither. They are of the model's own distribution, before anything above changes it.
-        grammar: what the reply must be: a JSON schema, a regular expression or a Lark grammar.
+        grammar: what the answer must be: a JSON schema, a regular expression or a Lark grammar.
 
     Raises:
         BadInputError: a value is out of range; names the field.
@@ -95,6 +97,9 @@ class Sampling:
     seed: int | None = option(None, "Makes sampling repeatable.", least=0, most=MOST_SEED)
     n: int = option(1, "Replies to the prompt.", least=1, most=MOST_COUNT)
     max_tokens: int = option(256, "Tokens generated at most.", least=1, most=MOST_COUNT)
+    think_tokens: int | None = option(
+        None, "Tokens of a thought at most; 0: none.", least=0, most=MOST_COUNT, unset="as many as the model writes"
+    )
     min_tokens: int = option(0, "Tokens before which nothing ends the reply.", least=0, most=MOST_COUNT)
     stop: tuple[str, ...] = option(
         (), "End where this text comes; may be given several times.", check=_is_text,

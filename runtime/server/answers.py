@@ -29,7 +29,12 @@ class Answers:
         """Return the chunk that a token adds to choice `index`."""
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason or None, "logprobs": None}
         if self.chat:
-            choice["delta"] = {"role": "assistant", "content": token.text} if first else {"content": token.text}
+            delta = {"role": "assistant"} if first else {}
+            if token.thought:
+                delta["reasoning_content"] = token.thought
+            if token.text or not token.thought:
+                delta["content"] = token.text
+            choice["delta"] = delta
         else:
             choice["text"] = token.text
         return {**self._head(chunk=True), "choices": [self._with_extras(choice, [token])]}
@@ -44,6 +49,8 @@ class Answers:
             choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": None}
             if self.chat:
                 choice["message"] = {"role": "assistant", "content": reply.text, "refusal": None}
+                if reply.thought:
+                    choice["message"]["reasoning_content"] = reply.thought
             else:
                 choice["text"] = reply.text
             choices.append(self._with_extras(choice, reply.tokens))
@@ -59,10 +66,7 @@ class Answers:
         if self.logprobs:
             choice["logprobs"] = self._chat_logprobs(tokens) if self.chat else self._text_logprobs(tokens)
         if self.return_depths:
-            payload = [
-                {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate} for token in tokens
-            ]
-            choice["rrt_edge"] = {"tokens": payload}
+            choice["rrt_edge"] = {"tokens": [_with_depth(token) for token in tokens]}
         return choice
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -70,11 +74,15 @@ class Answers:
             text = self._text(id)
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
-        content = [
-            {**entry(token.id, token.logprob), "top_logprobs": [entry(*other) for other in token.top_logprobs]}
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        def entries(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+            return [
+                {**entry(token.id, token.logprob), "top_logprobs": [entry(*other) for other in token.top_logprobs]}
+                for token in tokens
+            ]
+
+        thought = [token for token in tokens if token.thought is not None]
+        logprobs = {"content": entries([token for token in tokens if token.thought is None]), "refusal": None}
+        return {**logprobs, "reasoning_content": entries(thought)} if thought else logprobs
 
     def _text_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         texts = [self._text(token.id) for token in tokens]
@@ -90,11 +98,18 @@ class Answers:
         return text
 
 
+def _with_depth(token: Token) -> dict[str, Any]:
+    payload = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+    return payload if token.thought is None else {**payload, "thought": token.thought}
+
+
 def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -> dict[str, Any]:
-    """Tokens of the prompts, counted once each, and of the replies."""
+    """Tokens of the prompts, counted once each, and of the replies, with those of their thoughts."""
     prompt_tokens = sum(map(len, prompts))
     said = sum(len(reply.tokens) for reply in generations)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": said, "total_tokens": prompt_tokens + said}
+    thought = sum(token.thought is not None for reply in generations for token in reply.tokens)
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": said, "total_tokens": prompt_tokens + said}
+    return {**counts, "completion_tokens_details": {"reasoning_tokens": thought}}
 
 
 def statistics(generations: Sequence[Generation]) -> dict[str, Any]:

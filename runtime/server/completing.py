@@ -65,7 +65,14 @@ class Completing:
                 async for index, token in tokens:
                     request, first = self.tickets[index].request, index not in begun
                     ended = request.finish_reason if token is request.tokens[-1] else ""
-                    if token.text or ended or first or self.answers.return_depths or self.answers.logprobs:
+                    if (
+                        token.text
+                        or token.thought
+                        or ended
+                        or first
+                        or self.answers.return_depths
+                        or self.answers.logprobs
+                    ):
                         begun.add(index)
                         yield _event(self.answers.chunk(index, token, first, ended))
             if self.ask.include_usage:

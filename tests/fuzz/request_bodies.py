@@ -16,7 +16,7 @@ MOST_PARTS = 10  # of a list or an object
 OURS: dict[str, Any] = {
     "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.1,
     "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {"20": -1, "7": 3.5}, "seed": 5, "n": 2,
-    "min_tokens": 1, "stop": ["zz", "y"], "stop_token_ids": [7], "stream": False, "user": "somebody",
+    "min_tokens": 1, "think_tokens": 1, "stop": ["zz", "y"], "stop_token_ids": [7], "stream": False, "user": "somebody",
     "stream_options": {"include_usage": True}, "exit_policy": "threshold=0.5", "return_depths": True, "model": "here",
 }  # fmt: skip
 CALL = {"name": "f", "arguments": '{"a": 1}'}

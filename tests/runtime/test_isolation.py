@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Grammar, Model, Request, RRTEdgeError, Sampling
-from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.exit_policy import Steering
 from rrt_edge.runtime.decoding.sampler import Sampler
+from rrt_edge.runtime.decoding.thought import ReplyText
 from rrt_edge.runtime.errors import OutOfMemoryError
 from rrt_edge.runtime.running.cpu import Graph
 from rrt_edge.runtime.running.load_options import LoadOptions
@@ -63,7 +63,7 @@ def raise_for_the_bad_one(
         "sampler": (Sampler, "pick"),
         "grammar": (Sampler, "_changed"),
         "log probabilities": (Sampler, "picked"),
-        "detokenizer": (TextStream, "push"),
+        "detokenizer": (ReplyText, "push"),
         "steering": (Steering, "observe"),
         "policy": (Steering, "policy"),
         "rows": (Request, "part"),

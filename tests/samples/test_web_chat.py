@@ -164,3 +164,27 @@ def test_copy_takes_the_reply_as_it_was_written(page: Page) -> None:
     page.wait(lambda: "Copied" in page.find(".below button").text)
     page.find("#input").send_keys(Keys.CONTROL, "v")
     page.wait(lambda: page.typed == "One **two**\n\n- three")
+
+
+def test_a_thought_is_folded_above_the_answer(thinker: Path, open_page: Callable[[str], Page]) -> None:
+    from tests.thinker import ANSWER as SAID
+    from tests.thinker import THOUGHT
+
+    with serving(thinker, "--ui", "--threads", "1") as served:
+        page = open_page(served.url)
+        page.open()
+        assert page.ask("The cat") == SAID
+        folded = page.find("details.thought")
+        assert folded.is_displayed() and folded.get_attribute("open") is None
+        assert not page.find(".thought p").is_displayed()
+        page.find(".thought summary").click()
+        assert page.find(".thought p").text == THOUGHT
+        shaded = "return [...document.querySelectorAll('.token')].map((one) => one.textContent).join('')"
+        assert page.js(shaded) == SAID and "depth 1 of 3" not in page.find(".token").get_attribute("data-tip")
+        page.open()  # what is kept has both
+        assert page.replies == [SAID] and page.find(".thought p").get_attribute("textContent") == THOUGHT
+        assert page.ask("The dog") == SAID and len(page.replies) == 2
+        page.find("#shade").click()
+        assert page.replies == [SAID, SAID]
+        page.seed("No thought")
+        assert not page.find("details.thought").is_displayed()

@@ -185,8 +185,10 @@ class Chat:
         if not tokens:
             self.notice("stopped before the reply began; Up brings the message back")
             return
-        reply = "".join(token.text for token in tokens)
-        self.messages, self._retries = [*messages, {"role": "assistant", "content": reply}], retries
+        reply = {"role": "assistant", "content": stream.text}
+        if stream.thought:
+            reply["reasoning_content"] = stream.thought  # templates may have a use for it
+        self.messages, self._retries = [*messages, reply], retries
         self._foot(how, len(tokens))
 
     def _foot(self, how: str, count: int) -> None:

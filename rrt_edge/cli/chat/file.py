@@ -14,6 +14,7 @@ from rrt_edge.runtime.system.json_text import parse_json
 FORMAT = "rrt-edge chat"
 VERSION = 1
 ROLES = ("system", "user", "assistant")
+THOUGHT = "reasoning_content"  # what the assistant thought, where it did
 
 
 def save_chat(path: Path, messages: Sequence[dict[str, str]]) -> None:
@@ -60,4 +61,6 @@ def _message(path: Path, number: int, message: Any) -> dict[str, str]:
         raise BadInputError(f"{path}: message {number} must be an object with a role and a content, both texts")
     if message["role"] not in ROLES:
         raise BadInputError(f"{path}: message {number}: role {message['role']!r} must be one of {', '.join(ROLES)}")
-    return {"role": message["role"], "content": message["content"]}
+    if not isinstance(message.get(THOUGHT, ""), str):
+        raise BadInputError(f"{path}: message {number}: {THOUGHT} must be a text")
+    return {key: message[key] for key in ("role", "content", THOUGHT) if key in message}

@@ -16,6 +16,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from rrt_edge.cli.terminal import Thoughts
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -52,8 +54,9 @@ class View(Protocol):
 class TokenView:
     """Writes each token as it comes; what was written is not touched again."""
 
-    def __init__(self, console: Console, write: Callable[[Token], None]) -> None:
+    def __init__(self, console: Console, shown: Callable[[Token], Text], write: Callable[[Token], None]) -> None:
         self._console, self._write = console, write
+        self._thoughts = Thoughts(console, shown)
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +66,7 @@ class TokenView:
         self._console.file.flush()
 
     def add(self, token: Token) -> None:
+        self._thoughts.add(token)
         self._write(token)
 
 
@@ -73,12 +77,12 @@ def bare(console: Console) -> TokenView:
         console.file.write(token.text)
         console.file.flush()
 
-    return TokenView(console, write)
+    return TokenView(console, lambda token: Text(token.text), write)
 
 
 def styled(console: Console, shown: Callable[[Token], Text]) -> TokenView:
     """Tokens as `shown` makes them look, for people; lines are broken by the terminal."""
-    return TokenView(console, lambda token: console.print(shown(token), end="", soft_wrap=True))
+    return TokenView(console, shown, lambda token: console.print(shown(token), end="", soft_wrap=True))
 
 
 class MarkdownView:
@@ -86,12 +90,13 @@ class MarkdownView:
 
     Blocks that are finished (a paragraph, a list, a piece of code) are printed for good. Only the last one, which may
     still change, is drawn over and over, and never more of it than fits the screen: what has scrolled off is never
-    drawn over, and ends up there whole and once.
+    drawn over, and ends up there whole and once. A thought before the answer is no Markdown: its lines come dimmed.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._text = ""  # what is not printed for good
+        self._thinking = False  # which of the two it is
         self._printed = False
         self._rows = 0  # of the last drawing
         self._next = 0.0  # when it may be drawn again
@@ -109,10 +114,14 @@ class MarkdownView:
             self._console.show_cursor(True)
 
     def add(self, token: Token) -> None:
-        self._text += visible(token.text)
+        if token.text and self._thinking:
+            self._draw(self._text, "")
+            self._thinking = False
+        self._thinking = self._thinking or bool(token.thought)
+        self._text += visible((token.thought or "") if self._thinking else token.text)
         started = time.perf_counter()
         if started >= self._next:
-            self._draw(*finished(self._text))
+            self._draw(*(_whole_lines(self._text) if self._thinking else finished(self._text)))
             ended = time.perf_counter()
             self._next = ended + max(FRAME, DRAWING * (ended - started))
 
@@ -127,15 +136,25 @@ class MarkdownView:
         self._text, self._rows = rest, len(tail)
 
     def _lines(self, text: str) -> list[list[Segment]]:
-        """Rendered Markdown, below a blank line where something stands above."""
-        console, markdown = self._console, Markdown(text)
+        """Rendered Markdown, below a blank line where something stands above; or lines of a thought."""
+        console = self._console
+        # One column less: a character wider than it claims to be must not break the line.
+        options = console.options.update(width=max(console.width - 1, 1))
+        if self._thinking:
+            return console.render_lines(Text(text.removesuffix("\n"), "dim"), options, pad=False) if text else []
+        markdown = Markdown(text)
         if not markdown.parsed:
             return []
-        width = max(console.width - 1, 1)  # a character wider than it claims to be must not break the line
-        lines = console.render_lines(markdown, console.options.update(width=width), pad=False)
+        lines = console.render_lines(markdown, options, pad=False)
         if lines and markdown.begins_nested and not any(segment.text.strip() for segment in lines[0]):
             del lines[0]  # rich has put it there
         return [[], *lines] if self._printed else lines
+
+
+def _whole_lines(text: str) -> tuple[str, str]:
+    """Text in two: the lines that are whole, and the rest."""
+    at = text.rfind("\n") + 1
+    return text[:at], text[at:]
 
 
 def finished(text: str) -> tuple[str, str]:

@@ -224,3 +224,20 @@ def test_depths_have_colours(bundle: Path, start: Callable[..., Terminal]) -> No
     assert len(set(expected)) > 1
     assert [cell.fg for cell in cells[: len(expected)]] == expected
     assert "".join(cell.data for cell in cells).rstrip() == visible("".join(token.text for token in tokens)).rstrip()
+
+
+@needs_terminal
+def test_a_thought_stands_dimmed_above_the_answer(
+    thinker: Path, start: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    from tests.thinker import ANSWER, THOUGHT
+
+    terminal = start(thinker)
+    terminal.type("The cat\r")
+    lines = [line for line in terminal.prompt(2) if line]
+    assert lines[lines.index(THOUGHT) + 1] == ANSWER
+    terminal.type("\x04")
+    assert terminal.end() == 0 and "\x1b[2m" in terminal.sent
+    command = [sys.executable, "-P", "-c", MAIN, "generate", str(thinker), "The cat", "--think-tokens", "3"]
+    alone = Terminal(command, tmp_path, 40)
+    assert alone.end() == 0 and alone.lines[:3] == ["Hm, a", "", ANSWER] and "\x1b[2mHm," in alone.sent

@@ -53,7 +53,7 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
         "generate", bundle, "--prompt-ids", "20,30,40", "--max-tokens", 8, "--json", "--exit-policy", "threshold=0.5"
     )
     found = json.loads(done.stdout)
-    assert set(found) == {"text", "prompt_tokens", "tokens", "finish_reason", "stats"}
+    assert set(found) == {"text", "thought", "prompt_tokens", "tokens", "finish_reason", "stats"}
     assert set(found["stats"]) == {
         "device", "kv_rule",
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",

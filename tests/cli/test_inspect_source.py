@@ -46,8 +46,8 @@ def test_a_folder_is_what_transformers_says(source: Path) -> None:
         "intermediate_size": 100, "attention_heads": 6, "key_value_heads": 2, "head_dim": 16, "vocabulary": 300,
         "context_length": config.max_position_embeddings, "parameters": model, "stored": {"F32": model},
         "bytes": (source / "model.safetensors").stat().st_size, "tokenizer": "BPE (tokenizer.json)",
-        "chat_template": True, "ends": [{"id": 1, "text": "</s>"}], "loops": [1, 2, 3, 4, 6, 12], "sharing": None,
-        "problem": None, "name": None, "source": str(source), "sizes": sizes_of(source),
+        "chat_template": True, "ends": [{"id": 1, "text": "</s>"}], "loops": [1, 2, 3, 4, 6, 12], "looped": None,
+        "sharing": None, "problem": None, "name": None, "source": str(source), "sizes": sizes_of(source),
     }  # fmt: skip
     assert shown == expected
 

@@ -21,6 +21,7 @@ from rrt_edge.runtime.bundle.contract import (
     INPUTS,
     LONG_CONTEXT,
     PROPAGATING_INPUTS,
+    STAYED,
     GraphTensor,
     inputs_of,
     outputs_of,
@@ -31,6 +32,10 @@ from tests.families import random_model
 from tests.host import Host
 
 RNG = np.random.default_rng(5)
+HEADS = (
+    "input", "output", "kept at 8 bits", "where layers differ", "with two sets of frequencies",
+    "where the gate is a hazard",
+)  # fmt: skip
 DOCS = Path(__file__).parents[2] / "docs" / "graph.md"
 
 
@@ -38,10 +43,10 @@ def documented() -> dict[str, dict[str, tuple[int, str]]]:
     """What docs/graph.md says: by table and name, the rank and the type."""
     text = DOCS.read_text(encoding="utf-8").partition("## Graphs for devices")[0]
     told: dict[str, dict[str, tuple[int, str]]] = {}
-    tables, table = iter(("input", "output", "propagation", "8 bits", "groups", "long")), ""
+    tables, table = iter(("input", "output", "propagation", "8 bits", "groups", "long", "hazard")), ""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in ("input", "output", "kept at 8 bits", "where layers differ", "with two sets of frequencies"):
+        if cells[0] in HEADS:
             table = next(tables)
         elif line.startswith("| `"):
             kind, shape = cells[1].split(" ", 1)
@@ -105,6 +110,7 @@ def test_the_docs_and_the_contract_name_the_same_tensors() -> None:
         name: tables["input"][name] for name in tables["input"] if name not in pasts
     }
     assert ranks(*PROPAGATING_INPUTS) == tables["propagation"] and ranks(LONG_CONTEXT) == tables["long"]
+    assert ranks(STAYED) == tables["hazard"]
     assert ranks(past_length(1)) == {name.replace(".g", ".1"): kind for name, kind in tables["groups"].items()}
     assert ranks(*outputs_of(shape)) == tables["output"]
     for bits, table in (

@@ -61,7 +61,8 @@ def calibrate(
     check_kind(data)
     manifest = Manifest.read(bundle)
     if manifest.gate.kind == "none":
-        raise BadInputError(f"{bundle}: has one loop, so no token can leave early")
+        why = "has one loop" if manifest.architecture.loops == 1 else "has no exit gate"
+        raise BadInputError(f"{bundle}: {why}, so no token can leave early")
     with Model.load(bundle, device="cpu") as model:
         scores, examples = bundle_scores(model, data, max_length)
         seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])

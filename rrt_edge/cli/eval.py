@@ -18,6 +18,7 @@ from rrt_edge.runtime.scoring.corpus import check_kind
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
+    from rrt_edge.runtime.decoding.exit_policy import Exits
     from rrt_edge.runtime.scoring.examples import Example
     from rrt_edge.runtime.scoring.metrics import Reliability, Score, Scores
 
@@ -38,11 +39,15 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     agreement is with full depth. Each token is scored behind the right ones, under the KV rule exact.
     """
 
-    scores, points = _scores(model, data, max_length)
-    rows = {f"depth={depth}": scores.at_depth(depth) for depth in range(1, scores.depths + 1)}
+    scores, exits = _scores(model, data, max_length)
+    if thresholds:
+        exits.check_leaving()
+    rows = {f"depth={depth}": scores.at_depth(depth) for depth in exits.readable}
+    points = {} if exits.calibrated is None else {"threshold": exits.calibrated}
+    points |= exits.points
     for name, threshold in {**points, **{f"threshold={value:g}": value for value in thresholds}}.items():
         rows[name] = scores.at_threshold(threshold)
-    reliability = scores.reliability() if scores.depths > 1 else None
+    reliability = scores.reliability() if scores.depths > 1 and exits.has_gate else None
     if as_json:
         payload = {name: dataclasses.asdict(score) for name, score in rows.items()}
         gate = None if reliability is None else dataclasses.asdict(reliability)
@@ -50,28 +55,29 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
 
 
-def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, dict[str, float]]:
-    """The scores of a bundle or checkpoint, and its operating points."""
+def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, Exits]:
+    """The scores of a bundle or checkpoint, and where its tokens may leave."""
     check_kind(data)
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
 
         with Model.load(model, device="cpu") as loaded:
-            gate = loaded.manifest.gate
-            calibrated = {} if gate.threshold is None else {"threshold": gate.threshold}
-            return bundle_scores(loaded, data, max_length)[0], {**calibrated, **gate.points}
-    threshold = check_recursive(model).get("exit_threshold")
+            return bundle_scores(loaded, data, max_length)[0], loaded.exits
+    fields = check_recursive(model)
     with importing():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from rrt_edge.model.text import read_examples as read
+        from rrt_edge.runtime.decoding.exit_policy import Exits
         from rrt_edge.training.evaluation import score_checkpoint
 
         quiet_transformers()
     texts = read(data, AutoTokenizer.from_pretrained(model), max_length)
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    return score_checkpoint(torch_model, texts), {} if threshold is None else {"threshold": threshold}
+    scores = score_checkpoint(torch_model, texts)
+    depths, has_gate = tuple(fields.get("exits") or ()), fields.get("gate_kind") != "none"
+    return scores, Exits(scores.depths, fields.get("exit_threshold"), {}, depths, has_gate)
 
 
 def bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:

@@ -128,9 +128,9 @@ class Case:
         return ExitPolicy(trace=tuple(1 if leaves else model.loops for leaves in early))
 
 
-def default_tests(loops: int) -> list[str]:
-    """Prefill and decode at full depth and, one by one, at each lesser depth."""
-    policies = ["full", *(f"depth={depth}" for depth in range(1, loops))]
+def default_tests(depths: Sequence[int]) -> list[str]:
+    """Prefill and decode at full depth, the last of those that may be read, and, one by one, at each lesser depth."""
+    policies = ["full", *(f"depth={depth}" for depth in depths[:-1])]
     return [f"{kind}:{policy}" for kind in ("prefill", "decode") for policy in policies]
 
 
@@ -143,7 +143,7 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     if min(settings.prompt, settings.new, settings.repeats) < 1:
         raise BadInputError("prompt, new tokens and repeats must be 1 or more")
     manifest = Manifest.read(bundle)
-    names = settings.tests or default_tests(manifest.architecture.loops)
+    names = settings.tests or default_tests(manifest.architecture.exits)
     cases = [Case.parse(name, manifest.kv_rule) for name in names]
     started = time.perf_counter()
     context = min(manifest.architecture.context_length, settings.prompt + settings.new + 1)

@@ -135,3 +135,22 @@ def test_inspect_says_that_it_loops_by_itself(ouro: Path, tmp_path: Path) -> Non
     refused = CliRunner().invoke(main, ["inspect", str(ouro), "--loops", "2"])
     assert refused.exit_code
     assert "leave --loops out" in refused.output
+
+
+def test_commands_read_a_model_without_a_gate_after_its_last_loop_alone(tmp_path: Path) -> None:
+    export(write_looped(tmp_path / "source", "nanbeige"), tmp_path / "bundle", bits=8)
+    rrt_edge.convert(tmp_path / "source", tmp_path / "recursive")
+    (tmp_path / "text.txt").write_text("The cat sees the hen. The dog eats the fox.\n" * 9)
+    data = ["--data", str(tmp_path / "text.txt")]
+    for folder in ("bundle", "recursive"):
+        scored = CliRunner().invoke(main, ["eval", str(tmp_path / folder), *data, "--json"])
+        assert scored.exit_code == 0, scored.output
+        result = json.loads(scored.stdout)
+        assert list(result["scores"]) == ["depth=2"]
+        assert result["gate"] is None
+    refused = CliRunner().invoke(main, ["calibrate", str(tmp_path / "bundle"), *data])
+    assert "has no exit gate, so no token can leave early" in refused.output
+    sizes = ["--prompt", "8", "--new", "4", "--repeats", "1"]
+    measured = CliRunner().invoke(main, ["bench", str(tmp_path / "bundle"), *sizes, "--json"])
+    assert measured.exit_code == 0, measured.output
+    assert [row["test"] for row in json.loads(measured.stdout)] == ["prefill:full", "decode:full"]

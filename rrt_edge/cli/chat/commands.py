@@ -70,7 +70,7 @@ def execute(chat: Chat, line: str) -> None:
 
 def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
     """Return what may follow each command, for completion; None stands for the name of a file."""
-    depths = tuple(str(depth) for depth in range(1, model.loops + 1))
+    depths = tuple(map(str, model.exits.readable))
     files = dict.fromkeys(("/save", "/load"))
     policies = tuple(offered(model.exits))
     return {**files, "/depth": depths, "/policy": policies, "/depth-view": SWITCH, "/plain": SWITCH}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from rrt_edge.exporters.block import LayerWeights, Residual
+from rrt_edge.exporters.block_graph import BlockGraph
 from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.graphs import DeviceGraphs, has_device_graphs
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
@@ -21,6 +22,7 @@ from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.units import with_bits
 from rrt_edge.exporters.weights import WeightFile, Weights
 from rrt_edge.quantisation.plan import Bits
+from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH, has_block_graph
 from rrt_edge.runtime.bundle.contract import STAYED, inputs_of, new_rows, outputs_of
 
 Float = NDArray[np.float32]
@@ -44,10 +46,14 @@ def emit_graphs(
 ) -> None:
     """Write the graphs into `folder`; their weights go where `weights` puts them."""
     devices = DeviceGraphs(spec, bits, outer, weights) if has_device_graphs(spec) else None
+    alone = BlockGraph(spec, bits, outer, weights) if has_block_graph(spec.architecture, spec.propagates) else None
     layers = with_bits(layers, bits)
     layers = layers if devices is None else devices.also(layers)
+    layers = layers if alone is None else alone.also(layers)
     model = _Emitter(spec, bits, weights).model(outer, layers)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
+    if alone is not None:
+        (folder / BLOCK_GRAPH).write_bytes(alone.model().SerializeToString())
     if devices is not None:
         devices.write(folder)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rrt_edge.runtime.bundle.declared import check_tokenizer
+from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH
+from rrt_edge.runtime.bundle.declared import check_declared, check_tokenizer
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
 from rrt_edge.runtime.bundle.tokenizer_trial import try_tokenizer
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
-from rrt_edge.runtime.running.cpu import Binding
+from rrt_edge.runtime.running.block import BlockBinding
+from rrt_edge.runtime.running.cpu import Binding, Graph
 from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.runner import AnyRunner, Call
 
@@ -104,6 +106,14 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
     try:
         try_tokenizer(folder, manifest.architecture.vocabulary)
         check_tokenizer(folder, manifest, read_tokenizer(folder))
+    except BundleError as error:
+        return VerifyReport(False, True, (), tolerance, 0, str(error)), None
+    if device == "cpu" and (folder / BLOCK_GRAPH).is_file():
+        try:
+            _try_loop_graph(folder, manifest)
+        except RRTEdgeError as error:
+            return VerifyReport(False, True, (), tolerance, 0, str(error)), None
+    try:
         runner, device = open_on(device, folder, manifest, 1)
     except BundleError as error:
         return VerifyReport(False, True, (), tolerance, 0, str(error)), None
@@ -115,6 +125,20 @@ def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple
     return VerifyReport(True, True, (), strict_tolerance(manifest, runner), 0, None, device), runner
 
 
+def _try_loop_graph(folder: Path, manifest: Manifest) -> None:
+    """Run a token in the loop graph, which other hosts run, and this one for several sequences.
+
+    Raises:
+        RRTEdgeError: it does not load, or as `try_token`.
+    """
+    check_declared(folder, manifest)
+    graph = Graph(folder, manifest.architecture, manifest.rule, None)
+    try:
+        try_token(graph)
+    finally:
+        graph.close()
+
+
 def try_token(runner: AnyRunner, seconds: float = TRIAL_SECONDS) -> None:
     """Run one token through all depths.
 
@@ -122,8 +146,8 @@ def try_token(runner: AnyRunner, seconds: float = TRIAL_SECONDS) -> None:
         RRTEdgeError: the graph fails, takes longer than a token may, or computes what is no number.
     """
     binding = runner.bind()
-    if isinstance(binding, Binding):  # a device's driver has bounds of its own
-        binding.step_seconds = seconds
+    if isinstance(binding, Binding | BlockBinding):  # a device's driver has bounds of its own
+        binding.calls.step_seconds = seconds
     call = Call(np.zeros(1, np.int64), position=0, first=1, last=runner.architecture.loops, logit_rows=(0,))
     tried = runner.run(binding, runner.new_cache(), call)
     if not (np.isfinite(tried.logits).all() and np.isfinite(tried.gate).all()):

@@ -1,4 +1,4 @@
-"""The block as devices run it: GroupQueryAttention writes keys and values where they are kept, on the device."""
+"""The block driven from outside: GroupQueryAttention writes keys and values where they are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class DeviceSurroundings:
     depths: RowDepths
     cos: str  # [R * N, rotated / 2], of R rotary embeddings
     sin: str
+    turns: Sequence[str]  # by rotary pattern: the rows' indices into cos and sin, int64 [B, N]
     slots: int
+    ends: Sequence[str] = ()  # by layer, what follows `last_row.1` and `length.1` in its inputs' names
 
 
 class TabledDepths(RowDepths):
@@ -44,7 +46,10 @@ class DeviceBlock(BlockEmitter[DeviceSurroundings]):
     def attention(
         self, graph: Builder, index: int, weights: LayerWeights, x: str, around: DeviceSurroundings
     ) -> tuple[str, list[str]]:
-        """(what attention adds [1, N, hidden], nothing: the planes are outputs of the graph)."""
+        """(what attention adds [B, N, hidden], nothing: the planes are outputs of the graph).
+
+        B is 1 where there are several slots; else each text of a batch has a past of its own.
+        """
         spec, name = self.spec, f"block.{index}"
         heads, kv_heads, size = spec.heads, spec.kv_heads, spec.head_dim
         qkv = self.linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around.depths)
@@ -53,22 +58,22 @@ class DeviceBlock(BlockEmitter[DeviceSurroundings]):
         qk, v = graph.ops("Split", 2, qkv, sizes, axis=-1)
         rotated = 2 * len(spec.rotaries[0].frequencies)
         partial = {} if rotated == size else {"rotary_embedding_dim": rotated, "num_heads": heads + kv_heads}
-        turn = f"turn.{rotary_patterns(spec).index(rotary_pattern(spec, index))}"
+        turn = around.turns[rotary_patterns(spec).index(rotary_pattern(spec, index))]
         qk = graph.op("RotaryEmbedding", qk, turn, around.cos, around.sin, domain=MICROSOFT, **partial)
         q, k = graph.ops("Split", 2, qk, graph.constant([heads * size, kv_heads * size]), axis=-1)
         slots = range(1, around.slots + 1)
         if around.slots == 1:
-            mixed = self._attend(graph, index, 1, q, k, v)
+            mixed = self._attend(graph, index, 1, q, k, v, around.ends[index] if around.ends else "")
         else:
             pieces = [graph.ops("Split", around.slots, tensor, "slot_rows", axis=1) for tensor in (q, k, v)]
             parts = zip(slots, zip(*pieces, strict=True), strict=True)
             mixed = graph.op("Concat", *[self._attend(graph, index, slot, *rows) for slot, rows in parts], axis=1)
         return self.linear(graph, f"{name}.o", [weights.o], mixed, around.depths), []
 
-    def _attend(self, graph: Builder, layer: int, slot: int, q: str, k: str, v: str) -> str:
-        """A slot's rows over its past, which is the same memory before and after: [1, n, heads * D]."""
+    def _attend(self, graph: Builder, layer: int, slot: int, q: str, k: str, v: str, end: str = "") -> str:
+        """A slot's rows over its past, which is the same memory before and after: [B, n, heads * D]."""
         where = f"{slot}.{layer}"
-        inputs = [q, k, v, f"past_key.{where}", f"past_value.{where}", f"last_row.{slot}", f"length.{slot}"]
+        inputs = [q, k, v, f"past_key.{where}", f"past_value.{where}", f"last_row.{slot}{end}", f"length.{slot}{end}"]
         outputs = [f"attended.{where}", f"present_key.{where}", f"present_value.{where}"]
         options = attention_options(self.spec, self.spec.windows[0][layer])
         graph.add("GroupQueryAttention", inputs, outputs, MICROSOFT, **options)

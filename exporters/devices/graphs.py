@@ -99,7 +99,8 @@ class _BlockGraph:
         pieces = [_rows_of(graph, f"hidden.{slot}", f"rows.{slot}") for slot in self.slots]
         self._stream = Residual(pieces[0] if slots == 1 else graph.op("Concat", *pieces, axis=1))
         cos, sin = (_as(graph, name, FLOAT, kind) for name in ("cos", "sin"))
-        self._around = DeviceSurroundings(TabledDepths(graph, "depth", spec.loops, kind), cos, sin, slots)
+        turns = [f"turn.{number}" for number in range(len(rotary_patterns(spec)))]
+        self._around = DeviceSurroundings(TabledDepths(graph, "depth", spec.loops, kind), cos, sin, turns, slots)
 
     def add_layer(self, index: int, weights: LayerWeights) -> None:
         self._stream, _ = self.block.layer(self.graph, index, weights, self._stream, self._around)

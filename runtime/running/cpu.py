@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,20 @@ from rrt_edge.runtime.bundle.contract import (
     past_name,
 )
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
-from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
+from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
 from rrt_edge.runtime.system.closing import Closing, still_open
-from rrt_edge.runtime.system.deadlines import DEADLINES
 from rrt_edge.runtime.system.memory import return_unused
 from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 GATE = [tensor.name for tensor in OUTPUTS].index("gate")
-MANY_ROWS = 32  # the memory that calls of so many compute with is given back by the next one of fewer
 WEIGHTS = "model.onnx.data"  # as the graph names their file
-FATAL = 4  # onnxruntime's log level
-STEP_SECONDS = 600.0  # that a call may take: no step of a model that can be used does
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
 
@@ -279,12 +276,7 @@ class Binding:
         self._planes = tuple(architecture.kv_planes)
         self._bound: list[list[NDArray[Any] | None]] = [[None] * len(self._groups) for _ in range(architecture.pasts)]
         self._fed: dict[str, NDArray[Any]] = {}
-        self._many_before = False
-        self.step_seconds = STEP_SECONDS
-        self._plain, self._giving_back = onnxruntime.RunOptions(), onnxruntime.RunOptions()
-        for options in (self._plain, self._giving_back):
-            options.log_severity_level = FATAL  # what fails is raised, and told once
-        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.calls = CPUCalls(path)
 
     def run(
         self,
@@ -314,16 +306,7 @@ class Binding:
                 self._fed[name] = array
         for tensor in self._tensors:
             self.binding.bind_output(tensor.name)
-        try:
-            many = feeds["row_depth"].size >= MANY_ROWS
-            done_with_many, self._many_before = self._many_before and not many, many
-            options = self._giving_back if done_with_many else self._plain
-            call = partial(session.run_with_iobinding, self.binding)
-            ended_well = DEADLINES.run(call, options, self.step_seconds)
-        except Exception as error:  # onnxruntime raises several unrelated types
-            raise RRTEdgeError(f"onnxruntime failed while running the model: {first_line(error)}") from error
-        if not ended_well:
-            raise RRTEdgeError(f"{self._path}: a step took longer than {self.step_seconds:g} s and was ended")
+        self.calls.run(session, self.binding, feeds["row_depth"].size)
         outputs: list[NDArray[Any]] = self.binding.copy_outputs_to_cpu()
         self._check_shapes(outputs, feeds, logit_count, depths)
         return outputs
@@ -356,14 +339,20 @@ class Binding:
         return still_open(self._io)
 
     def append(self, cache: KVCache, depth: int, rows: Planes, position: int) -> None:
-        """Add rows to a depth of a cache; where it has to grow, its old arrays go at once, wherever they are bound."""
+        """Add rows to a depth of a cache; where it grows, the old arrays of all depths go at once, wherever bound."""
         for group, nothing in enumerate(self._nothing):
             if not cache.takes(depth, group, rows[0].shape[2]):
-                outgrown = cache.buffers(depth, group)[0]
+                outgrown = {id(cache.buffers(each, group)[0]) for each in range(1, len(cache.lengths) + 1)}
                 for past, bound in enumerate(self._bound):
-                    if bound[group] is outgrown:
+                    if id(bound[group]) in outgrown:
                         self._bind(past, group, nothing)
         cache.append(depth, rows, position)
+
+    def forget(self) -> None:
+        """Hold no pasts any more."""
+        for past in range(len(self._bound)):
+            for group, nothing in enumerate(self._nothing):
+                self._bind(past, group, nothing)
 
     def _bind(self, past: int, group: int, planes: Planes) -> None:
         if self._bound[past][group] is not planes[0]:

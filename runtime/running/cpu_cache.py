@@ -33,12 +33,13 @@ def no_rows(architecture: Architecture, group: int = 0) -> list[NDArray[Any]]:
     return [np.zeros((*shape, width), kind) for kind, width in architecture.kv_planes.values()]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Buffer:
-    """Keys, values and what belongs to them, [layers, 1, KV, room, width] each.
+    """Keys, values and what belongs to them, [layers, 1, KV, room, width] each: a depth's part of `whole`.
 
     Rows before `first` were dropped: `room` counts from there, `used` from the beginning. With a `window`, a row sees
-    so many, itself included. Where forks share it, the first rows up to `used` stay as they are.
+    so many, itself included. Where forks share it, the first rows up to `used` stay as they are. `whole` has all
+    depths, [layers, depths, KV, room, width], so that a step may take a row of each; None while nothing is held.
     """
 
     planes: list[NDArray[Any]]
@@ -46,48 +47,81 @@ class _Buffer:
     first: int = 0
     used: int = 0
     shared: bool = False
+    whole: list[NDArray[Any]] | None = None
+
+    @property
+    def room(self) -> int:
+        rows: int = self.planes[0].shape[3]
+        return rows
 
     def takes(self, stop: int, own: int) -> bool:
         """Whether rows up to `stop` can be written as it is, those before `own` being the writer's to write over."""
-        return stop - self.first <= self.planes[0].shape[3] and not (self.shared and self.used > own)
+        return stop - self.first <= self.room and not (self.shared and self.used > own)
 
     def reaches(self, length: int) -> bool:
         """Whether it holds what the row behind the first `length` sees."""
         return not self.first or (self.window is not None and length - self.first >= self.window - 1)
 
-    def with_room(self, length: int, rows: int, budget: KVBudget) -> _Buffer:
-        """One with room for `rows` more than `length`: itself, where it need not grow and is nobody else's."""
+    def needs(self, length: int, rows: int) -> tuple[int, int]:
+        """With `rows` more than `length`: (the row before which all can be dropped, the room for the others)."""
         first, room = self.first, length - self.first
         room = max(room + rows, room + room // SHARE)
         if self.window is not None:
             keep = self.window - 1 + SPARE
             first, room = max(first, length - keep), min(room, keep + max(rows, STEP))
-        room = -(-room // STEP) * STEP
-        old, new = slice(first - self.first, length - self.first), slice(0, length - first)
-        if not self.shared and room <= self.planes[0].shape[3]:
-            for plane in self.planes:
-                plane[:, :, :, new] = plane[:, :, :, old]
-            self.first = first
-            return self
-        grown = self if not self.shared else _Buffer(list(self.planes), self.window)
-        taken = 0
-        try:
-            for index, plane in enumerate(self.planes):  # plane by plane, so that little is held twice
-                shape = (*plane.shape[:3], room, plane.shape[4])
-                size = math.prod(shape) * plane.dtype.itemsize
-                budget.take(size)
-                taken = size
-                larger = _zeros(shape, plane.dtype)
-                larger[:, :, :, new] = plane[:, :, :, old]
-                grown.planes[index] = larger
-                budget.give_with(larger, size)
-                taken = 0
-        except BaseException:  # planes of unequal room: nothing is held any more
-            budget.give(taken)
-            grown.planes, grown.first, grown.used = [plane[:, :, :, :0].copy() for plane in grown.planes], 0, 0
-            raise
-        grown.first = first
-        return grown
+        return first, -(-room // STEP) * STEP
+
+    def drop(self, first: int, length: int) -> None:
+        """Drop the rows before `first`: the others move to the front."""
+        for plane in self.planes:
+            plane[:, :, :, : length - first] = plane[:, :, :, first - self.first : length - self.first]
+        self.first = first
+
+    def emptied(self) -> _Buffer:
+        """One that holds nothing, and no memory."""
+        return _Buffer([plane[:, :, :, :0].copy() for plane in self.planes], self.window)
+
+
+def _with_room(
+    buffers: Sequence[_Buffer], lengths: Sequence[int], firsts: Sequence[int], room: int, budget: KVBudget
+) -> list[_Buffer]:
+    """All depths' buffers in arrays of so much room: their rows from `firsts` to `lengths`. Those nobody else has are
+    given up one by one, so that little is held twice; where memory ends, they hold nothing any more.
+    """
+    grown = []
+    for old, first, length in zip(buffers, firsts, lengths, strict=True):
+        grown.append(_Buffer(list(old.planes), old.window, first, length))
+        if not old.shared:
+            old.whole = None
+    whole: list[NDArray[Any]] = []
+    taken = 0
+    try:
+        for index in range(len(buffers[0].planes)):
+            layers, _, heads, _, width = buffers[0].planes[index].shape
+            shape, kind = (layers, len(buffers), heads, room, width), buffers[0].planes[index].dtype
+            size = math.prod(shape) * kind.itemsize
+            budget.take(size)
+            taken = size
+            whole.append(_zeros(shape, kind))
+            budget.give_with(whole[-1], size)
+            taken = 0
+            for depth, (old, new) in enumerate(zip(buffers, grown, strict=True)):
+                part = whole[-1][:, depth : depth + 1]
+                kept = old.planes[index][:, :, :, new.first - old.first : new.used - old.first]
+                part[:, :, :, : new.used - new.first] = kept
+                new.planes[index] = part
+                if not old.shared:
+                    old.planes[index] = part
+                del kept
+    except BaseException:
+        budget.give(taken)
+        for old in buffers:
+            if not old.shared:
+                old.planes, old.first, old.used = old.emptied().planes, 0, 0
+        raise
+    for new in grown:
+        new.whole = whole
+    return grown
 
 
 def _zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
@@ -121,6 +155,7 @@ class KVCache:
         groups = architecture.kv_groups
         whole = len(groups) == 1
         self._layers: list[slice | list[int]] = [slice(None)] if whole else [list(group) for group in groups]
+        self._sides: dict[tuple[int, int], list[Planes] | None] = {}  # as `side_by_side` says, until buffers change
         self._buffers = [
             [_Buffer(no_rows(architecture, group), architecture.window(depth, group)) for group in range(len(groups))]
             for depth in range(1, rule.slots(architecture.loops) + 1)
@@ -159,6 +194,47 @@ class KVCache:
         """Before which row no fork has any of those that a depth is about to write: in one slot, depth 1 wrote them."""
         return len(self.positions[0 if self._one_slot else depth - 1])
 
+    def fits(self, depth: int, depths: int, count: int) -> bool:
+        """Whether so many depths from `depth` on can take so many rows more as they are."""
+        each = range(depth, depth + depths)
+        return all(self.takes(at, group, count) for at in each for group in range(len(self._layers)))
+
+    def side_by_side(self, depth: int, depths: int, count: int) -> list[Planes] | None:
+        """By KV group, the planes [layers, depths, KV, room, width] of so many depths from `depth` on, with room for
+        `count` rows more at each; None where they do not stand in the same arrays. Who writes them there says so
+        (`wrote`).
+        """
+        if self._closed:
+            raise closed()
+        for each in range(depth, depth + depths):
+            for group in range(len(self._layers)):
+                if not self.takes(each, group, count):
+                    self._make_room(each, group, count)
+        key = (depth, depths)
+        if key not in self._sides:
+            self._sides[key] = self._side(depth, depths)
+        return self._sides[key]
+
+    def _side(self, depth: int, depths: int) -> list[Planes] | None:
+        planes: list[Planes] = []
+        for group in range(len(self._layers)):
+            buffers = [self._slot(each)[group] for each in range(depth, depth + depths)]
+            whole = buffers[0].whole
+            if depths == 1:
+                planes.append(buffers[0].planes)
+            elif whole is None or self._one_slot or any(buffer.whole is not whole for buffer in buffers):
+                return None
+            else:
+                planes.append([plane[:, depth - 1 : depth - 1 + depths] for plane in whole])
+        return planes
+
+    def wrote(self, depth: int, count: int, position: int) -> None:
+        """So many rows at consecutive positions from `position` on were written behind those a depth has."""
+        positions = self.positions[depth - 1]
+        positions.extend(range(position, position + count))
+        for buffer in self._slot(depth):
+            buffer.used = len(positions)
+
     def append(self, depth: int, rows: Planes, position: int) -> None:
         """Add rows [layers, KV, S, width] at consecutive positions from `position` on, behind those a depth has."""
         self._add(depth, [[plane[layers] for plane in rows] for layers in self._layers], position)
@@ -184,6 +260,7 @@ class KVCache:
             whole[-1][:, 0, :, :count] = plane
             self.budget.give_with(whole[-1], size)
         self._slot(depth)[group] = _Buffer(whole, window, first, len(positions))
+        self._sides.clear()
         for own in self.positions if self._one_slot else [self.positions[depth - 1]]:
             own[:] = positions
 
@@ -205,11 +282,34 @@ class KVCache:
         for group, rows in enumerate(groups):
             buffer = self._slot(depth)[group]
             if not buffer.takes(stop, self._own(depth)):
-                buffer = self._slot(depth)[group] = buffer.with_room(start, count, self.budget)
+                buffer = self._make_room(depth, group, count)
             for plane, new in zip(buffer.planes, rows, strict=True):
                 plane[:, 0, :, start - buffer.first : stop - buffer.first] = new
             buffer.used = stop
         positions.extend(range(position, position + count))
+
+    def _make_room(self, depth: int, group: int, count: int) -> _Buffer:
+        """A depth's buffer of a KV group, with room for so many rows more; all depths' get the same room, but for those
+        that attend to other windows."""
+        own, start = self._slot(depth)[group], len(self.positions[depth - 1])
+        slots, buffers, lengths, needs = [], [], [], []
+        for held, slot in zip(self.lengths, self._buffers, strict=False):
+            buffer = slot[group]
+            if buffer.window == own.window:
+                slots.append(slot)
+                buffers.append(buffer)
+                lengths.append(start if buffer is own else held)
+                needs.append(buffer.needs(lengths[-1], count if buffer is own else 0))
+        first, room = needs[buffers.index(own)]
+        if not own.shared and room <= own.room:
+            own.drop(first, start)
+            return own
+        room = max(room for _, room in needs)
+        self._sides.clear()
+        grown = _with_room(buffers, lengths, [first for first, _ in needs], room, self.budget)
+        for slot, buffer in zip(slots, grown, strict=True):
+            slot[group] = buffer
+        return self._slot(depth)[group]
 
     @property
     def keeps_all(self) -> bool:
@@ -228,15 +328,17 @@ class KVCache:
                 buffers = self._slot(depth)
                 for group, buffer in enumerate(buffers):
                     if buffer.first:
-                        buffers[group] = _Buffer([plane[:, :, :, :0] for plane in buffer.planes], buffer.window)
+                        buffers[group] = buffer.emptied()
+                        self._sides.clear()
 
     def close(self) -> None:
         """Give the memory back; nothing is held any more, and nothing is taken."""
         self._closed = True
         self.truncate(0)
+        self._sides.clear()
         for buffers in self._buffers:
             for group, buffer in enumerate(buffers):
-                buffers[group] = _Buffer([plane[:, :, :, :0].copy() for plane in buffer.planes], buffer.window)
+                buffers[group] = buffer.emptied()
 
     def fork(self) -> KVCache:
         """Another cache of the same rows. Nothing is copied until both have added rows, and then by one of them.
@@ -247,6 +349,7 @@ class KVCache:
         other.positions = [
             list(self.positions[-1 if self._one_slot else depth]) for depth in range(len(self.positions))
         ]
+        other._sides = {}
         other._layers, other.budget, other._closed = self._layers, self.budget, self._closed
         other._closing = self._closing
         other._closing.add(other)

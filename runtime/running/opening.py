@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
+from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH, has_block_graph
 from rrt_edge.runtime.bundle.declared import check_declared
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import DeviceError, OutOfMemoryError
+from rrt_edge.runtime.running.block import BlockRunner
 from rrt_edge.runtime.running.cpu import Graph
 from rrt_edge.runtime.running.devices.choice import choose_device, record_failure
 from rrt_edge.runtime.running.devices.device import OpenDevice
@@ -43,8 +46,11 @@ def open_runner(
     check_declared(bundle, manifest)
     budget, threads = KVBudget(options.kv_budget_bytes), options.threads
     if device == "cpu":
-        folder = graph_folder or bundle
-        return Graph(folder, manifest.architecture, manifest.rule, threads, context, budget, options.mmap)
+        shape, rule, folder = manifest.architecture, manifest.rule, graph_folder or bundle
+        if (bundle / BLOCK_GRAPH).is_file() and has_block_graph(shape, rule.projects):
+            loop_graph = partial(Graph, folder, shape, rule, threads, context, budget, options.mmap)
+            return BlockRunner(folder, shape, threads, context, budget, options.mmap, loop_graph)
+        return Graph(folder, shape, rule, threads, context, budget, options.mmap)
     opened = OpenDevice(device)
     reason = why_cpu_only(bundle, manifest.architecture, manifest.rule)
     if reason is not None:

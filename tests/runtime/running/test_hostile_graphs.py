@@ -29,14 +29,24 @@ def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(PREBUILT, tmp_path / "bundle"))
 
 
-def with_graph(bundle: Path, change: Callable[[Any], None]) -> None:
-    """Let `change` work on the graph, and the manifest say the hash of what it makes."""
-    path = bundle / "model.onnx"
+@pytest.fixture(params=["model.onnx", "block.onnx"])
+def graph(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def with_graph(bundle: Path, change: Callable[[Any], None], name: str = "model.onnx") -> None:
+    """Let `change` work on a graph, and the manifest say the hash of what it makes; the loop graph becomes the one that
+    runs."""
+    path = bundle / name
     model = onnx.load(path, load_external_data=False)
     change(model.graph)
     onnx.save(model, path)
     entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    edit_manifest(bundle, lambda fields: fields["files"]["model.onnx"].update(entry))
+    edit_manifest(bundle, lambda fields: fields["files"][name].update(entry))
+    if name == "model.onnx":
+        (bundle / "block.onnx").unlink()
+        edit_manifest(bundle, lambda fields: fields["files"].pop("block.onnx"))
 
 
 def renamed(graph: Any, name: str) -> None:
@@ -102,28 +112,55 @@ def test_an_output_of_another_shape_is_refused(copied: Path, name: str, axis: in
 
 @pytest.mark.parametrize("name", ["logits", "gate"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_numbers_that_are_none_are_noticed(copied: Path, name: str, value: float) -> None:
-    def change(graph: Any) -> None:
-        renamed(graph, name)
-        graph.initializer.append(onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [value]))
-        graph.node.append(onnx.helper.make_node("Add", [f"{name}.inner", "none"], [name]))
+def test_numbers_that_are_none_are_noticed(copied: Path, graph: str, name: str, value: float) -> None:
+    def change(proto: Any) -> None:
+        renamed(proto, name)
+        proto.initializer.append(onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [value]))
+        proto.node.append(onnx.helper.make_node("Add", [f"{name}.inner", "none"], [name]))
 
-    with_graph(copied, change)
+    with_graph(copied, change, graph)
     report = check(copied)
-    assert not report.ok and report.problem is not None and "are no finite numbers" in report.problem
+    # Rows have logits by what the gate is inside; outside, the gate then says of how many.
+    other = "gives logits the shape" if (graph, name) == ("block.onnx", "gate") else "are no finite numbers"
+    assert not report.ok and report.problem is not None and other in report.problem
 
 
-def test_what_fails_while_it_runs_is_told_once(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def change(graph: Any) -> None:
-        renamed(graph, "gate")
+def test_what_fails_while_it_runs_is_told_once(copied: Path, graph: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def change(proto: Any) -> None:
+        renamed(proto, "gate")
         sizes = onnx.helper.make_tensor("sizes", onnx.TensorProto.INT64, [2], [1 << 30, 1 << 30])
-        graph.initializer.append(sizes)
-        graph.node.append(onnx.helper.make_node("Expand", ["gate.inner", "sizes"], ["gate"]))
+        proto.initializer.append(sizes)
+        proto.node.append(onnx.helper.make_node("Expand", ["gate.inner", "sizes"], ["gate"]))
 
-    with_graph(copied, change)
+    with_graph(copied, change, graph)
     report = check(copied)
     assert not report.ok and report.problem is not None and "onnxruntime failed while running" in report.problem
     assert capfd.readouterr().err == ""
+
+
+def test_a_block_that_gives_other_logits_is_refused(copied: Path) -> None:
+    with_graph(copied, doubled("logits", 0), "block.onnx")
+    report = check(copied)
+    assert not report.ok and report.problem is not None and "block.onnx: gives logits the shape [2, " in report.problem
+    with Model.load(copied, device="cpu") as model, pytest.raises(BundleError, match="gives logits the shape"):
+        model.generate([3, 4, 5])
+
+
+@pytest.mark.parametrize("name", ["hidden_out", "gate"])
+def test_a_block_that_gives_other_states_is_refused(copied: Path, name: str) -> None:
+    with_graph(copied, doubled(name, 0), "block.onnx")
+    report = check(copied)
+    assert not report.ok and report.problem is not None and name in report.problem
+
+
+def test_the_loop_graph_beside_a_block_is_tried_too(copied: Path) -> None:
+    block, fields = (copied / "block.onnx").read_bytes(), Manifest.read(copied).files["block.onnx"]
+    with_graph(copied, doubled("logits", 0))
+    (copied / "block.onnx").write_bytes(block)
+    entry = {"bytes": fields.bytes, "sha256": fields.sha256}
+    edit_manifest(copied, lambda fields: fields["files"].update({"block.onnx": entry}))
+    report = check(copied)
+    assert not report.ok and report.problem is not None and "model.onnx: gives logits the shape" in report.problem
 
 
 def test_a_graph_that_never_ends_is_ended(copied: Path) -> None:

@@ -17,7 +17,7 @@ from rrt_edge.runtime import Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.decoding.decoder import Decoder
-from rrt_edge.runtime.running.cpu import Graph
+from rrt_edge.runtime.running.block import BlockRunner
 from rrt_edge.runtime.running.tracing import VARIABLE, WIDTHS, traced
 from tests.conftest import ROOT
 from tests.runtime.devices.decoding import on_device
@@ -48,7 +48,7 @@ def test_nothing_stands_before_the_runner_where_nobody_asks(
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
     with Model.load(bundle) as model:
-        assert type(model.runner) is Graph
+        assert type(model.runner) is BlockRunner
         model.generate("The cat", Sampling(max_tokens=3))
     assert capfd.readouterr().err == ""
 
@@ -89,7 +89,7 @@ def test_rows_that_waited_and_rows_held(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     rule: KVRuleName = "propagate" if runner == "propagate" else "exact"
-    room = 256 if runner == "device" else 64
+    room, deeper = (256, 0) if runner == "device" else (64, 64)
     with (
         on_device(bundle) if runner == "device" else Model.load(propagating if rule == "propagate" else bundle) as model
     ):
@@ -102,9 +102,9 @@ def test_rows_that_waited_and_rows_held(
     assert [tuple(call[name] for name in ("depths", "rows", "waiting", "KV", "exit")) for call in calls] == [
         ("1", "5", "0", "0/0", "-"),
         ("1", "1", "0", f"5/{room}", "1"),
-        ("2", "1", "5", "0/0", "2"),
+        ("2", "1", "5", f"0/{deeper}", "2"),
         ("1-2", "1", "0", f"6/{room}", "2"),
-        ("3", "1", "6", "0/0", "3"),
+        ("3", "1", "6", f"0/{deeper}", "3"),
     ]
 
 

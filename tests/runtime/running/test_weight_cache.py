@@ -12,6 +12,8 @@ import pytest
 from rrt_edge.runtime import BadInputError, BundleError, Model, RRTEdgeError
 from rrt_edge.runtime.running import weight_cache as module
 
+FILES = [f"{graph}{end}" for graph in ("block.onnx", "model.onnx") for end in ("", ".data")]
+
 
 def answer(bundle: Path, cache: Path | None) -> list[int]:
     with Model.load(bundle, weight_cache=cache) as model:
@@ -30,22 +32,23 @@ def test_the_tokens_are_the_same_and_the_weights_come_from_the_cache(
     assert answer(packed, tmp_path) == expected
     (folder,) = tmp_path.iterdir()
     made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert set(made) == {"model.onnx", "model.onnx.data", "weight_cache.json"}
+    assert set(made) == {*FILES, "weight_cache.json"}
     assert answer(packed, tmp_path) == expected
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made
     if Path("/proc/self/maps").is_file():
         with Model.load(packed, weight_cache=tmp_path):
-            assert str(folder / "model.onnx.data") in Path("/proc/self/maps").read_text()
+            assert str(folder / "block.onnx.data") in Path("/proc/self/maps").read_text()
 
     monkeypatch.setattr(module, "_processor", lambda: "another")
     answer(packed, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_damaged_cache_is_made_anew(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["block.onnx.data", "model.onnx.data"])
+def test_a_damaged_cache_is_made_anew(packed: Path, tmp_path: Path, name: str) -> None:
     expected = answer(packed, tmp_path)
     (folder,) = tmp_path.iterdir()
-    data = folder / "model.onnx.data"
+    data = folder / name
     whole = data.read_bytes()
     for damaged in (whole[:-1], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
         data.write_bytes(damaged)

@@ -17,6 +17,11 @@ from transformers import AutoModelForCausalLM
 
 import rrt_edge
 from rrt_edge.exporters import export, verify
+from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH
+from rrt_edge.runtime.bundle.device_graphs import why_unfit
+from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.running.block import BlockRunner
+from rrt_edge.runtime.running.runner import Call, Part
 from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
 from tests.host import Host
@@ -109,6 +114,42 @@ def test_a_batch_of_unequal_lengths_equals_its_texts(made: Callable[[str], Path]
         fed = [min(stop, len(ids)) for stop, ids in zip(stops, TEXTS, strict=True)]
     expected = [torch_logits(folder / "recursive", ids)[-1] for ids in TEXTS]
     cell("batch of 4", np.concatenate(seen), np.concatenate(expected))
+
+
+def test_the_block_graph_equals_torch_in_pieces_and_with_a_row_at_each_depth(
+    made: Callable[[str], Path], case: str, cell: Cell
+) -> None:
+    """Half of a text in pieces; then in each call the next token at depth 1 and the one before it a depth further."""
+    folder, loops = made(case), LOOPS[case]
+    manifest = Manifest.read(folder / "bundle")
+    if not (folder / "bundle" / BLOCK_GRAPH).is_file():
+        assert why_unfit(manifest.architecture.windows or (), manifest.architecture.head_dim)
+        return
+    expected, ids = torch_logits(folder / "recursive", TEXTS[0]), np.array(TEXTS[0])
+    runner = BlockRunner(folder / "bundle", manifest.architecture, 1)
+    cache, binding, seen = runner.new_cache(), runner.bind(), []
+    for start, stop in ((0, 2), (2, 9), (9, 10), (10, 12)):
+        rows = range(stop - start)
+        seen.append(runner.run(binding, cache, Call(ids[start:stop], start, 1, loops, logit_rows=rows)).logits)
+    cell("block", np.concatenate(seen), expected[-1, :12])
+
+    moving: list[tuple[int, int, Any]] = []  # place, depth, state
+    always, seen, theirs = np.zeros(1, np.float32), [], []
+    for step in range(12, 12 + 11 + loops):
+        moving = [row for row in moving if row[1] < loops]
+        parts = [Part(cache, depth + 1, state, place, always) for place, depth, state in moving]
+        if step < 23:
+            parts.append(Part(cache, 1, ids[step : step + 1], step, always))
+        if not parts:
+            break
+        done = runner.step(binding, parts)
+        for part, outcome in zip(parts, done, strict=True):
+            seen.append(outcome.logits[0])
+            theirs.append(expected[part.depth - 1, part.position])
+        moving = [(part.position, part.depth, outcome.hidden) for part, outcome in zip(parts, done, strict=True)]
+    assert len(seen) == 11 * loops
+    cell("piped", np.stack(seen), np.stack(theirs))
+    runner.close()
 
 
 def test_4_bits_stay_near_torch(made: Callable[[str], Path], case: str, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -15,17 +14,17 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import named, shown
+from rrt_edge.runtime.system.protobuf import LENGTH, fields, strings
 
 KEY = "rrt_edge"  # of the model's metadata
 LARGEST = 1 << 20  # bytes of the entry
 METADATA = 14  # the number of the field in ONNX's ModelProto; an entry has its key in field 1 and its value in field 2
-VARINT, LENGTH, FIXED = 0, 2, {1: 8, 5: 4}  # kinds of fields in protobuf; bytes of those that have always as many
 
 
 def declaration(manifest: Manifest) -> str:
     """All that a manifest says of the graph, its weights and what they were trained for, as JSON."""
     gate = {"kind": manifest.gate.kind, "trained": manifest.gate.trained}
-    fields = {
+    facts = {
         "architecture": dataclasses.asdict(manifest.architecture),
         "gate": gate,
         "quantization": dataclasses.asdict(manifest.quantization),
@@ -33,7 +32,7 @@ def declaration(manifest: Manifest) -> str:
         "weight_bytes": manifest.weight_bytes,
         "unshared_weight_bytes": manifest.unshared_weight_bytes,
     }
-    return json.dumps(fields, sort_keys=True)
+    return json.dumps(facts, sort_keys=True)
 
 
 def check_declared(bundle: Path, manifest: Manifest) -> None:
@@ -84,40 +83,10 @@ def _metadata(path: Path) -> dict[str, str]:
     entries: dict[str, str] = {}
     try:
         with path.open("rb") as file:
-            for number, length in _fields(file):
-                if number == METADATA and length <= LARGEST:
-                    entry = io.BytesIO(file.read(length))
-                    parts = {part: entry.read(size).decode() for part, size in _fields(entry)}
-                    entries[parts.get(1, "")] = parts.get(2, "")
-                else:
-                    file.seek(length, io.SEEK_CUR)
+            for number, kind, length in fields(file):
+                if (number, kind) == (METADATA, LENGTH) and length <= LARGEST:
+                    entry = strings(io.BytesIO(file.read(length)))
+                    entries[entry.get(1, "")] = entry.get(2, "")
     except (OSError, ValueError, OverflowError):  # a length leads anywhere; onnxruntime says what is wrong with it
         pass
     return entries
-
-
-def _fields(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """The fields of a message in protobuf that have a length: their numbers and lengths; whoever asks reads on."""
-    while (tag := _varint(file)) is not None:
-        kind = tag & 7
-        if kind == LENGTH:
-            yield tag >> 3, _varint(file) or 0
-        elif kind == VARINT:
-            _varint(file)
-        elif kind in FIXED:
-            file.seek(FIXED[kind], io.SEEK_CUR)
-        else:
-            raise ValueError(f"kind {kind}")
-
-
-def _varint(file: BinaryIO) -> int | None:
-    """A number in groups of seven bits, the lowest first; None at the end of the file."""
-    number = shift = 0
-    while byte := file.read(1):
-        number |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return number
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
-    return None

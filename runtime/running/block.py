@@ -29,15 +29,16 @@ from rrt_edge.runtime.bundle.block_contract import (
 from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
-from rrt_edge.runtime.running.cpu import WEIGHTS, Binding, Graph
+from rrt_edge.runtime.running.cpu import Binding, Graph
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes
 from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
+from rrt_edge.runtime.running.weight_file import open_session
 from rrt_edge.runtime.system.closing import Closing, still_open
 from rrt_edge.runtime.system.memory import return_unused
-from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
+from rrt_edge.runtime.system.onnxruntime import first_line, onnxruntime, session_options
 
 Float = NDArray[np.float32]
 ALWAYS = -1.0  # a threshold that every gate reaches
@@ -79,16 +80,11 @@ class BlockRunner:
         self.path = bundle / BLOCK_GRAPH
         short = architecture.short_context
         self.constant: dict[str, NDArray[Any]] = {} if short is None else {LONG_CONTEXT.name: np.array(context > short)}
-        options = session_options(threads)
         try:
-            if not mmap:
-                content = (bundle / WEIGHTS).read_bytes()
-                options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
-            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                str(self.path), options, providers=[CPU]
-            )
+            session = open_session(self.path, session_options(threads), mmap)
         except Exception as error:  # onnxruntime raises several unrelated types
             raise BundleError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
+        self._session: onnxruntime.InferenceSession | None = session
         self._check_contract()
         self._closing = Closing()
         self._open_loop_graph = loop_graph

@@ -28,14 +28,14 @@ from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
+from rrt_edge.runtime.running.weight_file import open_session
 from rrt_edge.runtime.system.closing import Closing, still_open
 from rrt_edge.runtime.system.memory import return_unused
-from rrt_edge.runtime.system.onnxruntime import CPU, first_line, onnxruntime, session_options
+from rrt_edge.runtime.system.onnxruntime import first_line, onnxruntime, session_options
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 GATE = [tensor.name for tensor in OUTPUTS].index("gate")
-WEIGHTS = "model.onnx.data"  # as the graph names their file
 _NO_SLOTS = np.zeros(0, np.int64)
 _NO_THRESHOLDS = np.zeros(0, np.float32)
 
@@ -79,15 +79,10 @@ class Graph:
         self.propagates = rule.projects
         options = session_options(threads)
         try:
-            if not mmap:
-                weights = bundle / WEIGHTS
-                content = weights.read_bytes()
-                options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
-            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                str(self.path), options, providers=[CPU]
-            )
+            session = open_session(self.path, options, mmap)
         except Exception as error:  # onnxruntime raises several unrelated types
             raise BundleError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
+        self._session: onnxruntime.InferenceSession | None = session
         self._check_contract()
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)

@@ -209,5 +209,6 @@ def test_weights_are_mapped_or_read_and_the_tokens_are_the_same(copied: Path) ->
     with Model.load(copied, device="cpu") as model:
         assert is_mapped()
         assert model.generate([3, 4, 5]).tokens == tokens
+    assert not is_mapped()
     with pytest.raises(BadInputError, match="no-mmap: does not go with weight-cache"):
         Model.load(copied, device="cpu", mmap=False, weight_cache=copied / "cache")

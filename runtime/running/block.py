@@ -252,8 +252,11 @@ class BlockBinding:
         bound = self._bound[key]
         bound.feed(parts, planes)
         self.calls.run(runner.session, bound.io, len(parts) * len(parts[0].rows))
-        hidden, gate, logits = bound.results()
+        hidden, gate = bound.results()
         right = (int((gate.ravel() >= bound.least).sum()), runner.architecture.vocabulary)
+        if not right[0]:
+            return hidden, gate, np.zeros(right, np.float32)
+        logits = bound.logits()
         if logits.shape != right:  # a graph may declare one shape and give another; what comes next relies on it
             raise BundleError(
                 f"{runner.path}: gives logits the shape {list(logits.shape)} where a bundle's graph gives "
@@ -340,7 +343,11 @@ class _Bound:
         """The gates from which on rows have logits, [E * S]."""
         return self._arrays["least"]
 
-    def results(self) -> tuple[Float, Float, Float]:
-        """Copies of hidden states, gates and logits."""
+    def results(self) -> tuple[Float, Float]:
+        """Copies of hidden states and gates."""
+        return self._arrays["hidden_out"].copy(), self._arrays["gate"].copy()
+
+    def logits(self) -> Float:
+        """A copy of the logits."""
         logits: Float = self.io.get_outputs()[OUTPUTS.index("logits")].numpy()
-        return self._arrays["hidden_out"].copy(), self._arrays["gate"].copy(), logits
+        return logits

@@ -226,16 +226,16 @@ class Loaded:
         return sampling
 
     def pipeline(self, state: SequenceState[Any], policy: ExitPolicy) -> Pipeline | None:
-        """What runs the tokens of a sequence ahead of time under a policy by which all run the same depths; None where
+        """What runs tokens of a sequence ahead of time under a policy by which all run the same depths; None where
         nothing can: tokens may leave early, rows do not wait under the KV rule, or no lesser depth can be read.
         """
-        architecture, runner = self.manifest.architecture, self.runner
-        looping, last = architecture.looping, policy.depth or self.loops
-        drafts = looping.draft_depth < last and looping.draft_depth in architecture.exits
-        if self.reproducible or policy.may_leave or not state.rule.exact or not drafts or runner.slots < 2:
+        manifest, looping, slots = self.manifest, self.manifest.architecture.looping, self.runner.slots
+        last = policy.depth or self.loops
+        depths = [depth for depth in manifest.architecture.exits if looping.draft_depth <= depth < last]
+        if self.reproducible or policy.may_leave or not state.rule.exact or not depths or slots < 2:
             return None
-        ends = self.manifest.eos_token_ids
-        return Pipeline(state, looping, self.drafting, ends, self.manifest.gate.trained, last, runner.slots)
+        gated = manifest.gate.trained and looping.gate == "mlp"  # a hazard says that a state is good enough, no more
+        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated)
 
     def kv_rule(self, name: RunRuleName | None) -> KVRule:
         """The KV rule of a name, by default the one that the bundle was loaded with.

@@ -268,35 +268,34 @@ class Session:
         sampler, decoder = reply.sampler, self.decoder
         pipeline = self.model.pipeline(decoder.state, policy)
         while True:
-            dropped = reply.dropped
-            self._make_room(reply, policy, self.model.loops)
-            if pipeline is not None and reply.dropped > dropped:
-                pipeline.forget()
-            if pipeline is not None and (not pipeline.is_empty or pipeline.begins()):
+            self._make_room(reply, policy)
+            is_free = pipeline is not None and pipeline.is_free
+            if pipeline is not None and (not pipeline.is_empty or (is_free and pipeline.pays())):
                 yield self._piped(reply, pipeline)
                 continue
             started = time.perf_counter()
             step = decoder.step(reply.history[-1], reply.policy)
             token = sampler.pick(step.logits, reply.history)
-            if pipeline is not None:
+            if pipeline is not None and is_free:
                 pipeline.took(False, time.perf_counter() - started)
             yield sampler.picked(token, step.depth, step.gate, step.logits)
 
     def _piped(self, reply: Reply, pipeline: Pipeline) -> Picked:
         """The next token through the pipeline."""
         began, picked = time.perf_counter(), None
+        room = self.model.context - (len(reply.history) - 1 - reply.dropped)
         while picked is None:
             started = time.perf_counter()
             done = self.decoder.advance(pipeline.parts(reply.history[-1]))
             self.model.drafting.stepped(len(done), time.perf_counter() - started)
-            picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, reply.remaining)
+            picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, min(reply.remaining, room))
         pipeline.took(True, time.perf_counter() - began)
         return picked
 
-    def _make_room(self, reply: Reply, policy: ExitPolicy, rows: int) -> None:
-        """Drop the older half of the tokens where the context has no room for the rows and the reply may shift."""
-        length = self.decoder.length
-        if not reply.shifts or length + rows <= self.model.context or length < 2:
+    def _make_room(self, reply: Reply, policy: ExitPolicy) -> None:
+        """Drop the older half of the tokens where the context is full and the reply may shift."""
+        length = len(reply.history) - 1 - reply.dropped  # fed, but for drafts
+        if not reply.shifts or length < max(self.model.context, 2):
             return
         dropped = length - length // 2
         log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)

@@ -45,7 +45,7 @@ class Cancelled(Exception):
 
 
 class Decoder(Generic[CacheT, BindingT]):
-    """One sequence: its state, and the block rows and steps spent on it. Where a call fails, what was held is forgotten.
+    """One sequence: its state, and the block rows and steps spent on it. Where a call fails, it forgets what it held.
 
     `cancelled`, set by any thread, ends a call before its next block step.
     """

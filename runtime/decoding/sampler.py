@@ -73,9 +73,7 @@ class Sampler:
         number = self._number(len(history) - self._prompt_tokens) * shares[-1]
         return int(tokens[shares.searchsorted(number, side="right")])
 
-    def candidates(
-        self, logits: Float, history: Sequence[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def candidates(self, logits: Float, history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The tokens [N] that `pick` chooses from, ascending, and their probabilities [N]; its errors.
 
         The temperature must be above 0.

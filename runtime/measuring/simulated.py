@@ -6,13 +6,17 @@ import numpy as np
 
 from rrt_edge.runtime.decoding.drafting import Drafting
 
+TOGETHER = 20  # verdicts of which the stated share stands, as nearly as can be: short replies have it too
+
 
 class SimulatedDrafting(Drafting):
-    """Drafts always; that a draft stands is drawn, and where it does not, another token follows."""
+    """Drafts always; which drafts stand is drawn, and where one does not, another token follows."""
 
     def __init__(self, share: float, seed: int) -> None:
         super().__init__()
         self._share, self._random = share, np.random.default_rng(seed)
+        self._verdicts: list[bool] = []  # still to be given
+        self._drawn = self._stands = 0
 
     def pays(self, last: int) -> bool:
         return True
@@ -21,6 +25,11 @@ class SimulatedDrafting(Drafting):
         return 0.0
 
     def verdict(self, token: int, draft: int) -> int:
-        if self._random.random() < self._share:
+        if not self._verdicts:
+            self._drawn += TOGETHER
+            stands = round(self._share * self._drawn) - self._stands
+            self._stands += stands
+            self._verdicts = self._random.permutation(np.arange(TOGETHER) < stands).tolist()
+        if self._verdicts.pop():
             return draft
         return token if token != draft else draft - 1 if draft else 1

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rrt_edge.runtime import BadInputError, Model
 from rrt_edge.runtime.measuring.bench import Case, Row, Settings, bench, default_tests, read_bandwidth
 from rrt_edge.runtime.measuring.exit_traces import trace
+from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 
 QUICK = Settings(prompt=9, new=20, repeats=2, threads=1)
 
@@ -112,6 +113,17 @@ def test_cases_read_their_options_in_any_order() -> None:
     assert Case.parse("decode:skip:x8:trace=0.6", "exact") == Case("decode", "trace=0.6", "skip", 8)
     assert Case.parse("decode", "latest") == Case("decode", "full", "latest", 1)
     assert Case.parse("decode:x2:accept=0.8:full", "exact") == Case("decode", "full", "exact", 2, 0.8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.33, 0.8, 1.0])
+def test_the_stated_share_of_drafts_stands(share: float) -> None:
+    drafting = SimulatedDrafting(share, 3)
+    verdicts = [drafting.verdict(7, 7) == 7 for _ in range(400)]
+    assert sum(verdicts) == 400 * share
+    again, other = SimulatedDrafting(share, 3), SimulatedDrafting(share, 4)
+    assert verdicts == [again.verdict(5, 5) == 5 for _ in range(400)]
+    assert share in (0.0, 1.0) or verdicts != [other.verdict(5, 5) == 5 for _ in range(400)]
+    assert all(drafting.verdict(8, 7) in (7, 8) for _ in range(40))
 
 
 def test_bandwidth_is_plausible() -> None:

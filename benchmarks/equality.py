@@ -62,7 +62,7 @@ class AllDrafts(Drafting):
     def pays(self, last: int) -> bool:
         return True
 
-    def cutoff(self, rows: int) -> float:
+    def cutoff(self, rows: int, sequences: int = 1) -> float:
         return 0.0
 
 

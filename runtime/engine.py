@@ -167,7 +167,7 @@ class Engine:
         for request, own in zip(chosen, rows, strict=True):
             prompt_rows = request.new_prompt_rows
             try:
-                groups.append(request.parts(room, sum(rows) - own))
+                groups.append(request.parts(room, sum(rows) - own, len(chosen)))
             except BaseException as error:
                 self._end(request, error)
                 continue
@@ -186,7 +186,7 @@ class Engine:
         try:
             done = iter(self.model.runner.step(self._binding, parts))
             if all(len(part.rows) == 1 for part in parts):
-                self.model.drafting.stepped(len(parts), time.perf_counter() - started)
+                self.model.drafting.stepped(len(parts), time.perf_counter() - started, len(groups))
             return [[next(done) for _ in group] for group in groups]
         except BaseException as error:
             if from_outside(error):

@@ -245,7 +245,7 @@ def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     from rrt_edge.runtime.decoding.drafting import Drafting
 
     monkeypatch.setattr(Drafting, "pays", lambda self, last: True)
-    monkeypatch.setattr(Drafting, "cutoff", lambda self, rows: 0.0)
+    monkeypatch.setattr(Drafting, "cutoff", lambda self, rows, sequences=1: 0.0)
 
 
 @pytest.fixture

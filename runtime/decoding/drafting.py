@@ -77,7 +77,7 @@ class Drafting:
 
     def __init__(self) -> None:
         self._stood, self._judged = [0.0] * len(EDGES), [0.0] * len(EDGES)
-        self._steps: dict[int, _Mean] = {}  # seconds by rows
+        self._steps: dict[tuple[int, int], _Mean] = {}  # seconds by sequences and rows
         self._ways: dict[int, _Ways] = {}  # by the depth that tokens are read at
         self._cutoffs = 0
 
@@ -94,9 +94,9 @@ class Drafting:
         """A token read at depth `last` took so long."""
         self._ways.setdefault(last, _Ways()).observe(drafts, seconds)
 
-    def stepped(self, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long."""
-        self._steps.setdefault(rows, _Mean(STEPS)).add(seconds)
+    def stepped(self, rows: int, seconds: float, sequences: int = 1) -> None:
+        """A step of so many rows, of so many sequences, took so long."""
+        self._steps.setdefault((sequences, rows), _Mean(STEPS)).add(seconds)
 
     def judged(self, certainty: float, stood: bool) -> None:
         """A draft of so much certainty stood or not."""
@@ -104,8 +104,9 @@ class Drafting:
         self._stood[index] = MEMORY * self._stood[index] + stood
         self._judged[index] = MEMORY * self._judged[index] + 1
 
-    def cutoff(self, rows: int) -> float:
-        """The least certainty that pays for a draft in steps of so many rows without it; `NEVER` where none does.
+    def cutoff(self, rows: int, sequences: int = 1) -> float:
+        """The least certainty that pays for a draft in steps of so many rows without it, of so many sequences; `NEVER`
+        where none does.
 
         The draft costs what a step of one row more takes longer, and saves its share of a step.
         """
@@ -113,7 +114,7 @@ class Drafting:
         if self._cutoffs % PROBE == 0:
             return 0.0
         rows = max(rows, 1)
-        here, more = self._seconds(rows), self._seconds(rows + 1)
+        here, more = self._seconds(rows, sequences), self._seconds(rows + 1, sequences)
         cost = (more - here) / (here / rows)
         least = len(EDGES)
         while least and self._chance(least - 1) > cost:
@@ -137,13 +138,14 @@ class Drafting:
         middle = (EDGES[index] + (*EDGES, 1.0)[index + 1]) / 2
         return (PRIOR * middle + self._stood[index]) / (PRIOR + self._judged[index])
 
-    def _seconds(self, rows: int) -> float:
+    def _seconds(self, rows: int, sequences: int) -> float:
         """Seconds of a step of so many rows: as measured, or from the nearest number that was."""
-        steps = dict(self._steps)  # which other threads may add to meanwhile
+        known = dict(self._steps)  # to which other threads may add meanwhile
+        steps = {count: mean.value for (several, count), mean in known.items() if several == sequences}
         if not steps:
             return _relative(rows)
-        nearest = min(steps, key=lambda known: (abs(known - rows), known))
-        return steps[nearest].value * _relative(rows) / _relative(nearest)
+        nearest = min(steps, key=lambda count: (abs(count - rows), count))
+        return steps[nearest] * _relative(rows) / _relative(nearest)
 
 
 def _relative(rows: int) -> float:

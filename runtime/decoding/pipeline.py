@@ -89,12 +89,13 @@ class Pipeline:
         """A token took so long, with drafts or without."""
         self._drafting.took(self.last, drafts, seconds)
 
-    def parts(self, token: int, others: int = 0) -> list[Part[Any]]:
+    def parts(self, token: int, others: int = 0, sequences: int = 1) -> list[Part[Any]]:
         """The rows to run next, each through its next depth, the deepest first.
 
         Args:
             token: the history's last.
             others: rows of other sequences in the same step.
+            sequences: those in the step, this one among them.
         """
         if not self._rows:
             self._draft = _Row(token)
@@ -102,9 +103,9 @@ class Pipeline:
             self._rows.append(self._draft)
             self._draft = None
         going_on = sum(row.depth + 1 < self.last for row in self._rows)
-        return [self._part(row, others + going_on) for row in self._rows]
+        return [self._part(row, others + going_on, sequences) for row in self._rows]
 
-    def _part(self, row: _Row, rows: int) -> Part[Any]:
+    def _part(self, row: _Row, rows: int, sequences: int) -> Part[Any]:
         """`rows`: of the step behind this one, if nothing is drafted."""
         depth, state = row.depth + 1, self._state
         entering = np.array([row.token]) if depth == 1 else state.waiting[depth - 2].take(1)
@@ -112,7 +113,7 @@ class Pipeline:
         if depth == self.last:
             least = 0.0
         elif row is self._rows[-1] and depth in self._draft_depths:
-            self._cutoff = self._drafting.cutoff(rows)
+            self._cutoff = self._drafting.cutoff(rows, sequences)
             least = self._cutoff if self._gated or self._cutoff == NEVER else 0.0
         stayed = last_stayed(1, row.gate) if row.gate else None
         position = state.first_position(depth, 1)

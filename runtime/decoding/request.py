@@ -105,16 +105,17 @@ class Request:
         """Parts it would bring if it were served now."""
         return 1 if self._pipeline is None else self._pipeline.width
 
-    def parts(self, prompt_room: int, others: int = 0) -> list[Part[Any]]:
+    def parts(self, prompt_room: int, others: int = 0, sequences: int = 1) -> list[Part[Any]]:
         """The rows it needs run next, each part through one depth; no more than `prompt_room` new prompt tokens.
 
         Args:
             others: rows of other requests in the same step.
+            sequences: requests in the step, this one among them.
         """
         pipeline = self._pipeline
         self._piped = pipeline is not None and self._depth == 0 and not self._unread and pipeline.is_free
         if pipeline is not None and self._piped:
-            return pipeline.parts(self._reply.history[-1], others)
+            return pipeline.parts(self._reply.history[-1], others, sequences)
         return [self._part(prompt_room)]
 
     def _part(self, prompt_room: int) -> Part[Any]:

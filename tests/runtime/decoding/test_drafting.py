@@ -112,6 +112,9 @@ def test_rows_beside_others_must_be_surer() -> None:
     for rows, seconds in ((1, 1.0), (2, 1.02), (3, 2.0), (4, 2.02)):
         drafting.stepped(rows, seconds)
     assert drafting.cutoff(1) == 0.0 and drafting.cutoff(2) == NEVER and drafting.cutoff(3) == 0.0
+    for rows, seconds in ((2, 2.0), (3, 2.1), (4, 4.2)):
+        drafting.stepped(rows, seconds, sequences=2)  # which do not share a row's weights with each other
+    assert drafting.cutoff(2, 2) == 0.0 and drafting.cutoff(3, 2) == NEVER and drafting.cutoff(2) == NEVER
 
 
 def test_what_others_learnt_is_shared_and_probed() -> None:

@@ -81,7 +81,7 @@ class Confident(Drafting):
     def pays(self, last: int) -> bool:
         return True
 
-    def cutoff(self, rows: int) -> float:
+    def cutoff(self, rows: int, sequences: int = 1) -> float:
         return 0.0
 
     def verdict(self, token: int, draft: int) -> int:

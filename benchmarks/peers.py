@@ -7,11 +7,17 @@
 Q4_0 and onnxruntime-genai's int4 of it, and our bundles of the shape, with random weights too; what is there is reused.
 `run` measures them in turn, each in a process of its own: a prompt of 256 tokens, then 128 new ones. The peers run the
 model unshared. It refuses to start while the machine is busy.
+
+Ours at full depth has several rows: without drafts; as it runs by itself, with the drafts that it makes and the share
+of them that stands on these weights; and *simulated*, where a stated share of all drafts stands. There only that is
+drawn: drafting, both rows, keys and values and dropped rows are really done (`rrt-edge bench --tests
+decode:full:accept=0.8`). The table says steps a token: how often the block's weights were read for one.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -218,6 +224,21 @@ def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, 
         return figures(*timed(feed, int(vocabulary)), Path(path))
 
 
+def run_drafts(path: str, threads: str, vocabulary: str, share: str) -> dict[str, float]:
+    """Full depth as it runs by itself, or with this share of all drafts standing, which is drawn."""
+    from rrt_edge.runtime import Model, Sampling
+    from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
+
+    with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
+        model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that the reply has its length
+        if share:
+            model.drafting = SimulatedDrafting(float(share), 0)
+        stats = model.generate(prompt_ids(int(vocabulary)), Sampling(max_tokens=NEW), "full").stats
+        decode = (NEW - 1) / stats.decode_tokens_per_second
+        measured = figures(stats.time_to_first_token_s, decode, Path(path))
+        return {**measured, "steps": stats.steps_per_token, "stood": stats.accepted / max(stats.drafted, 1)}
+
+
 def timed(feed: Any, vocabulary: int) -> tuple[float, float]:
     """Seconds of the prompt with the first token, and of the others."""
     started = time.perf_counter()
@@ -253,7 +274,11 @@ def run(folder: Path, shape: str, threads: int, repeats: int) -> None:
     }
     for rank in (0, 64):
         bundle = str(home / f"bundle-{rank}")
-        contenders[f"ours, rank {rank}, full"] = (None, ("run_ours", bundle, count, vocabulary, "0"))
+        contenders[f"ours, rank {rank}, full without drafts"] = (None, ("run_ours", bundle, count, vocabulary, "0"))
+        contenders[f"ours, rank {rank}, full as it runs"] = (None, ("run_drafts", bundle, count, vocabulary, ""))
+        for share in ("0.8", "1"):
+            name = f"ours, rank {rank}, full, {float(share):.0%} of drafts stand (simulated)"
+            contenders[name] = (None, ("run_drafts", bundle, count, vocabulary, share))
         contenders[f"ours, rank {rank}, depth=1"] = (None, ("run_ours", bundle, count, vocabulary, "1"))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(repeats):
@@ -265,13 +290,24 @@ def run(folder: Path, shape: str, threads: int, repeats: int) -> None:
     }
     llama, genai = (medians[name] for name in list(contenders)[:2])
     print(f"{shape}, {threads} threads, prompt {PROMPT}, {NEW} new tokens, medians of {repeats} in turn\n")
-    print("| | decode tok/s | to llama.cpp | to genai | prefill tok/s | to llama.cpp | to genai | peak MiB | MB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = [
+        "decode tok/s",
+        "to llama.cpp",
+        "to genai",
+        "prefill tok/s",
+        "to llama.cpp",
+        "to genai",
+        "peak MiB",
+        "MB",
+    ]
+    print(f"| | {' | '.join([*columns, 'steps a token', 'drafts that stood'])} |")
+    print("|---" * (len(columns) + 3) + "|")
     for name, one in medians.items():
         cells = [
             f"{one['decode']:.1f}", f"{one['decode'] / llama['decode']:.2f}", f"{one['decode'] / genai['decode']:.2f}",
             f"{one['prefill']:.0f}", f"{one['prefill'] / llama['prefill']:.2f}",
             f"{one['prefill'] / genai['prefill']:.2f}", f"{one['peak_mib']:.0f}", f"{one['file_mb']:.0f}",
+            *((f"{one['steps']:.2f}", f"{one['stood']:.0%}") if "steps" in one else ("-", "-")),
         ]  # fmt: skip
         print(f"| {name} | {' | '.join(cells)} |")
 

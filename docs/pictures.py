@@ -133,6 +133,37 @@ def block_rows() -> str:
     return document(830, 336, parts)
 
 
+def pipeline() -> str:
+    """The steps of four tokens without drafts, and with drafts of which the second does not stand."""
+    alone = [[(loop, token, False)] for token in "abcd" for loop in (1, 2)]
+    piped = [
+        [(1, "a", False)],
+        [(2, "a", False), (1, "b", True)],
+        [(2, "b", False), (1, "x", True)],
+        [(1, "c", False)],
+        [(2, "c", False), (1, "d", True)],
+        [(2, "d", False)],
+    ]
+    after = {"a": "b", "b": "c", "c": "d", "d": "e"}
+    parts: list[str] = []
+    for base, name, steps in ((40, "without drafts", alone), (176, "the pipeline", piped)):
+        told = f"{len(steps)} steps for 4 tokens"
+        parts += [label(20, base + 12, name, 14, "start"), label(20, base + 32, told, 11, "start", FAINT)]
+        parts += [label(196, base + 17, "loop 2", 11, "end"), label(196, base + 55, "loop 1", 11, "end")]
+        for column, rows in enumerate(steps):
+            x = 206 + 76 * column
+            for loop, token, is_draft in rows:
+                y = base + 38 * (2 - loop)
+                fill = WHITE if token == "x" else LORA[loop - 1]
+                parts += [box(x, y, 64, 28, fill, f"{token}?" if is_draft else token, is_draft)]
+                if loop == 2:
+                    parts += [label(x + 32, base - 8, f"says {after[token]}", 11, "middle", LEAVE)]
+            parts += [label(x + 32, base + 88, f"step {column + 1}", 10, "middle", FAINT)]
+    for step, told in ((2, "b stands"), (3, "x is dropped"), (5, "d stands")):
+        parts += [label(206 + 76 * (step - 1) + 32, 282, told, 11, "middle", FAINT)]
+    return document(830, 300, parts)
+
+
 DRAWINGS = {
     "idea": idea,
     "fitted": fitted,
@@ -141,6 +172,7 @@ DRAWINGS = {
     "exit": exit_gate,
     "kv-rules": kv_rules,
     "block-rows": block_rows,
+    "pipeline": pipeline,
 }
 
 

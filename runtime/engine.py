@@ -7,6 +7,7 @@ every depth, so a step serves whatever each sequence needs next, and a sequence 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -31,8 +32,8 @@ MOST_ENDED = 8  # requests whose keys and values are kept after their end
 class Engine:
     """Runs requests together. Not for use by two threads at once.
 
-    `lossless` requests run at full depth here, whose tokens are the same: drafts spend rows to save latency, and a
-    batch has rows enough. A reproducible model's requests take turns within a step.
+    Requests by whose policy all tokens run the same depths bring a row for each depth (`Pipeline`), where drafts pay
+    beside the others' rows. A reproducible model's requests take turns within a step.
     """
 
     def __init__(
@@ -121,9 +122,12 @@ class Engine:
         served = self._choose()
         if not served:
             return []
-        served, parts = self._parts(served)
+        served, groups = self._parts(served)
         try:
-            outcomes = self._run_groups(parts) if self.model.reproducible else self._run_parts(parts)
+            if self.model.reproducible:
+                outcomes = [self._run_groups([group])[0] for group in groups]
+            else:
+                outcomes = self._run_groups(groups)
         except BaseException:
             for request in served:
                 self.cancel(request)
@@ -151,48 +155,54 @@ class Engine:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures and len(failures) == len(outcomes):
             failure = as_ours(failures[0])
-            del served, parts, request, outcome, outcomes, failures  # with the error this call's locals live on
+            del served, groups, request, outcome, outcomes, failures  # with the error this call's locals live on
             raise failure
         return tokens
 
-    def _parts(self, chosen: Sequence[Request]) -> tuple[list[Request], list[Part[Any]]]:
-        """Who is served, and the rows of each; who cannot say which rows it needs ends."""
-        served, parts, room = [], [], self.prompt_rows
-        for request in chosen:
+    def _parts(self, chosen: Sequence[Request]) -> tuple[list[Request], list[list[Part[Any]]]]:
+        """Who is served, and the parts of each; who cannot say which rows it needs ends."""
+        served: list[Request] = []
+        groups: list[list[Part[Any]]] = []
+        room, rows = self.prompt_rows, _rows(chosen, self.prompt_rows)
+        for request, own in zip(chosen, rows, strict=True):
             prompt_rows = request.new_prompt_rows
             try:
-                parts.append(request.part(room))
+                groups.append(request.parts(room, sum(rows) - own, len(chosen)))
             except BaseException as error:
                 self._end(request, error)
                 continue
             served.append(request)
             room -= min(prompt_rows, room)
-        return served, parts
+        return served, groups
 
-    def _run_groups(self, parts: Sequence[Part[Any]]) -> list[PartDone | BaseException]:
-        """Run each part by itself."""
-        return [outcome for part in parts for outcome in self._run_parts([part])]
-
-    def _run_parts(self, parts: Sequence[Part[Any]]) -> list[PartDone | BaseException]:
-        """Run a step; where it fails as a whole, each part alone, so that only those fail whose fault it is."""
+    def _run_groups(self, groups: Sequence[list[Part[Any]]]) -> list[list[PartDone] | BaseException]:
+        """Run the parts of some requests in one step; where it fails as a whole, those of each request alone, so that
+        only those fail whose fault it is."""
+        parts = [part for group in groups for part in group]
         if not parts:
             return []
         lengths = [len(part.cache.positions[part.depth - 1]) for part in parts]
+        started = time.perf_counter()
         try:
-            return list(self.model.runner.step(self._binding, parts))
+            done = iter(self.model.runner.step(self._binding, parts))
+            if all(len(part.rows) == 1 for part in parts):
+                self.model.drafting.stepped(len(parts), time.perf_counter() - started, len(groups))
+            return [[next(done) for _ in group] for group in groups]
         except BaseException as error:
             if from_outside(error):
                 raise
-            if len(parts) == 1:
+            if len(groups) == 1:
                 return [error]
             failure = error
-        log.warning("a step failed (%s); its %d requests run alone once", in_words(failure), len(parts))
-        outcomes: list[PartDone | BaseException] = []
+        log.warning("a step failed (%s); its %d requests run alone once", in_words(failure), len(groups))
         for part, length in zip(parts, lengths, strict=True):
             del part.cache.positions[part.depth - 1][length:]  # rows that came before the failure come again
-            rows, room = part.cache.room(part.depth)
+        outcomes: list[list[PartDone] | BaseException] = []
+        for group in groups:
+            room = [part.cache.room(part.depth) for part in group]
             try:
-                outcomes += [failure] if rows > room else self.model.runner.step(self._binding, [part])
+                fits = all(rows <= most for rows, most in room)
+                outcomes.append(list(self.model.runner.step(self._binding, group)) if fits else failure)
             except BaseException as error:
                 if from_outside(error):
                     raise
@@ -213,7 +223,7 @@ class Engine:
             request = self.waiting.pop(0)
             self.running.insert(0, request)
             try:
-                request.begin([other.held for other in self.running[1:] + self._ended])
+                request.begin([other.held for other in self.running[1:] + self._ended], self.model.pipeline)
             except BaseException as error:
                 self._end(request, error)
                 continue
@@ -225,13 +235,17 @@ class Engine:
     def _choose(self) -> list[Request]:
         """Whom the next step serves: those served longest ago, prompts as far as there is room for their rows."""
         chosen: list[Request] = []
-        room = self.prompt_rows
+        room, slots = self.prompt_rows, self.model.runner.slots
         for request in self.running:
             prompt_rows = request.new_prompt_rows
-            if len(chosen) == self.model.runner.slots:
-                break
-            if prompt_rows and not room:
+            if request.width > slots or (prompt_rows and not room):
                 continue
             chosen.append(request)
             room -= min(prompt_rows, room)
+            slots -= request.width
         return chosen
+
+
+def _rows(chosen: Sequence[Request], prompt_rows: int) -> list[int]:
+    """About how many rows each request brings, prompts with so many rows at most."""
+    return [max(min(request.new_prompt_rows, prompt_rows), request.width) for request in chosen]

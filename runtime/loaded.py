@@ -17,10 +17,12 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.decoding.constraint import Allows, Grammars
 from rrt_edge.runtime.decoding.detokenizer import TextStream
+from rrt_edge.runtime.decoding.drafting import Drafting
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy, Exits
-from rrt_edge.runtime.decoding.lossless import DraftLength
+from rrt_edge.runtime.decoding.pipeline import Pipeline
 from rrt_edge.runtime.decoding.reply import Reply
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.decoding.thought import (
     CLOSE,
     CLOSING,
@@ -68,7 +70,7 @@ class Loaded:
         self.device = device  # what it runs on
         self.reproducible = reproducible  # a reply depends on its prompt and options alone, to the last bit
         self.own_sampling = own_sampling  # the fields of `Sampling` that the bundle's makers chose
-        self.draft_length = DraftLength(manifest.architecture.loops, manifest.architecture.looping.draft_depth)
+        self.drafting = Drafting()
         self._runner: AnyRunner | None = runner
 
     def __enter__(self) -> Self:
@@ -222,6 +224,18 @@ class Loaded:
         if least and "min_tokens" not in fields:
             sampling = replace(sampling, min_tokens=min(least, sampling.max_tokens))
         return sampling
+
+    def pipeline(self, state: SequenceState[Any], policy: ExitPolicy) -> Pipeline | None:
+        """What runs tokens of a sequence ahead of time under a policy by which all run the same depths; None where
+        nothing can: tokens may leave early, rows do not wait under the KV rule, or no lesser depth can be read.
+        """
+        manifest, looping, slots = self.manifest, self.manifest.architecture.looping, self.runner.slots
+        last = policy.depth or self.loops
+        depths = [depth for depth in manifest.architecture.exits if looping.draft_depth <= depth < last]
+        if self.reproducible or policy.may_leave or not state.rule.exact or not depths or slots < 2:
+            return None
+        gated = manifest.gate.trained and looping.gate == "mlp"  # a hazard says that a state is good enough, no more
+        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated)
 
     def kv_rule(self, name: RunRuleName | None) -> KVRule:
         """The KV rule of a name, by default the one that the bundle was loaded with.

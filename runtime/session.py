@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
-from rrt_edge.runtime.decoding.lossless import LONGEST, Lossless
+from rrt_edge.runtime.decoding.pipeline import Pipeline
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
 from rrt_edge.runtime.decoding.sampler import Picked
 from rrt_edge.runtime.decoding.sampling import Sampling
@@ -62,7 +63,7 @@ class Session:
         """Another conversation that begins with this one's tokens and shares their keys and values."""
         other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
         other.hold(self.decoder.fork(), self.ids)
-        if other.decoder.length > len(other.ids):  # drafts of lossless mode
+        if other.decoder.length > len(other.ids):  # drafts
             other.decoder.rewind(len(other.ids))
         return other
 
@@ -149,8 +150,6 @@ class Session:
             BadInputError: an empty prompt, a token id the model does not have, a wrong option.
         """
         sampling, policy = sampling or self.model.sampling(), self.model.policy(exit_policy)
-        if policy.lossless and not self.decoder.state.rule.exact:
-            raise BadInputError(f"exit policy lossless goes with the KV rule exact, not {self.decoder.state.rule}")
         if context_full not in get_args(ContextFull):
             raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
         if context_full != "error":
@@ -235,14 +234,18 @@ class Session:
 
     def _stream(self, reply: Reply, policy: ExitPolicy) -> Generator[Token, None, None]:
         decoder, ids = self.decoder, list(reply.history)
-        rows_before = decoder.block_rows
-        self.finish_reason, self._stats = "", lambda: reply.stats(decoder.block_rows - rows_before)
+        rows_before, steps_before = decoder.block_rows, decoder.block_steps
+
+        def stats_so_far() -> Stats | None:
+            return reply.stats(decoder.block_rows - rows_before, decoder.block_steps - steps_before)
+
+        self.finish_reason, self._stats = "", stats_so_far
         try:
             self._reuse(ids, policy)
             self._reply = reply
             log.debug("prompt of %d tokens, %d of them held", len(ids), decoder.length)
             decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
-            rows_before = decoder.block_rows
+            rows_before, steps_before = decoder.block_rows, decoder.block_steps
             for picked in self._picked(reply, policy):
                 token = reply.take(picked)
                 self.finish_reason = reply.finish_reason
@@ -253,33 +256,46 @@ class Session:
             self.finish_reason = "cancelled"
             log.debug("cancelled after %d tokens", reply.length)
         finally:
-            decoder.rewind(len(reply.history) - 1 - reply.dropped)  # lossless mode may have gone on
+            decoder.rewind(len(reply.history) - 1 - reply.dropped)  # drafts may be further
             self._ids, self._reply = reply.history[reply.dropped :][: decoder.length], None
-            stats = reply.stats(decoder.block_rows - rows_before)
+            stats = stats_so_far()
             self._stats = lambda: stats
             if not reply.finish_reason:  # the reader stopped asking
                 self.finish_reason = "cancelled"
 
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
-        sampler = reply.sampler
-        if policy.lossless and self.model.loops > 1 and not self.model.reproducible:
-            manifest = self.model.manifest
-            looping, length = manifest.architecture.looping, self.model.draft_length
-            lossless = Lossless(self.decoder, looping, length, manifest.eos_token_ids, manifest.gate.trained)
-            while True:
-                self._make_room(reply, policy, LONGEST)
-                yield from lossless.round(reply.history, sampler, reply.drafts)
+        sampler, decoder = reply.sampler, self.decoder
+        pipeline = self.model.pipeline(decoder.state, policy)
         while True:
-            self._make_room(reply, policy, 1)
-            step = self.decoder.step(reply.history[-1], reply.policy)
+            self._make_room(reply, policy)
+            is_free = pipeline is not None and pipeline.is_free
+            if pipeline is not None and (not pipeline.is_empty or (is_free and pipeline.pays())):
+                yield self._piped(reply, pipeline)
+                continue
+            started = time.perf_counter()
+            step = decoder.step(reply.history[-1], reply.policy)
             token = sampler.pick(step.logits, reply.history)
+            if pipeline is not None and is_free:
+                pipeline.took(False, time.perf_counter() - started)
             yield sampler.picked(token, step.depth, step.gate, step.logits)
 
-    def _make_room(self, reply: Reply, policy: ExitPolicy, rows: int) -> None:
-        """Drop the older half of the tokens where the context has no room for the rows and the reply may shift."""
-        length = self.decoder.length
-        if not reply.shifts or length + rows <= self.model.context or length < 2:
+    def _piped(self, reply: Reply, pipeline: Pipeline) -> Picked:
+        """The next token through the pipeline."""
+        began, picked = time.perf_counter(), None
+        room = self.model.context - (len(reply.history) - 1 - reply.dropped)
+        while picked is None:
+            started = time.perf_counter()
+            done = self.decoder.advance(pipeline.parts(reply.history[-1]))
+            self.model.drafting.stepped(len(done), time.perf_counter() - started)
+            picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, min(reply.remaining, room))
+        pipeline.took(True, time.perf_counter() - began)
+        return picked
+
+    def _make_room(self, reply: Reply, policy: ExitPolicy) -> None:
+        """Drop the older half of the tokens where the context is full and the reply may shift."""
+        length = len(reply.history) - 1 - reply.dropped  # fed, but for drafts
+        if not reply.shifts or length < max(self.model.context, 2):
             return
         dropped = length - length // 2
         log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)

@@ -63,7 +63,7 @@ MARKS = {  # where tests lie: their mark
     "runtime/bundle/test_template_families.py": "slow",
     "runtime/decoding/test_kv_rules.py": "slow",
     "runtime/decoding/test_last_rule.py": "slow",
-    "runtime/decoding/test_lossless.py": "slow",
+    "runtime/decoding/test_pipeline.py": "slow",
     "runtime/measuring/test_bench.py": "slow",
     "runtime/running/test_hostile_graphs.py": "slow",
     "runtime/running/test_int8_cache.py": "slow",
@@ -240,15 +240,25 @@ def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
 
 
 @pytest.fixture
+def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All drafts are made that can be: of random models hardly any stands, so that they would soon cease."""
+    from rrt_edge.runtime.decoding.drafting import Drafting
+
+    monkeypatch.setattr(Drafting, "pays", lambda self, last: True)
+    monkeypatch.setattr(Drafting, "cutoff", lambda self, rows, sequences=1: 0.0)
+
+
+@pytest.fixture
 def picked(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[np.ndarray]]:
-    """The logits that each sampler picks from, by its id."""
+    """The logits that each sampler picked its tokens from, by its id: at each place the last, which is no draft's."""
     from rrt_edge.runtime.decoding.sampler import Sampler
 
     seen: dict[int, list[np.ndarray]] = {}
     pick = Sampler.pick
 
     def watch(self: Sampler, logits: np.ndarray, history: list[int]) -> int:
-        seen.setdefault(id(self), []).append(logits.copy())
+        place = len(history) - self._prompt_tokens
+        seen.setdefault(id(self), [])[place : place + 1] = [logits.copy()]
         return pick(self, logits, history)
 
     monkeypatch.setattr(Sampler, "pick", watch)

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--tests",
     help="Comma-separated: prefill or decode, then :POLICY (also trace=SHARE or clustered=SHARE: that share of the "
-    "tokens leaves after loop 1; recorded: as in --traces), :KV-RULE, :xBATCH.  [default: prefill and decode at every "
-    "depth]",
+    "tokens leaves after loop 1; recorded: as in --traces), :accept=SHARE (so many drafts stand: simulated), "
+    ":KV-RULE, :xBATCH.  [default: prefill and decode at every depth]",
 )
 @click.option("--traces", type=click.Path(path_type=Path), help="Replies as generate --json prints them, one a line.")
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
@@ -141,7 +141,7 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
     title = Text(f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("test", overflow="fold", vertical="bottom")
-    for column in ("tokens/s", "spread", "depth", "rows/\ntoken", "ttft", "band-\nwidth"):
+    for column in ("tokens/s", "spread", "depth", "rows/\ntoken", "steps/\ntoken", "ttft", "band-\nwidth"):
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     plot = Table(box=None, pad_edge=False, show_header=False)
     plot.add_column(overflow="fold")
@@ -149,17 +149,19 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
     plot.add_column(justify="right", no_wrap=True)
     fastest = {kind: max(_speeds(rows, kind), default=1.0) for kind in ("prefill", "decode")}
     for row in rows:
+        test = f"{row['test']} (simulated)" if row["simulated"] else row["test"]
         speed, share = row["tokens_per_second"], row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
         table.add_row(
-            row["test"],
+            test,
             f"{speed:.1f}",
             f"{row['spread']:.0%}",
             f"{row['mean_depth']:.2f}",
             f"{row['block_rows_per_token']:.2f}",
+            f"{row['steps_per_token']:.2f}",
             f"{row['ttft_s']:.2f} s",
             f"{row['bandwidth_share']:.0%}",
         )
-        plot.add_row(row["test"], "█" * max(1, round(BAR * share)), f"{speed:.1f}")
+        plot.add_row(test, "█" * max(1, round(BAR * share)), f"{speed:.1f}")
     return Group(title, table, plot)
 
 

@@ -82,9 +82,11 @@ def generate(
         click.echo("the reply ended inside its thought; raise --max-tokens, or lower --think-tokens", err=True)
     if show_depth:
         console.print(legend(model.loops, console))
+    drafts = f", {stats.steps_per_token:.2f} steps a token, {stats.accepted} of {stats.drafted} drafts stood"
     return click.echo(
         f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s on {stats.device}, mean depth "
-        f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token",
+        f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token"
+        f"{drafts if stats.drafted else ''}",
         err=True,
     )
 
@@ -109,7 +111,7 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     stats = dataclasses.asdict(generation.stats)
     names = (
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "peak_memory_bytes", "device", "kv_rule",
+        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "peak_memory_bytes", "device", "kv_rule",
     )  # fmt: skip
     return {
         "text": generation.text,

@@ -14,7 +14,17 @@ from rrt_edge.runtime.bundle.kv_rules import EXACT, KVRule
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.running.hidden import Hidden, joined
-from rrt_edge.runtime.running.runner import NEVER, BindingT, CacheT, Call, Pass, Runner, last_stayed
+from rrt_edge.runtime.running.runner import (
+    NEVER,
+    BindingT,
+    CacheT,
+    Call,
+    Part,
+    PartDone,
+    Pass,
+    Runner,
+    last_stayed,
+)
 
 Float = NDArray[np.float32]
 Rows = NDArray[np.int64] | Hidden  # token ids [S] or hidden states [S, H]
@@ -35,7 +45,7 @@ class Cancelled(Exception):
 
 
 class Decoder(Generic[CacheT, BindingT]):
-    """One sequence: its state, and the block rows spent on it. Where a call fails, what was held is forgotten.
+    """One sequence: its state, and the block rows and steps spent on it. Where a call fails, it forgets what it held.
 
     `cancelled`, set by any thread, ends a call before its next block step.
     """
@@ -44,7 +54,7 @@ class Decoder(Generic[CacheT, BindingT]):
         self.runner = runner
         self.loops = runner.architecture.loops
         self.state = SequenceState(runner, rule)
-        self.block_rows = 0
+        self.block_rows = self.block_steps = 0  # rows through the block, and how often it was run
         self.cancelled = False
         self.prompt_end = 0  # tokens of the last prompt: those that wait are bounded by the context alone
         self._binding = runner.bind()
@@ -110,19 +120,14 @@ class Decoder(Generic[CacheT, BindingT]):
                 yield self._run_down(rows, 1, policy.depth or self.loops, NEVER, len(rows)).logits
             start += len(rows)
 
-    def verify(self, depth: int, count: int, token: int | None = None) -> Float:
-        """Run all that waits after `depth` and before through all depths, then `token` where given.
-
-        Returns the last `count` rows' logits; where there is no token they have waited after `depth`.
-        """
+    def advance(self, parts: Sequence[Part[CacheT]]) -> list[PartDone]:
+        """Run parts of this sequence, each through its depth; what leaves where is the caller's to say."""
         self._check_cancelled()
         with self._whole_or_nothing():
-            if token is not None:
-                return self._run_down(np.array([token], np.int64), 1, self.loops, NEVER, count).logits
-            for before in range(1, depth):
-                self._catch_up(before, 0)
-            self._catch_up(depth, max(count, self.chunk))
-            return self._run_down(self.state.waiting[depth - 1].take(), depth + 1, self.loops, NEVER, count).logits
+            done = self.runner.step(self._binding, parts)
+        self.block_rows += sum(len(part.rows) for part in parts)
+        self.block_steps += 1
+        return done
 
     def _check_cancelled(self) -> None:
         if self.cancelled:
@@ -181,4 +186,5 @@ class Decoder(Generic[CacheT, BindingT]):
         call = Call(rows, position, first, last, threshold, logit_rows, exited, stayed)
         done = self.runner.run(self._binding, self.state.cache, call)
         self.block_rows += len(rows) * (done.last - first + 1)
+        self.block_steps += done.last - first + 1
         return done

@@ -64,14 +64,6 @@ class Exits:
         if not self.has_gate:
             raise BadInputError("this model has no exit gate, which this policy asks; use full")
 
-    def check_drafting(self) -> None:
-        """
-        Raises:
-            BadInputError: there is no depth that could draft.
-        """
-        if self.loops > 1 and len(self.readable) == 1:
-            raise BadInputError(f"this model can be read after loop {self.loops} alone, so nothing drafts; use full")
-
     def check(self, policy: ExitPolicy) -> None:
         """
         Raises:
@@ -84,8 +76,6 @@ class Exits:
                 raise BadInputError(f"the mean depth must be from 1 to {self.loops}")
             if policy.threshold < NEVER or policy.has_budget:
                 self.check_leaving()
-            if policy.lossless:
-                self.check_drafting()
         except BadInputError as error:
             raise BadInputError(f"exit policy: {error}") from None
 
@@ -94,14 +84,13 @@ class Exits:
 class ExitPolicy:
     """Leave after `depth` loops at the latest (None: all), or at the first whose gate reaches `threshold`.
 
-    `lossless`: loop 1 drafts, full depth verifies; the tokens are full depth's. `trace`: depths at which the tokens of
-    a reply leave, in turn and over again, whatever the gate says: to replay what was recorded elsewhere. A budget,
-    `mean_depth` or `ms_per_token` (milliseconds), steers the threshold instead, from `threshold` on (`Steering`).
+    `trace`: depths at which the tokens of a reply leave, in turn and over again, whatever the gate says: to replay what
+    was recorded elsewhere. A budget, `mean_depth` or `ms_per_token` (milliseconds), steers the threshold instead, from
+    `threshold` on (`Steering`).
     """
 
     depth: int | None = None
     threshold: float = NEVER
-    lossless: bool = False
     trace: tuple[int, ...] = ()
     mean_depth: float | None = None
     ms_per_token: float | None = None
@@ -227,11 +216,6 @@ def _ms_per_token(number: str, exits: Exits) -> ExitPolicy:
     return ExitPolicy(threshold=0.5 if exits.calibrated is None else exits.calibrated, ms_per_token=budget)
 
 
-def _lossless(_: str, exits: Exits) -> ExitPolicy:
-    exits.check_drafting()
-    return ExitPolicy(lossless=True)
-
-
 FORMS = (
     Form("full", "", "runs all loops", lambda _, exits: ExitPolicy(), lambda exits: ("full",)),
     Form(
@@ -242,10 +226,7 @@ FORMS = (
         "threshold", "", "does the same with the threshold calibrated for the bundle", _calibrated,
         lambda exits: () if exits.calibrated is None else ("threshold",),
     ),
-    Form(
-        "lossless", "", "is full depth's: loop 1 drafts, the other loops verify several drafts in one pass",
-        _lossless, lambda exits: ("lossless",) if len(exits.readable) > 1 or exits.loops == 1 else (),
-    ),
+    Form("lossless", "", "runs all loops: another word for full", lambda _, exits: ExitPolicy()),
     Form("mean-depth", "M", "leaves at a threshold that is steered towards M loops on average", _mean_depth),
     Form(
         "ms-per-token", "T", "leaves at a threshold that is steered towards T milliseconds a token on average",

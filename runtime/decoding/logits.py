@@ -28,14 +28,6 @@ def penalised(logits: Float, history: Sequence[int], penalty: float) -> Float:
     return changed
 
 
-def distribution(logits: Float, sampling: Sampling) -> NDArray[np.float64]:
-    """The probabilities [V] that `candidates` leaves; 0 for the tokens that it drops."""
-    tokens, kept = candidates(logits, sampling)
-    probabilities = np.zeros(len(logits))
-    probabilities[tokens] = kept
-    return probabilities
-
-
 def candidates(logits: Float, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The tokens to choose from and their probabilities: temperature, top-k, top-p, min-p and typical-p in
     transformers' order.

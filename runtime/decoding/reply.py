@@ -21,8 +21,7 @@ class Token:
 
     Where `Sampling.logprobs` asks for them: its log probability, and the likeliest tokens with theirs, by id.
 
-    The token that ends a reply comes too, with what text was held back. In lossless mode the depth is 1 where the draft
-    of loop 1 stood, and full depth where it did not.
+    The token that ends a reply comes too, with what text was held back.
     """
 
     text: str
@@ -38,10 +37,11 @@ class Token:
 class Stats:
     """The cost of a generation. Times are in seconds.
 
-    `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up included;
-    `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
-    `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted` count lossless mode's drafts.
-    `device`: what the model ran on. `kv_rule`: the KV rule it followed.
+    `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up and drafts
+    that did not stand included; `steps_per_token` how often the block's weights were read for them, which several rows
+    share; `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
+    `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted`: the tokens that were drafted, and
+    those of them that stood. `device`: what the model ran on. `kv_rule`: the KV rule it followed.
     """
 
     prompt_tokens: int
@@ -52,6 +52,7 @@ class Stats:
     longest_gap_s: float
     mean_depth: float
     block_rows_per_token: float
+    steps_per_token: float
     drafted: int
     accepted: int
     peak_memory_bytes: int
@@ -82,7 +83,7 @@ def thought_of(tokens: Iterable[Token]) -> str:
 
 @dataclass
 class Drafts:
-    """How many tokens lossless mode drafted, and how many of them stood."""
+    """How many tokens were drafted, and how many of them stood."""
 
     drafted: int = 0
     accepted: int = 0
@@ -132,6 +133,11 @@ class Reply:
         """The exit policy of the token that comes next."""
         return self._steering.policy(len(self._depths))
 
+    @property
+    def remaining(self) -> int:
+        """Tokens that it may still have."""
+        return self._limit - len(self._depths)
+
     def take(self, picked: Picked) -> Token:
         """Add a token; sets `finish_reason` where it is the last."""
         token = picked.token
@@ -158,7 +164,7 @@ class Reply:
             self._steering.observe(self._depths[-1], now - self._latest)
         self._latest = now
 
-    def stats(self, block_rows: int) -> Stats | None:
+    def stats(self, block_rows: int, block_steps: int) -> Stats | None:
         """Return the cost of the reply so far, or None before its first token."""
         count = len(self._depths)
         if not count:
@@ -173,6 +179,7 @@ class Reply:
             longest_gap_s=round(self._longest_gap, 4),
             mean_depth=round(sum(self._depths) / count, 4),
             block_rows_per_token=round(block_rows / count, 4),
+            steps_per_token=round(block_steps / count, 4),
             drafted=self.drafts.drafted,
             accepted=self.drafts.accepted,
             peak_memory_bytes=peak_memory_bytes(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoding.decoder import MOST_WAITING
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
+from rrt_edge.runtime.decoding.pipeline import Pipeline
 from rrt_edge.runtime.decoding.prefixes import Held, take_over
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Token
+from rrt_edge.runtime.decoding.sampler import Picked
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, let_go
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, last_stayed
 
-Float = NDArray[np.float32]
 PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
+MakePipeline = Callable[[SequenceState[Any], ExitPolicy], Pipeline | None]  # as `Loaded.pipeline`
 
 
 class Request:
@@ -43,7 +45,9 @@ class Request:
         self._reply, self._state, self._policy, self._reproducible = reply, state, policy, reproducible
         self._prompt = list(reply.history)
         self._unread = reply.history[:-1]  # prompt tokens that no step has taken yet; the last is fed like a reply's
-        self._block_rows = 0
+        self._block_rows = self._block_steps = 0
+        self._pipeline: Pipeline | None = None
+        self._piped = False  # whether the rows of the step under way are the pipeline's
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
         self._moving: NDArray[np.int64] | Hidden = np.zeros(0, np.int64)
         self._exited = state.nothing  # states that give this depth keys and values only
@@ -73,7 +77,7 @@ class Request:
         Raises:
             BadInputError: no token has come yet.
         """
-        stats = self._reply.stats(self._block_rows)
+        stats = self._reply.stats(self._block_rows, self._block_steps)
         if stats is None:
             raise BadInputError(f"request {self.number}: no token has come yet")
         return Generation(self.text, tuple(self.tokens), self.finish_reason, stats)
@@ -85,18 +89,36 @@ class Request:
         moving = self._depth > 0
         return Held(self._reply.history, self._state, read, self._policy.depth, moving, self._reproducible)
 
-    def begin(self, others: Iterable[Held]) -> None:
+    def begin(self, others: Iterable[Held], make_pipeline: MakePipeline) -> None:
         """Take over what others have run of its prompt."""
         self._state, count = take_over(others, self._prompt, self._policy.depth, self._state)
         del self._unread[:count]
+        self._pipeline = make_pipeline(self._state, self._policy)
 
     @property
     def new_prompt_rows(self) -> int:
         """Prompt tokens it would take along if it were served now."""
         return len(self._unread) if self._depth == 0 else 0
 
-    def part(self, prompt_room: int) -> Part[Any]:
-        """The rows it needs run next; no more than `prompt_room` new prompt tokens."""
+    @property
+    def width(self) -> int:
+        """Parts it would bring if it were served now."""
+        return 1 if self._pipeline is None else self._pipeline.width
+
+    def parts(self, prompt_room: int, others: int = 0, sequences: int = 1) -> list[Part[Any]]:
+        """The rows it needs run next, each part through one depth; no more than `prompt_room` new prompt tokens.
+
+        Args:
+            others: rows of other requests in the same step.
+            sequences: requests in the step, this one among them.
+        """
+        pipeline = self._pipeline
+        self._piped = pipeline is not None and self._depth == 0 and not self._unread and pipeline.is_free
+        if pipeline is not None and self._piped:
+            return pipeline.parts(self._reply.history[-1], others, sequences)
+        return [self._part(prompt_room)]
+
+    def _part(self, prompt_room: int) -> Part[Any]:
         if self._depth == 0:
             self._begin(prompt_room)
         state, rows = self._state, self._moving
@@ -108,10 +130,18 @@ class Request:
         stayed = last_stayed(len(rows), self._gate) if moving else None
         return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited, stayed)
 
-    def take(self, done: PartDone) -> Token | None:
-        """Take what a step returned; the token it led to, where it led to one."""
-        if self._replying:
-            self._block_rows += len(done.hidden)
+    def take(self, done: Sequence[PartDone]) -> Token | None:
+        """Take what a step returned for its parts; the token it led to, where it led to one."""
+        if self._piped or self._replying:
+            self._block_rows += sum(len(part.hidden) for part in done)
+            self._block_steps += 1
+        if self._pipeline is not None and self._piped:
+            reply = self._reply
+            picked = self._pipeline.take(done, reply.history, reply.sampler, reply.drafts, reply.remaining)
+            return None if picked is None else self._answer(picked)
+        return self._take(done[0])
+
+    def _take(self, done: PartDone) -> Token | None:
         if self._catching_up:
             self._state.leave(self._depth, joined(self._exited, done.hidden))
             self._exited = self._state.nothing
@@ -133,7 +163,11 @@ class Request:
         if not self._replying:
             self._state.chunks.add(self._chunk_start, self._state.length, self._chunk_full, depth)
             return None
-        return self._answer(done.logits[-1], depth, float(done.gate[-1]))
+        sampler, history, logits = self._reply.sampler, self._reply.history, done.logits[-1]
+        token = self._answer(sampler.picked(sampler.pick(logits, history), depth, float(done.gate[-1]), logits))
+        if not self.finish_reason and self._now.depth is None:
+            self._bound_waiting(depth)
+        return token
 
     def _begin(self, prompt_room: int) -> None:
         """Take the next rows: of the prompt while there are any, then the token that came last."""
@@ -151,13 +185,10 @@ class Request:
             self._chunk_start, self._chunk_full = self._state.length, len(self._moving) == chunk
         self._last = self._now.depth or self._state.loops
 
-    def _answer(self, logits: Float, depth: int, gate: float) -> Token:
-        reply = self._reply
-        token = reply.take(reply.sampler.picked(reply.sampler.pick(logits, reply.history), depth, gate, logits))
+    def _answer(self, picked: Picked) -> Token:
+        token = self._reply.take(picked)
         self.tokens.append(token)
-        self.finish_reason = reply.finish_reason
-        if not self.finish_reason and self._now.depth is None:
-            self._bound_waiting(depth)
+        self.finish_reason = self._reply.finish_reason
         return token
 
     def _bound_waiting(self, depth: int, most: int = MOST_WAITING) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoding.constraint import Allows
-from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
+from rrt_edge.runtime.decoding.logits import candidates, less_repetition, penalised
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
 
@@ -27,16 +27,12 @@ class Picked:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A token proposed from a shallow depth, and the probabilities [V] it was drawn from (None where greedy)."""
-
-    token: int
-    probabilities: NDArray[np.float64] | None
-
-
 class Sampler:
-    """Picks the tokens of one reply one after another; the same seed picks the same ones."""
+    """Picks the tokens of one reply; the same seed picks the same ones.
+
+    Each place in the reply has a random number of its own. So a draft, which the same number picks from other logits,
+    changes nothing about the token that is picked there in the end, and is often that token.
+    """
 
     def __init__(
         self,
@@ -53,6 +49,7 @@ class Sampler:
         """
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
+        self._numbers: list[float] = []  # from 0 to 1, one for each place in the reply so far
         self._prompt_tokens, self._ends, self._constraint = prompt_tokens, sorted(ends), constraint
         self._bias = (
             np.array(sorted(sampling.logit_bias), np.int64),
@@ -64,37 +61,30 @@ class Sampler:
 
         Args:
             logits: [V].
-            history: the tokens of prompt and reply so far, which penalties and grammar look at.
+            history: the tokens of prompt and reply so far, which penalties and grammar look at, and drafts behind them.
 
         Raises:
             RRTEdgeError: a logit is not a number, or none is finite.
         """
-        logits = self._changed(logits, history)
         if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        tokens, probabilities = candidates(logits, self.sampling)
-        return int(self._random.choice(tokens, p=probabilities))
+            return int(self._changed(logits, history).argmax())
+        tokens, probabilities = self.candidates(logits, history)
+        shares = probabilities.cumsum()
+        number = self._number(len(history) - self._prompt_tokens) * shares[-1]
+        return int(tokens[shares.searchsorted(number, side="right")])
 
-    def propose(self, logits: Float, history: Sequence[int]) -> Draft:
-        """Draft a token that `judge` may let stand."""
-        if self.sampling.temperature == 0:
-            return Draft(self.pick(logits, history), None)
-        probabilities = distribution(self._changed(logits, history), self.sampling)
-        return Draft(int(self._random.choice(len(probabilities), p=probabilities)), probabilities)
+    def candidates(self, logits: Float, history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens [N] that `pick` chooses from, ascending, and their probabilities [N]; its errors.
 
-    def judge(self, draft: Draft, logits: Float, history: Sequence[int]) -> int:
-        """The next token, distributed as `pick` would from these logits: the draft, or another where it cannot stand.
-
-        Speculative sampling (arXiv 2302.01318): the draft x stands with probability min(1, p(x) / q(x)), else a token
-        is drawn from max(0, p - q).
+        The temperature must be above 0.
         """
-        if draft.probabilities is None:
-            return self.pick(logits, history)
-        target = distribution(self._changed(logits, history), self.sampling)
-        if self._random.random() * draft.probabilities[draft.token] < target[draft.token]:
-            return draft.token
-        rest = np.maximum(target - draft.probabilities, 0)
-        return int(self._random.choice(len(rest), p=rest / rest.sum()))
+        return candidates(self._changed(logits, history), self.sampling)
+
+    def _number(self, place: int) -> float:
+        """The random number of a place in the reply."""
+        while len(self._numbers) <= place:
+            self._numbers.append(float(self._random.random()))
+        return self._numbers[place]
 
     def picked(self, token: int, depth: int, gate: float, logits: Float) -> Picked:
         """A chosen token, with the log probabilities asked for."""

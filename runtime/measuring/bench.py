@@ -24,16 +24,21 @@ from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Stats
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.engine import Engine
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.measuring.exit_traces import joined, read_recorded, trace
+from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.running.devices.providers import device_for
 from rrt_edge.runtime.system.machine import default_threads
 
 CLUSTER = 8  # tokens that leave early one after another, on average, in a clustered trace
 BANDWIDTH_BYTES = 256 << 20  # read to measure the memory's bandwidth
-FORM = "prefill or decode, then :POLICY (also trace=SHARE, clustered=SHARE, recorded), :KV-RULE and :xBATCH as wanted"
+FORM = (
+    "prefill or decode, then :POLICY (also trace=SHARE, clustered=SHARE, recorded), :accept=SHARE (of drafts, behind "
+    "decode), :KV-RULE and :xBATCH as wanted"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Row:
     """The result of one case: medians over the repeats. `spread` is (fastest - slowest) / median.
 
     `bytes_per_token`: weights and cache read for a token; `bandwidth_share`: that times tokens a second, of what
-    plain reading reaches on this machine.
+    plain reading reaches on this machine. `steps_per_token`: how often the block's weights were read for a token.
+    `simulated`: that drafts stood was drawn (`accept=SHARE`); all else was really done.
     """
 
     test: str
@@ -64,7 +70,9 @@ class Row:
     kv_rule: str
     mean_depth: float
     block_rows_per_token: float
+    steps_per_token: float
     tokens_per_second: float
+    simulated: bool
     spread: float
     ttft_s: float
     load_s: float
@@ -81,13 +89,14 @@ class Case:
     """One test. `policy` is an exit policy's text form, or `trace=SHARE`, `clustered=SHARE` or `recorded`.
 
     In a trace that share of the tokens leaves after loop 1, drawn independently or in runs; the others run all loops.
-    `recorded` replays the depths of recorded replies.
+    `recorded` replays the depths of recorded replies. `accept`: the share of drafts that stand, where it is stated.
     """
 
     kind: str
     policy: str
     rule: RunRuleName
     batch: int
+    accept: float | None = None
 
     @classmethod
     def parse(cls, text: str, rule: RunRuleName) -> Case:
@@ -97,35 +106,44 @@ class Case:
             BadInputError: another form.
         """
         kind, *options = text.split(":")
-        policy, batch = "full", 1
+        policy, batch, accept = "full", 1, None
         for option in options:
             if option in RUN_RULE_NAMES:
                 rule = option
+            elif option.startswith("accept="):
+                accept = _share(option)
             elif option[:1] == "x" and option[1:].isdigit() and int(option[1:]):
                 batch = int(option[1:])
             else:
                 policy = option
-        if kind not in ("prefill", "decode") or (kind == "prefill" and batch > 1):
+        if kind not in ("prefill", "decode") or (kind == "prefill" and (batch > 1 or accept is not None)):
             raise BadInputError(f"test {text!r}: must be {FORM}")
-        return cls(kind, policy, rule, batch)
+        return cls(kind, policy, rule, batch, accept)
 
     def exit_policy(self, model: Model, settings: Settings, seed: int) -> ExitPolicy:
         """The policy of one sequence; those of a batch differ by `seed`."""
-        name, _, number = self.policy.partition("=")
+        name = self.policy.partition("=")[0]
         if self.policy == "recorded":
             if not settings.traces:
                 raise BadInputError("policy recorded: give a file of replies (--traces)")
             return ExitPolicy(trace=joined(read_recorded(Path(settings.traces), model.loops), settings.new, seed))
         if name not in ("trace", "clustered"):
             return model.policy(self.policy)
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise BadInputError(f"{self.policy!r}: the share must be a number from 0 to 1")
-        early = trace(share, settings.new, CLUSTER if name == "clustered" else 1, np.random.default_rng(seed))
+        early = trace(
+            _share(self.policy), settings.new, CLUSTER if name == "clustered" else 1, np.random.default_rng(seed)
+        )
         return ExitPolicy(trace=tuple(1 if leaves else model.loops for leaves in early))
+
+
+def _share(text: str) -> float:
+    """The number of a form `name=SHARE`."""
+    try:
+        share = float(text.partition("=")[2])
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise BadInputError(f"{text!r}: the share must be a number from 0 to 1")
+    return share
 
 
 def default_tests(depths: Sequence[int]) -> list[str]:
@@ -151,8 +169,11 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     with Model.load(bundle, context=context, threads=settings.threads, device=device) as model:
         load = time.perf_counter() - started
         model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length
-        for case in cases:
-            model.policy(case.exit_policy(model, settings, 0))
+        for name, case in zip(names, cases, strict=True):
+            policy = model.policy(case.exit_policy(model, settings, 0))
+            state = SequenceState(model.runner, model.kv_rule(case.rule))
+            if case.accept is not None and model.pipeline(state, policy) is None:
+                raise BadInputError(f"test {name!r}: nothing is drafted there")
         runs: dict[Case, list[_Run]] = {case: [] for case in cases}
         _measure(model, Case("decode", "full", model.manifest.kv_rule, 1), dataclasses.replace(settings, new=4), 0)
         for repeat in range(settings.repeats):
@@ -185,6 +206,16 @@ class _Run:
 
 
 def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
+    drafting = model.drafting
+    if case.accept is not None:
+        model.drafting = SimulatedDrafting(case.accept, repeat)
+    try:
+        return _measure_drafting(model, case, settings, repeat)
+    finally:
+        model.drafting = drafting
+
+
+def _measure_drafting(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
     rng = np.random.default_rng(repeat)
     vocabulary = model.manifest.architecture.vocabulary
     prompts = [rng.integers(0, vocabulary, settings.prompt).tolist() for _ in range(case.batch)]
@@ -198,14 +229,13 @@ def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
     if case.kind == "prefill":
         depth = policy.depth or model.loops
         return _Run(stats.prompt_tokens_per_second, stats.time_to_first_token_s, depth, depth, *_prefill(depth, stats))
-    passes = stats.mean_depth if not stats.drafted else float(model.loops)
     speed = stats.decode_tokens_per_second
     return _Run(
         speed,
         stats.time_to_first_token_s,
         stats.mean_depth,
         stats.block_rows_per_token,
-        passes,
+        stats.steps_per_token,
         stats.peak_memory_bytes,
     )
 
@@ -266,7 +296,9 @@ def _row(
         kv_rule=case.rule,
         mean_depth=round(median("mean_depth"), 4),
         block_rows_per_token=round(median("rows_per_token"), 4),
+        steps_per_token=round(median("passes_per_token"), 4),
         tokens_per_second=round(speed, 2),
+        simulated=case.accept is not None,
         spread=round((max(speeds) - min(speeds)) / speed, 4),
         ttft_s=round(median("ttft"), 4),
         load_s=round(load, 3),

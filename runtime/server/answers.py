@@ -117,10 +117,14 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
     tokens = sum(reply.stats.generated_tokens for reply in generations)
     depths = sum(reply.stats.mean_depth * reply.stats.generated_tokens for reply in generations)
     rows = sum(reply.stats.block_rows_per_token * reply.stats.generated_tokens for reply in generations)
+    steps = sum(reply.stats.steps_per_token * reply.stats.generated_tokens for reply in generations)
     speeds = [reply.stats.decode_tokens_per_second for reply in generations]
     return {
         "mean_depth": round(depths / tokens, 4),
         "block_rows_per_token": round(rows / tokens, 4),
+        "steps_per_token": round(steps / tokens, 4),
+        "drafted": sum(reply.stats.drafted for reply in generations),
+        "accepted": sum(reply.stats.accepted for reply in generations),
         "tokens_per_second": round(sum(speeds) / len(speeds), 2),
         "device": generations[0].stats.device,
         "kv_rule": generations[0].stats.kv_rule,

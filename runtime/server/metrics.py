@@ -24,6 +24,8 @@ class Metrics:
         self._rows = Counter(
             "rrt_edge_block_rows", "Rows of replies through the block, rows caught up included", registry=registry
         )
+        self._drafted = Counter("rrt_edge_drafted_tokens", "Tokens that were drafted", registry=registry)
+        self._accepted = Counter("rrt_edge_accepted_drafts", "Drafts that stood", registry=registry)
         self._first = Histogram(
             "rrt_edge_time_to_first_token_seconds", "From the request to its first token, waiting included",
             buckets=SECONDS, registry=registry,
@@ -54,6 +56,8 @@ class Metrics:
         """A reply ended, so long after its request."""
         self._prompt.inc(stats.prompt_tokens)
         self._rows.inc(stats.block_rows_per_token * stats.generated_tokens)
+        self._drafted.inc(stats.drafted)
+        self._accepted.inc(stats.accepted)
         self._whole.observe(seconds)
 
     def text(self) -> bytes:

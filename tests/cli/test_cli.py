@@ -57,7 +57,7 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
     assert set(found["stats"]) == {
         "device", "kv_rule",
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "peak_memory_bytes",
+        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "peak_memory_bytes",
     }  # fmt: skip
     assert found["prompt_tokens"] == 3 and len(found["tokens"]) == 8 and found["finish_reason"] == "length"
     assert set(found["tokens"][0]) == {"id", "text", "depth", "gate"}
@@ -152,8 +152,9 @@ def test_bench_prints_rows_as_json_and_as_a_table(bundle: Path) -> None:
     assert [row["test"] for row in rows] == [
         f"{kind}:{policy}" for kind in ("prefill", "decode") for policy in policies
     ]
-    shown = run("bench", bundle, *quick, "--tests", "decode:depth=1")
+    shown = run("bench", bundle, *quick, "--tests", "decode:depth=1,decode:full:accept=1")
     assert shown.returncode == 0 and "decode:depth=1" in shown.stdout and "tokens/s" in shown.stdout
+    assert shown.stdout.count("simulated") == 2 and "depth=1 (simulated)" not in shown.stdout  # table and bars
 
 
 def test_bench_refuses_what_it_cannot_measure(bundle: Path, tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ def test_a_reply_says_which_rule_it_followed(bundle: Path) -> None:
         done = run(*ask, *options)
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["stats"]["kv_rule"] == rule
-    done = run(*ask, "--kv-rule", "last", "--exit-policy", "lossless")
-    assert done.exit_code == 2 and "exit policy lossless goes with the KV rule exact, not last" in done.stderr
     done = run("train", bundle, bundle, "--kv-rule", "last")
     assert done.exit_code == 2 and "'last' is not one of 'exact', 'propagate', 'latest', 'skip'" in done.stderr
 

@@ -10,7 +10,7 @@ import pytest
 from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Model, Sampling
 from rrt_edge.runtime.decoding import request as request_module
 
-POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2", "threshold=0.7", "lossless"]
+POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2", "threshold=0.7"]
 
 
 def prompts(count: int, seed: int = 0, longest: int = 50) -> list[list[int]]:
@@ -32,7 +32,7 @@ def test_requests_together_equal_requests_alone(
         engine = Engine(model, kv_rule=kv_rule, prompt_rows=prompt_rows)
         asked = []
         for index, prompt in enumerate(prompts(12)):
-            policy = POLICIES[index % (5 if kv_rule != "exact" else 6)]
+            policy = POLICIES[index % len(POLICIES)]
             sampling = Sampling(max_tokens=5 + index, temperature=0.7 * (index % 2), seed=index)
             asked.append((prompt, sampling, policy, engine.submit(prompt, sampling, policy)))
         streamed: dict[int, list[int]] = {}
@@ -40,7 +40,7 @@ def test_requests_together_equal_requests_alone(
             streamed.setdefault(request.number, []).append(token.id)
         for prompt, sampling, policy, request in asked:
             session = model.session(kv_rule=kv_rule)
-            alone = list(session.stream(prompt, sampling, "full" if policy == "lossless" else policy))
+            alone = list(session.stream(prompt, sampling, policy))
             ours = request.generation
             assert [(t.id, t.depth, t.text) for t in ours.tokens] == [(t.id, t.depth, t.text) for t in alone]
             assert ours.finish_reason == session.finish_reason

@@ -66,7 +66,7 @@ def raise_for_the_bad_one(
         "detokenizer": (ReplyText, "push"),
         "steering": (Steering, "observe"),
         "policy": (Steering, "policy"),
-        "rows": (Request, "part"),
+        "rows": (Request, "parts"),
         "beginning": (Request, "begin"),
     }
     kind, name = kinds[part]

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from rrt_edge.runtime import BadInputError, Engine, Model, Sampling
-from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.decoding.reply import Token
 
-POLICIES = ["full", "threshold=0.5", "lossless", "depth=1", "threshold=0.3", "depth=2"]
+POLICIES = ["full", "threshold=0.5", "depth=1", "threshold=0.3", "depth=2"]
 LONGEST = 150  # of prompts: more than a call takes
 
 
@@ -28,10 +27,7 @@ def model(four_bits: Path) -> Iterator[Model]:
         yield loaded
 
 
-@pytest.fixture(autouse=True)
-def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = np.random.default_rng(0)
-    monkeypatch.setattr(DraftLength, "choose", lambda self: int(lengths.integers(2, 9)))
+pytestmark = pytest.mark.usefixtures("always_draft")
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -50,19 +46,16 @@ def bits(tokens: list[Token] | tuple[Token, ...]) -> list[tuple[int, int, float 
 
 def together(model: Model, texts: list[list[int]], rule: str = "exact") -> list[list[tuple[int, int, float | None]]]:
     engine = Engine(model, kv_rule=rule)
-    policies = [policy for policy in POLICIES if rule == "exact" or policy != "lossless"]
-    requests = [engine.submit(text, sampling(at), policies[at % len(policies)]) for at, text in enumerate(texts)]
+    requests = [engine.submit(text, sampling(at), POLICIES[at % len(POLICIES)]) for at, text in enumerate(texts)]
     for _ in engine.run():
         pass
     return [bits(request.tokens) for request in requests]
 
 
 def alone(model: Model, texts: list[list[int]], rule: str = "exact") -> list[list[tuple[int, int, float | None]]]:
-    policies = [policy for policy in POLICIES if rule == "exact" or policy != "lossless"]
-    pairs = enumerate(texts)
     return [
-        bits(list(model.session(kv_rule=rule).stream(text, sampling(at), policies[at % len(policies)])))
-        for at, text in pairs
+        bits(list(model.session(kv_rule=rule).stream(text, sampling(at), POLICIES[at % len(POLICIES)])))
+        for at, text in enumerate(texts)
     ]
 
 
@@ -79,11 +72,10 @@ def test_it_is_needed(four_bits: Path) -> None:
         assert together(plain, texts) != alone(plain, texts)
 
 
-def test_lossless_gives_full_depths_bits(model: Model) -> None:
+def test_nothing_is_drafted(model: Model) -> None:
     for text in prompts(3, seed=1):
-        pairs = [model.generate(text, sampling(5), policy).tokens for policy in ("lossless", "full")]
-        ours, theirs = ([(token.id, token.logprob) for token in tokens] for tokens in pairs)
-        assert ours == theirs
+        stats = model.generate(text, sampling(5), "full").stats
+        assert (stats.drafted, stats.steps_per_token, stats.block_rows_per_token) == (0, model.loops, model.loops)
 
 
 @pytest.mark.parametrize("policy", ["full", "threshold=0.5", "depth=1"])
@@ -105,7 +97,7 @@ def test_what_others_have_run_of_a_prompt_makes_no_difference(model: Model) -> N
     expected = alone(model, texts)
     engine = Engine(model)
     for at, text in enumerate(texts):
-        request = engine.submit(text, sampling(at), POLICIES[at])
+        request = engine.submit(text, sampling(at), POLICIES[at % len(POLICIES)])
         for _ in engine.run():
             pass
         assert bits(request.tokens) == expected[at]

@@ -6,18 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install -e '.[dev]'")
 
 from rrt_edge.runtime import BadInputError, Engine, Generation, Grammar, Model, Sampling
-from rrt_edge.runtime.decoding.lossless import DraftLength
 from tests.thinker import ANSWER, OPENING, PARTS, THOUGHT, changed, make_tokenizer
 
 CHAT = [{"role": "user", "content": "The cat"}]
 WITHOUT = {"enable_thinking": False}
-POLICIES = ["full", "depth=1", "lossless"]
+POLICIES = ["full", "depth=1"]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +39,6 @@ def spelt(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     folder = tmp_path_factory.mktemp("spelt") / "bundle"
     with Model.load(changed(thinker, folder, make_tokenizer(PARTS))) as model:
         yield model
-
-
-@pytest.fixture
-def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = np.random.default_rng(0)
-    monkeypatch.setattr(DraftLength, "choose", lambda self: int(lengths.integers(2, 9)))
 
 
 def reply(model: Model, sampling: Sampling | None = None, policy: str = "full", **variables: object) -> Generation:
@@ -104,7 +96,7 @@ def test_a_budget_ends_the_thought_and_the_answer_follows(
         generation = reply(model, sampling, policy)
     assert (generation.thought, generation.text, generation.finish_reason) == (seen, ANSWER, "stop")
     assert generation.tokens[-1].thought is None and generation.stats.generated_tokens == len(generation.tokens)
-    if policy == "lossless":
+    if policy == "full":
         assert generation.stats.accepted > 0
     if seen != THOUGHT:  # the tokens that end it are in the history as if the model had written them
         written = model.tokenizer.decode([token.id for token in generation.tokens], skip_special_tokens=False)

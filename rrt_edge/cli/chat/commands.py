@@ -189,6 +189,7 @@ def _stats(chat: Chat, _: str) -> None:
         ("longest gap between tokens", f"{stats.longest_gap_s:.3f} s"),
         ("mean depth", f"{stats.mean_depth:.2f} of {model.loops}"),
         ("block rows per token", f"{stats.block_rows_per_token:.2f}"),
+        ("steps per token", f"{stats.steps_per_token:.2f}"),
         *((("drafts that stood", f"{stats.accepted} of {stats.drafted}"),) if stats.drafted else ()),
         ("context", f"{stats.prompt_tokens + stats.generated_tokens} of {model.context} tokens"),
         ("device", stats.device),

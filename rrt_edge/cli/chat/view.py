@@ -258,7 +258,11 @@ def footer(stats: Stats, loops: int, context: int) -> str:
     if loops > 1:
         saved = 1 - stats.block_rows_per_token / loops
         parts.append(f"mean depth {stats.mean_depth:.2f} of {loops}")
-        added = f"block work added {-saved:.0%}" + ("" if stats.drafted else " (the prompt caught up)")
-        parts.append(f"block work saved {saved:.0%}" if saved > -0.005 else added)
+        if stats.drafted:
+            parts.append(f"{stats.steps_per_token:.2f} steps a token")
+        elif saved > -0.005:
+            parts.append(f"block work saved {saved:.0%}")
+        else:
+            parts.append(f"block work added {-saved:.0%} (the prompt caught up)")
     device = [] if stats.device == "cpu" else [f"on {stats.device}"]
     return " · ".join([*parts, f"context {used}/{context}", *device])

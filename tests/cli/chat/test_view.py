@@ -82,13 +82,13 @@ def test_a_reply_cannot_command_the_terminal() -> None:
 
 def test_the_footer_says_what_was_saved_or_added() -> None:
     def stats(rows: float, drafted: int = 0, device: str = "cpu") -> Stats:
-        return Stats(20, 13, 100.0, 42.4, 0.1, 0.1, 1.25, rows, drafted, 0, 1 << 20, device)
+        return Stats(20, 13, 100.0, 42.4, 0.1, 0.1, 1.25, rows, 1.5, drafted, 0, 1 << 20, device)
 
     saved = "42 tokens/s · mean depth 1.25 of 2 · block work saved 30% · context 33/512"
     assert footer(stats(1.4), 2, 512) == saved
     assert footer(stats(1.4, device="webgpu"), 2, 512) == f"{saved} · on webgpu"
     assert "block work added 50% (the prompt caught up)" in footer(stats(3.0), 2, 512)
-    assert footer(stats(3.0, drafted=9), 2, 512).endswith("block work added 50% · context 33/512")
+    assert footer(stats(3.0, drafted=9), 2, 512).endswith("1.50 steps a token · context 33/512")
     assert footer(stats(1.0), 1, 512) == "42 tokens/s · context 33/512"
 
 

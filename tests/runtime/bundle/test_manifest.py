@@ -184,5 +184,5 @@ def test_an_operating_point_takes_no_policys_place(copied: Path) -> None:
     edit_manifest(copied, lambda fields: fields["gate"].update(points=points))
     with Model.load(copied, device="cpu") as model:
         assert model.policy("full") == ExitPolicy() and model.policy("depth=1") == ExitPolicy(depth=1)
-        assert model.policy("lossless") == ExitPolicy(lossless=True)
+        assert model.policy("lossless") == ExitPolicy()
         assert model.policy("own=1") == ExitPolicy(threshold=0.4)

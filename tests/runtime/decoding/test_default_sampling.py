@@ -121,8 +121,13 @@ def theirs(llama: Any, folder: Path, logits: NDArray[np.float32], history: list[
 
 
 def ours(sampling: Sampling, logits: NDArray[np.float32], history: list[int]) -> NDArray[np.float64]:
-    draft = Sampler(sampling, PROMPT_TOKENS, (END,)).propose(logits, history)
-    return np.eye(VOCABULARY)[draft.token] if draft.probabilities is None else draft.probabilities
+    sampler = Sampler(sampling, PROMPT_TOKENS, (END,))
+    if sampling.temperature == 0:
+        return np.eye(VOCABULARY)[sampler.pick(logits, history)]
+    tokens, probabilities = sampler.candidates(logits, history)
+    whole = np.zeros(VOCABULARY)
+    whole[tokens] = probabilities
+    return whole
 
 
 @pytest.mark.parametrize("name", FILES)

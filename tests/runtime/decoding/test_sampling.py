@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rrt_edge.runtime import BadInputError, RRTEdgeError, Sampling
-from rrt_edge.runtime.decoding.logits import candidates, distribution, less_repetition, penalised
+from rrt_edge.runtime.decoding.logits import candidates, less_repetition, penalised
 from rrt_edge.runtime.decoding.sampler import Sampler
 
 VOCABULARY = 60
@@ -47,6 +47,14 @@ def theirs(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) 
 
 def ours(logits: NDArray[np.float32], sampling: Sampling, history: list[int]) -> NDArray[np.float64]:
     return distribution(penalised(logits, history, sampling.repetition_penalty), sampling)
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The probability [V] of each token."""
+    tokens, probabilities = candidates(logits, sampling)
+    whole = np.zeros(len(logits))
+    whole[tokens] = probabilities
+    return whole
 
 
 @pytest.mark.usefixtures("checkpoints")
@@ -138,8 +146,8 @@ def test_a_seed_repeats_and_only_candidates_are_picked(extra: dict[str, Any]) ->
     sampling = Sampling(temperature=1.5, seed=7, **extra)
     rows = np.random.default_rng(1).normal(size=(50, VOCABULARY)).astype(np.float32)
     first, second = Sampler(sampling), Sampler(sampling)
-    picked = [first.pick(row, []) for row in rows]
-    assert picked == [second.pick(row, []) for row in rows]
+    picked = [first.pick(row, [0] * place) for place, row in enumerate(rows)]
+    assert picked == [second.pick(row, [0] * place) for place, row in enumerate(rows)]
     assert all(token in candidates(row, sampling)[0] for token, row in zip(picked, rows, strict=True))
     assert len(set(picked)) > 1
 

@@ -18,10 +18,8 @@ from rrt_edge.exporters import export
 from rrt_edge.runtime import BadInputError, BundleError, Engine, Model, Sampling
 from rrt_edge.runtime.bundle.device_graphs import why_cpu_only
 from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Manifest
-from rrt_edge.runtime.decoding import lossless as lossless_module
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
-from rrt_edge.runtime.decoding.lossless import DraftLength
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_choice import fitting_rule
@@ -34,7 +32,7 @@ from tests.runtime.devices.decoding import on_device
 RNG = np.random.default_rng(7)
 IDS = RNG.integers(2, 300, 60)
 PROMPTS = [RNG.integers(2, 300, length).tolist() for length in (1, 9, 40, 130)]
-POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2", "lossless"]
+POLICIES = ["full", "threshold=0.5", "depth=1", "depth=2"]
 WHOLE, PIECES = [(0, 60)], [(0, 17), (17, 18), (18, 50), (50, 51), (51, 60)]
 CPU_ONLY = {"qwen2-window": "differ from depth to depth", "gemma3": "differ from depth to depth"}
 EIGHTS = {"hidden_size": 96, "head_dim": 16, "rope_parameters": {  # phi3-long's, for heads of 16
@@ -122,35 +120,26 @@ def test_packed_weights_stay_near_torch(bits: int, tmp_path: Path) -> None:
     assert np.corrcoef(found.ravel(), expected[-1].ravel())[0, 1] > (0.9 if bits == 4 else 0.999)
 
 
-@pytest.fixture
-def varied_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = np.random.default_rng(0)
-    monkeypatch.setattr(DraftLength, "choose", lambda self: int(lengths.integers(1, 9)))
-    monkeypatch.setattr(lossless_module, "LEAST_SURE", 0.0)
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_replies_are_the_loop_graphs(bundle: Path, policy: str, temperature: float, varied_drafts: None) -> None:
+def test_replies_are_the_loop_graphs(bundle: Path, policy: str, temperature: float, always_draft: None) -> None:
     with on_device(bundle) as ours, Model.load(bundle) as theirs:
         for prompt in PROMPTS:
             sampling = Sampling(max_tokens=90, temperature=temperature, seed=3)
             found, expected = ours.generate(prompt, sampling, policy), theirs.generate(prompt, sampling, policy)
-            if policy == "lossless" and temperature:
-                continue  # the same distribution, but other drafts
             assert [token.id for token in found.tokens] == [token.id for token in expected.tokens]
-            if policy != "lossless":
-                assert [token.depth for token in found.tokens] == [token.depth for token in expected.tokens]
-                assert found.stats.block_rows_per_token == expected.stats.block_rows_per_token
-                gates = np.array([[token.gate for token in reply.tokens] for reply in (found, expected)])
-                np.testing.assert_allclose(*gates, atol=1e-4)
+            assert [token.depth for token in found.tokens] == [token.depth for token in expected.tokens]
+            assert found.stats.block_rows_per_token == expected.stats.block_rows_per_token
+            assert found.stats.drafted == expected.stats.drafted
+            gates = np.array([[token.gate for token in reply.tokens] for reply in (found, expected)])
+            np.testing.assert_allclose(*gates, atol=1e-4)
 
 
 def test_attention_that_takes_few_rows_gets_few(bundle: Path) -> None:
     with on_device(bundle) as ours, Model.load(bundle) as theirs:
         assert isinstance(ours.runner, DeviceGraph)
         ours.runner.most_rows = 5
-        for policy in ("full", "threshold=0.5", "lossless"):
+        for policy in ("full", "threshold=0.5"):
             expected = theirs.generate(PROMPTS[-1], Sampling(max_tokens=20), policy)
             assert ours.generate(PROMPTS[-1], Sampling(max_tokens=20), policy).text == expected.text
         engine = Engine(ours)
@@ -164,7 +153,7 @@ def test_a_conversation_forks_rewinds_and_goes_on(bundle: Path) -> None:
     def turns(model: Model) -> list[list[int]]:
         session, said = model.session(), []
         ids = PROMPTS[1]
-        for policy in ("threshold=0.5", "lossless", "depth=1", "full"):
+        for policy in ("threshold=0.5", "full", "depth=1", "full"):
             tokens = [token.id for token in session.stream(ids, Sampling(max_tokens=30), policy)]
             said.append(tokens)
             other = session.fork()
@@ -220,12 +209,12 @@ def test_requests_together_equal_requests_alone(bundle: Path, prompt_rows: int) 
         engine = Engine(model, prompt_rows=prompt_rows)
         asked = []
         for index, prompt in enumerate(prompts):
-            policy = POLICIES[index % 5]
+            policy = POLICIES[index % len(POLICIES)]
             sampling = Sampling(max_tokens=5 + index, temperature=0.7 * (index % 2), seed=index)
             asked.append((prompt, sampling, policy, engine.submit(prompt, sampling, policy)))
         list(engine.run())
         for prompt, sampling, policy, request in asked:
-            expected = alone.generate(prompt, sampling, "full" if policy == "lossless" else policy)
+            expected = alone.generate(prompt, sampling, policy)
             found = request.generation
             assert [(t.id, t.depth) for t in found.tokens] == [(t.id, t.depth) for t in expected.tokens]
 

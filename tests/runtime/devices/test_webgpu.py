@@ -10,6 +10,7 @@ import pytest
 
 from rrt_edge.exporters import Tolerance, export, verification, verify
 from rrt_edge.runtime import Engine, Model, Sampling
+from rrt_edge.runtime.decoding.drafting import Drafting
 from rrt_edge.runtime.errors import DeviceError
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from tests.checkpoints import save_tokenizer
@@ -28,7 +29,7 @@ def test_a_whole_decode_is_the_cpus_at_every_depth(webgpu: str, demo: Path) -> N
     assert done.exits == [0, 0]
 
 
-@pytest.mark.parametrize("policy", ["full", "threshold", "depth=1", "lossless", "threshold=0.9999"])
+@pytest.mark.parametrize("policy", ["full", "threshold", "depth=1", "threshold=0.9999"])
 def test_replies_are_the_cpus(webgpu: str, demo: Path, policy: str) -> None:
     with on_device(demo, webgpu, precision="float16") as gpu, on_device(demo) as cpu:
         for question in QUESTIONS[:4]:
@@ -110,13 +111,14 @@ def test_requests_together_equal_requests_alone(webgpu: str, bundle: Path) -> No
             assert [(t.id, t.depth) for t in request.tokens] == [(t.id, t.depth) for t in expected]
 
 
-def test_lossless_is_full_depth(webgpu: str, bundle: Path) -> None:
+def test_drafts_change_no_token(webgpu: str, bundle: Path, always_draft: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [np.random.default_rng(seed).integers(2, 300, 8).tolist() for seed in range(3)]
     with on_device(bundle, webgpu) as model:
-        for seed in range(3):
-            prompt = np.random.default_rng(seed).integers(2, 300, 8).tolist()
-            found, expected = (
-                model.generate(prompt, Sampling(max_tokens=40), policy) for policy in ("lossless", "full")
-            )
+        piped = [model.generate(prompt, Sampling(max_tokens=40)) for prompt in prompts]
+        monkeypatch.setattr(Drafting, "pays", lambda self, last: False)
+        for prompt, found in zip(prompts, piped, strict=True):
+            expected = model.generate(prompt, Sampling(max_tokens=40))
+            assert found.stats.drafted > expected.stats.drafted == 0
             assert [token.id for token in found.tokens] == [token.id for token in expected.tokens]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rrt_edge.runtime import BadInputError, Model
 from rrt_edge.runtime.measuring.bench import Case, Row, Settings, bench, default_tests, read_bandwidth
 from rrt_edge.runtime.measuring.exit_traces import trace
+from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 
 QUICK = Settings(prompt=9, new=20, repeats=2, threads=1)
 
@@ -60,29 +61,48 @@ def test_recorded_replies_are_replayed(bundle: Path, tmp_path: Path) -> None:
 
 def test_every_case_is_measured(bundle: Path) -> None:
     tests = (
-        *default_tests((1, 2, 3)), "decode:lossless", "decode:threshold=0.5", "decode:trace=0.5",
-        "decode:trace=0.5:skip", "decode:trace=0.5:last", "decode:clustered=0.5:latest:x3", "decode:x3",
+        *default_tests((1, 2, 3)), "decode:full:accept=1", "decode:full:accept=0", "decode:x3:accept=1",
+        "decode:threshold=0.5", "decode:trace=0.5", "decode:trace=0.5:skip", "decode:trace=0.5:last",
+        "decode:clustered=0.5:latest:x3", "decode:x3",
     )  # fmt: skip
     rows = {row.test: row for row in bench(bundle, dataclasses.replace(QUICK, tests=tests))}
     assert list(rows) == list(tests)
     assert all(row.tokens_per_second > 0 and row.peak_memory_bytes > 0 and row.ttft_s > 0 for row in rows.values())
     full, skip, batch = rows["decode:full"], rows["decode:trace=0.5:skip"], rows["decode:clustered=0.5:latest:x3"]
     assert (rows["decode:trace=0.5:last"].kv_rule, rows["decode:trace=0.5:last"].block_rows_per_token) == ("last", 2)
-    assert (full.mean_depth, full.block_rows_per_token, full.tokens) == (3, 3, 20)
+    assert (full.mean_depth, full.tokens, full.simulated) == (3, 20, False) and full.block_rows_per_token >= 3
+    drafted, wrong, many = (rows[f"decode:{test}"] for test in ("full:accept=1", "full:accept=0", "x3:accept=1"))
+    assert drafted.simulated and wrong.simulated and drafted.block_rows_per_token == 3
+    assert drafted.steps_per_token == (20 + 2) / 20  # three loops: the first token takes three steps
+    assert wrong.steps_per_token == 3 and wrong.block_rows_per_token > 4
+    assert many.steps_per_token < 0.6  # of three requests, each a token a step
     assert rows["decode:depth=1"].block_rows_per_token == 1 and rows["prefill:depth=2"].mean_depth == 2
     assert skip.mean_depth == skip.block_rows_per_token == 2
     assert (batch.batch, batch.kv_rule, batch.policy) == (3, "latest", "clustered=0.5")
     assert rows["decode:depth=1"].bytes_per_token < full.bytes_per_token
     assert full.bundle_bytes == sum(path.stat().st_size for path in bundle.iterdir())
     assert {field.name for field in dataclasses.fields(Row)} == {
-        "test", "tokens", "batch", "policy", "kv_rule", "mean_depth", "block_rows_per_token", "tokens_per_second",
-        "spread", "ttft_s", "load_s", "bytes_per_token", "bandwidth_share", "peak_memory_bytes", "bundle_bytes",
-        "threads", "device",
+        "test", "tokens", "batch", "policy", "kv_rule", "mean_depth", "block_rows_per_token", "steps_per_token",
+        "tokens_per_second", "simulated", "spread", "ttft_s", "load_s", "bytes_per_token", "bandwidth_share",
+        "peak_memory_bytes", "bundle_bytes", "threads", "device",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "test", ["encode", "decode:deep", "decode:depth=9", "prefill:x2", "decode:trace=2", "decode:trace=x"]
+    "test",
+    [
+        "encode",
+        "decode:deep",
+        "decode:depth=9",
+        "prefill:x2",
+        "decode:trace=2",
+        "decode:trace=x",
+        "decode:accept=2",
+        "decode:accept=x",
+        "prefill:accept=1",
+        "decode:depth=1:accept=1",
+        "decode:skip:accept=1",
+    ],
 )
 def test_other_tests_are_refused(bundle: Path, test: str) -> None:
     with pytest.raises(BadInputError):
@@ -92,6 +112,18 @@ def test_other_tests_are_refused(bundle: Path, test: str) -> None:
 def test_cases_read_their_options_in_any_order() -> None:
     assert Case.parse("decode:skip:x8:trace=0.6", "exact") == Case("decode", "trace=0.6", "skip", 8)
     assert Case.parse("decode", "latest") == Case("decode", "full", "latest", 1)
+    assert Case.parse("decode:x2:accept=0.8:full", "exact") == Case("decode", "full", "exact", 2, 0.8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.33, 0.8, 1.0])
+def test_the_stated_share_of_drafts_stands(share: float) -> None:
+    drafting = SimulatedDrafting(share, 3)
+    verdicts = [drafting.verdict(7, 7) == 7 for _ in range(400)]
+    assert sum(verdicts) == 400 * share
+    again, other = SimulatedDrafting(share, 3), SimulatedDrafting(share, 4)
+    assert verdicts == [again.verdict(5, 5) == 5 for _ in range(400)]
+    assert share in (0.0, 1.0) or verdicts != [other.verdict(5, 5) == 5 for _ in range(400)]
+    assert all(drafting.verdict(8, 7) in (7, 8) for _ in range(40))
 
 
 def test_bandwidth_is_plausible() -> None:

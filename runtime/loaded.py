@@ -225,17 +225,24 @@ class Loaded:
             sampling = replace(sampling, min_tokens=min(least, sampling.max_tokens))
         return sampling
 
-    def pipeline(self, state: SequenceState[Any], policy: ExitPolicy) -> Pipeline | None:
-        """What runs tokens of a sequence ahead of time under a policy by which all run the same depths; None where
-        nothing can: tokens may leave early, rows do not wait under the KV rule, or no lesser depth can be read.
+    def pipeline(self, state: SequenceState[Any], policy: ExitPolicy, leaves: bool = False) -> Pipeline | None:
+        """What runs tokens of a sequence ahead of time; None where nothing can: rows do not wait under the KV rule, no
+        lesser depth can be read, or a trace says where tokens leave.
+
+        Args:
+            leaves: whether tokens may leave early in it.
         """
         manifest, looping, slots = self.manifest, self.manifest.architecture.looping, self.runner.slots
         last = policy.depth or self.loops
-        depths = [depth for depth in manifest.architecture.exits if looping.draft_depth <= depth < last]
-        if self.reproducible or policy.may_leave or not state.rule.exact or not depths or slots < 2:
+        exits = [depth for depth in manifest.architecture.exits if depth < last]
+        depths = [depth for depth in exits if looping.draft_depth <= depth]
+        if self.reproducible or policy.trace or not state.rule.exact or not depths or slots < 2:
+            return None
+        if policy.may_leave and (not leaves or slots < last):
             return None
         gated = manifest.gate.trained and looping.gate == "mlp"  # a hazard says that a state is good enough, no more
-        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated)
+        early = exits if policy.may_leave else []
+        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated, early)
 
     def kv_rule(self, name: RunRuleName | None) -> KVRule:
         """The KV rule of a name, by default the one that the bundle was loaded with.

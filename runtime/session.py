@@ -266,42 +266,47 @@ class Session:
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
         sampler, decoder = reply.sampler, self.decoder
-        pipeline = self.model.pipeline(decoder.state, policy)
+        pipeline = self.model.pipeline(decoder.state, policy, leaves=True)
         while True:
-            self._make_room(reply, policy)
+            if self._make_room(reply, policy) and pipeline is not None:
+                pipeline.forget()
             is_free = pipeline is not None and pipeline.is_free
             if pipeline is not None and (not pipeline.is_empty or (is_free and pipeline.pays())):
                 yield self._piped(reply, pipeline)
                 continue
+            if pipeline is not None:
+                pipeline.forget()
             started = time.perf_counter()
             step = decoder.step(reply.history[-1], reply.policy)
             token = sampler.pick(step.logits, reply.history)
-            if pipeline is not None and is_free:
+            if pipeline is not None and (is_free or policy.may_leave):
                 pipeline.took(False, time.perf_counter() - started)
             yield sampler.picked(token, step.depth, step.gate, step.logits)
 
     def _piped(self, reply: Reply, pipeline: Pipeline) -> Picked:
         """The next token through the pipeline."""
-        began, picked = time.perf_counter(), None
-        room = self.model.context - (len(reply.history) - 1 - reply.dropped)
+        began, threshold = time.perf_counter(), reply.policy.threshold
+        room = min(reply.remaining, self.model.context - (len(reply.history) - 1 - reply.dropped))
+        picked = pipeline.ready(reply.history, reply.sampler, reply.drafts, room, threshold)
         while picked is None:
             started = time.perf_counter()
-            done = self.decoder.advance(pipeline.parts(reply.history[-1]))
+            done = self.decoder.advance(pipeline.parts(reply.history[-1], threshold=threshold))
             self.model.drafting.stepped(len(done), time.perf_counter() - started)
-            picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, min(reply.remaining, room))
+            picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, room, threshold)
         pipeline.took(True, time.perf_counter() - began)
         return picked
 
-    def _make_room(self, reply: Reply, policy: ExitPolicy) -> None:
-        """Drop the older half of the tokens where the context is full and the reply may shift."""
+    def _make_room(self, reply: Reply, policy: ExitPolicy) -> bool:
+        """Drop the older half of the tokens where the context is full and the reply may shift; whether it did."""
         length = len(reply.history) - 1 - reply.dropped  # fed, but for drafts
         if not reply.shifts or length < max(self.model.context, 2):
-            return
+            return False
         dropped = length - length // 2
         log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)
         reply.dropped += dropped
         self.decoder.rewind(0)
         self.decoder.prefill(reply.history[reply.dropped : -1], policy)
+        return True
 
     def _reuse(self, ids: list[int], policy: ExitPolicy) -> None:
         """Keep the rows of the longest common beginning; the last token of a prompt is always fed anew.

@@ -244,7 +244,7 @@ def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """All drafts are made that can be: of random models hardly any stands, so that they would soon cease."""
     from rrt_edge.runtime.decoding.drafting import Drafting
 
-    monkeypatch.setattr(Drafting, "pays", lambda self, last: True)
+    monkeypatch.setattr(Drafting, "pays", lambda self, last, leaves=False: True)
     monkeypatch.setattr(Drafting, "cutoff", lambda self, rows, sequences=1: 0.0)
 
 

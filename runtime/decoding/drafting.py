@@ -16,7 +16,7 @@ RELATIVE = (1.0, 1.3, 1.8, 2.1, 2.65, 3.0, 3.5, 4.0)  # time of a step by its ro
 STEPS, TOKENS = 5, 20  # times of which the running means are about the mean
 OUTLIER = 2.0  # a time counts for no more than so many times the mean: the machine did something else
 LEAST_RUN, MOST_RUN = 64, 1024  # tokens after which the way that lost is tried again; twice as many each time it loses
-PIPED_TRIAL = 16  # tokens of such a trial; one is enough to time full depth without drafts
+TRIAL = 16  # tokens of such a trial; one is enough to time full depth without drafts
 
 
 @dataclass
@@ -38,6 +38,7 @@ class _Ways:
     """Seconds that tokens took without drafts and with them, and the way that is being gone."""
 
     seconds: list[_Mean] = field(default_factory=lambda: [_Mean(TOKENS), _Mean(TOKENS)])
+    leaves: bool = False  # whether tokens may leave early
     drafts: bool = False
     is_trial: bool = False
     tokens: int = 0  # of the run under way
@@ -61,7 +62,7 @@ class _Ways:
         else:
             self.drafts = not self.drafts
             self.seconds[self.drafts] = _Mean(TOKENS)
-            self.most = PIPED_TRIAL if self.drafts else 1
+            self.most = TRIAL if self.drafts or self.leaves else 1
         self.is_trial, self.tokens = not self.is_trial, 0
 
     def observe(self, drafts: bool, seconds: float) -> None:
@@ -78,21 +79,27 @@ class Drafting:
     def __init__(self) -> None:
         self._stood, self._judged = [0.0] * len(EDGES), [0.0] * len(EDGES)
         self._steps: dict[tuple[int, int], _Mean] = {}  # seconds by sequences and rows
-        self._ways: dict[int, _Ways] = {}  # by the depth that tokens are read at
+        self._ways: dict[
+            tuple[int, bool], _Ways
+        ] = {}  # by the depth that tokens are read at, and whether they may leave
         self._cutoffs = 0
 
-    def pays(self, last: int) -> bool:
-        """Whether the next token, read at depth `last`, comes sooner in a pipeline, drafts and all."""
-        ways = self._ways.setdefault(last, _Ways())
+    def pays(self, last: int, leaves: bool = False) -> bool:
+        """Whether the next token, read at depth `last` or where it may leave, comes sooner in a pipeline, drafts and
+        all."""
+        ways = self._of(last, leaves)
         if ways.ended:
             ways.next()
             if ways.is_trial and ways.drafts:
                 self._fade()
         return ways.drafts
 
-    def took(self, last: int, drafts: bool, seconds: float) -> None:
-        """A token read at depth `last` took so long."""
-        self._ways.setdefault(last, _Ways()).observe(drafts, seconds)
+    def took(self, last: int, drafts: bool, seconds: float, leaves: bool = False) -> None:
+        """A token read at depth `last`, or where it may leave, took so long."""
+        self._of(last, leaves).observe(drafts, seconds)
+
+    def _of(self, last: int, leaves: bool) -> _Ways:
+        return self._ways.setdefault((last, leaves), _Ways(leaves=leaves))
 
     def stepped(self, rows: int, seconds: float, sequences: int = 1) -> None:
         """A step of so many rows, of so many sequences, took so long."""

@@ -4,6 +4,9 @@ While token t runs depth 2, the token that depth 1 says will follow it, its draf
 full depth agrees with the drafts, each step brings a token. Where it does not agree, the rows behind are dropped, and
 what they had run was in vain. The tokens are those of full depth, whatever was drafted: a draft only decides which rows
 are computed ahead of time.
+
+Where tokens may leave early, a row whose gate lets it leave is a draft that needs no verdict: its token is there at
+once, and the row goes on beside the next ones, so that later tokens find its keys and values at every depth.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, last_stayed
 Float = NDArray[np.float32]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """A token on its way down: a draft, but for the first of them."""
+    """A token on its way down: a draft, but for the first of those that have no answer yet."""
 
     token: int
     certainty: float = 1.0
     depth: int = 0
     gate: float = 0.0
     logits: Float | None = None  # at that depth, where they were asked for
+    answered: bool = False  # it left early: what follows it is known
 
 
 class Pipeline:
@@ -51,6 +55,7 @@ class Pipeline:
         slots: int,
         ends: Collection[int],
         gated: bool,
+        exits: Collection[int] = (),
     ) -> None:
         """
         Args:
@@ -59,17 +64,18 @@ class Pipeline:
             slots: rows that a step takes at most.
             ends: tokens behind which nothing is drafted.
             gated: whether the gate tells how likely a depth's token is full depth's.
+            exits: depths at which tokens may leave early.
         """
         self._state, self._drafting, self._draft_depths = state, drafting, draft_depths
-        self.last, self._slots, self._ends, self._gated = last, slots, ends, gated
-        self._rows: list[_Row] = []  # of the history's last token, and of drafts behind it
+        self.last, self._slots, self._ends, self._gated, self._exits = last, slots, ends, gated, exits
+        self._rows: list[_Row] = []  # of the history's last token, drafts behind it, and before it those that left
         self._draft: _Row | None = None  # enters with the next step
         self._cutoff = NEVER  # the least certainty of the draft that the step under way may lead to
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row is on its way."""
-        return not self._rows
+        """Whether no row is on its way but those that left early."""
+        return all(row.answered for row in self._rows)
 
     @property
     def is_free(self) -> bool:
@@ -79,89 +85,116 @@ class Pipeline:
     @property
     def width(self) -> int:
         """Parts of the next step."""
-        return max(len(self._rows) + (self._draft is not None), 1)
+        return len(self._rows) + (self._draft is not None or self.is_empty)
 
     def pays(self) -> bool:
         """Whether tokens come sooner with drafts than without, as far as was measured of late."""
-        return self._drafting.pays(self.last)
+        return self._drafting.pays(self.last, bool(self._exits))
 
     def took(self, drafts: bool, seconds: float) -> None:
         """A token took so long, with drafts or without."""
-        self._drafting.took(self.last, drafts, seconds)
+        self._drafting.took(self.last, drafts, seconds, bool(self._exits))
 
-    def parts(self, token: int, others: int = 0, sequences: int = 1) -> list[Part[Any]]:
+    def forget(self) -> None:
+        """Leave the rows that left early to whoever goes on."""
+        self._rows = []
+
+    def parts(self, token: int, others: int = 0, sequences: int = 1, threshold: float = NEVER) -> list[Part[Any]]:
         """The rows to run next, each through its next depth, the deepest first.
 
         Args:
             token: the history's last.
             others: rows of other sequences in the same step.
             sequences: those in the step, this one among them.
+            threshold: rows whose gate reaches it may leave.
         """
-        if not self._rows:
+        if self.is_empty:
             self._draft = _Row(token)
         if self._draft is not None:
             self._rows.append(self._draft)
             self._draft = None
         going_on = sum(row.depth + 1 < self.last for row in self._rows)
-        return [self._part(row, others + going_on, sequences) for row in self._rows]
+        return [self._part(row, others + going_on, sequences, threshold) for row in self._rows]
 
-    def _part(self, row: _Row, rows: int, sequences: int) -> Part[Any]:
+    def _part(self, row: _Row, rows: int, sequences: int, threshold: float) -> Part[Any]:
         """`rows`: of the step behind this one, if nothing is drafted."""
         depth, state = row.depth + 1, self._state
         entering = np.array([row.token]) if depth == 1 else state.waiting[depth - 2].take(1)
-        least = NEVER
-        if depth == self.last:
+        least = threshold if depth in self._exits else NEVER
+        if row.answered:
+            least = NEVER
+        elif depth == self.last:
             least = 0.0
         elif row is self._rows[-1] and depth in self._draft_depths:
             self._cutoff = self._drafting.cutoff(rows, sequences)
-            least = self._cutoff if self._gated or self._cutoff == NEVER else 0.0
+            least = min(least, self._cutoff if self._gated or self._cutoff == NEVER else 0.0)
         stayed = last_stayed(1, row.gate) if row.gate else None
         position = state.first_position(depth, 1)
         return Part(state.cache, depth, entering, position, np.array([least], np.float32), stayed=stayed)
 
     def take(
-        self, done: Sequence[PartDone], history: Sequence[int], sampler: Sampler, drafts: Drafts, remaining: int
+        self,
+        done: Sequence[PartDone],
+        history: Sequence[int],
+        sampler: Sampler,
+        drafts: Drafts,
+        remaining: int,
+        threshold: float = NEVER,
     ) -> Picked | None:
         """Take what a step returned; the token that follows `history`, where it led to one.
 
         Args:
             remaining: tokens that may follow.
+            threshold: rows whose gate reaches it may leave.
         """
         for row, part in zip(self._rows, done, strict=True):
             row.depth, row.gate = row.depth + 1, float(part.gate[-1])
             row.logits = part.logits[-1] if len(part.logits) else None
             self._state.leave(row.depth, part.hidden)
-        picked, first = None, self._rows[0]
-        if first.depth == self.last:
-            assert first.logits is not None
+        self._rows = [row for row in self._rows if not (row.answered and row.depth == self.last)]
+        return self.ready(history, sampler, drafts, remaining, threshold)
+
+    def ready(
+        self, history: Sequence[int], sampler: Sampler, drafts: Drafts, remaining: int, threshold: float = NEVER
+    ) -> Picked | None:
+        """The token that follows `history`, where the steps so far led to one; arguments as for `take`."""
+        picked, first = None, next((row for row in self._rows if not row.answered), None)
+        leaves = first is not None and first.depth in self._exits and first.gate >= threshold
+        if first is not None and first.logits is not None and (first.depth == self.last or leaves):
+            behind = self._rows[self._rows.index(first) + 1 :]
             token = sampler.pick(first.logits, history)
-            if len(self._rows) > 1:
-                token = self._drafting.verdict(token, self._rows[1].token)
-            picked = sampler.picked(token, self.last, first.gate, first.logits)
+            if behind:
+                token = self._drafting.verdict(token, behind[0].token)
+            picked = sampler.picked(token, first.depth, first.gate, first.logits)
             history, remaining = [*history, token], remaining - 1
-            del self._rows[0]
-            self._judge(token, drafts)
-        if self._rows and len(self._rows) < min(self._slots, remaining):
-            self._propose(history, sampler, drafts)
+            first.answered, first.logits = True, None
+            if first.depth == self.last:
+                del self._rows[0]
+            self._judge(token, behind, drafts)
+        if self._rows and len(self._rows) < self._slots:
+            self._propose(history, sampler, drafts, remaining)
         return picked
 
-    def _judge(self, token: int, drafts: Drafts) -> None:
-        """Drop the drafts where the first is another token than this one."""
-        if not self._rows:
+    def _judge(self, token: int, behind: Sequence[_Row], drafts: Drafts) -> None:
+        """Drop the drafts `behind` where the first is another token than this one."""
+        if not behind:
             return
-        stood = self._rows[0].token == token
-        self._drafting.judged(self._rows[0].certainty, stood)
+        stood = behind[0].token == token
+        self._drafting.judged(behind[0].certainty, stood)
         drafts.accepted += stood
         if not stood:
-            self._state.rewind(self._state.length - len(self._rows))
-            self._rows.clear()
+            self._state.rewind(self._state.length - len(behind))
+            del self._rows[-len(behind) :]
+            self._draft = None
 
-    def _propose(self, history: Sequence[int], sampler: Sampler, drafts: Drafts) -> None:
+    def _propose(self, history: Sequence[int], sampler: Sampler, drafts: Drafts, remaining: int) -> None:
         """Draft what follows the newest row, if that is likely enough to stand."""
-        newest = self._rows[-1]
-        if newest.logits is None or not np.isfinite(newest.logits.max()):
+        newest, open_rows = self._rows[-1], [row for row in self._rows if not row.answered]
+        if newest.answered or newest.logits is None or len(open_rows) >= remaining or self._draft is not None:
             return
-        token = sampler.pick(newest.logits, [*history, *(row.token for row in self._rows[1:])])
+        if not np.isfinite(newest.logits.max()):
+            return
+        token = sampler.pick(newest.logits, [*history, *(row.token for row in open_rows[1:])])
         certainty = newest.gate if self._gated else _probability(newest.logits, token)
         if certainty >= self._cutoff and token not in self._ends:
             self._draft = _Row(token, certainty)

@@ -18,7 +18,7 @@ class SimulatedDrafting(Drafting):
         self._verdicts: list[bool] = []  # still to be given
         self._drawn = self._stands = 0
 
-    def pays(self, last: int) -> bool:
+    def pays(self, last: int, leaves: bool = False) -> bool:
         return True
 
     def cutoff(self, rows: int, sequences: int = 1) -> float:

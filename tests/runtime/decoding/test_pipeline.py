@@ -78,7 +78,7 @@ class Confident(Drafting):
         super().__init__()
         self.verdicts = 0
 
-    def pays(self, last: int) -> bool:
+    def pays(self, last: int, leaves: bool = False) -> bool:
         return True
 
     def cutoff(self, rows: int, sequences: int = 1) -> float:
@@ -102,6 +102,22 @@ def test_tokens_are_full_depths(pair: tuple[Model, Model], kind: str) -> None:
         assert ours.stats.accepted <= ours.stats.drafted
         drafted += ours.stats.drafted
     assert drafted > 20 if kind != "short" else drafted == 0  # nothing follows that a draft could be for
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize(
+    "policy", ["threshold=0", "threshold=0.45", "threshold=0.5", "threshold=0.55", "mean-depth=1.5"]
+)
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "penalties", "stops", "short"])
+def test_tokens_that_leave_early_do_so_alike(pair: tuple[Model, Model], policy: str, kind: str) -> None:
+    """The rows that leave go on beside the next ones, and every token and depth is as without."""
+    for seed in range(2):
+        prompt = np.random.default_rng(seed).integers(2, 300, 8).tolist()
+        ours, theirs = (model.generate(prompt, KINDS[kind], policy) for model in pair)
+        same(list(ours.tokens), list(theirs.tokens))
+        assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+        if policy == "threshold=0" and kind == "greedy":
+            assert (ours.stats.drafted, ours.stats.steps_per_token) == (0, 1) and ours.stats.block_rows_per_token > 1
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -164,6 +180,7 @@ def test_a_conversation_goes_on_behind_drafts(three: tuple[Model, Model], tmp_pa
     stream = session.stream(PROMPT, Sampling(max_tokens=12, logit_bias=FREE))
     text = list(PROMPT)
     for token in stream:
+        piped.drafting = Drafting()  # of the others, whose tokens are what the model says
         text.append(token.id)
         assert session.ids in (text[:-1], text)
         session.save(tmp_path / "talk.safetensors")

@@ -9,7 +9,7 @@ import pytest
 
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.library import download as downloading
-from rrt_edge.runtime.running.cpu import Binding, Graph
+from rrt_edge.runtime.running.block import BlockBinding, BlockRunner
 from rrt_edge.runtime.running.cpu_cache import KVCache
 from rrt_edge.runtime.running.runner import Call, Pass
 
@@ -22,15 +22,15 @@ def model(bundle: Path) -> Iterator[Model]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each call of the graph."""
+    """The rows of each run through some depths."""
     seen: list[int] = []
-    run = Graph.run
+    run = BlockRunner.run
 
-    def counted(self: Graph, binding: Binding, cache: KVCache, call: Call) -> Pass:
+    def counted(self: BlockRunner, binding: BlockBinding, cache: KVCache, call: Call) -> Pass:
         seen.append(len(call.rows))
         return run(self, binding, cache, call)
 
-    monkeypatch.setattr(Graph, "run", counted)
+    monkeypatch.setattr(BlockRunner, "run", counted)
     return seen
 
 

@@ -14,7 +14,7 @@ from rrt_edge.runtime.decoding.exit_policy import Steering
 from rrt_edge.runtime.decoding.sampler import Sampler
 from rrt_edge.runtime.decoding.thought import ReplyText
 from rrt_edge.runtime.errors import OutOfMemoryError
-from rrt_edge.runtime.running.cpu import Graph
+from rrt_edge.runtime.running.block import BlockRunner
 from rrt_edge.runtime.running.load_options import LoadOptions
 
 PROMPTS = ([20, 30, 40], [50, 60, 70, 80], [90, 100])
@@ -125,15 +125,15 @@ def test_a_step_that_fails_for_one_part_runs_the_others_alone(
     model: Model, monkeypatch: pytest.MonkeyPatch, place: int, error: BaseException
 ) -> None:
     """The part's rows cannot run: those of the others, some of which had come already, come once."""
-    step = Graph.step
+    step = BlockRunner.step
 
-    def failing(self: Graph, binding: Any, parts: Any) -> Any:
+    def failing(self: BlockRunner, binding: Any, parts: Any) -> Any:
         done = step(self, binding, parts)
         if any(part.rows.ndim == 1 and 12 in part.rows.tolist() for part in parts):
             raise error
         return done
 
-    monkeypatch.setattr(Graph, "step", failing)
+    monkeypatch.setattr(BlockRunner, "step", failing)
     engine = Engine(model)
     good = []
     for index in range(len(PROMPTS) + 1):
@@ -154,10 +154,10 @@ def test_a_step_that_fails_twice_ends_what_it_was_about(model: Model, monkeypatc
     engine = Engine(model)
     requests = [engine.submit(prompt, Sampling(max_tokens=4)) for prompt in PROMPTS]
 
-    def failing(self: Graph, binding: Any, parts: Any) -> Any:
+    def failing(self: BlockRunner, binding: Any, parts: Any) -> Any:
         raise RuntimeError("never")
 
-    monkeypatch.setattr(Graph, "step", failing)
+    monkeypatch.setattr(BlockRunner, "step", failing)
     with pytest.raises(RRTEdgeError, match="never"):
         engine.step()
     assert [request.finish_reason for request in requests] == ["error"] * 3 and not engine.running

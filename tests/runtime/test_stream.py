@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rrt_edge.runtime import BadInputError, ExitPolicy, Model, Sampling, Session, Stream
-from rrt_edge.runtime.running.cpu import Graph
+from rrt_edge.runtime.running.block import BlockRunner
 from tests.runtime.replies import LONG, PROMPT, ids_of
 
 
@@ -135,22 +135,22 @@ def test_a_stream_that_is_left_frees_its_keys_and_values(model: Model, left: str
 
 
 def test_an_interrupt_leaves_a_session_that_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, run, count = model.session(), Graph.run, 0
+    session, run, count = model.session(), BlockRunner.run, 0
 
-    def interrupted(self: Graph, *given: object, **named: object) -> object:
+    def interrupted(self: BlockRunner, *given: object, **named: object) -> object:
         nonlocal count
         count += 1
         if count == 4:
             raise KeyboardInterrupt
         return run(self, *given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Graph, "run", interrupted)
-    stream, tokens = session.stream(PROMPT, Sampling(max_tokens=20)), []
+    monkeypatch.setattr(BlockRunner, "run", interrupted)
+    stream, tokens = session.stream(PROMPT, Sampling(max_tokens=20), "depth=1"), []  # a run for each token
     with pytest.raises(KeyboardInterrupt):
         for token in stream:
             tokens.append(token.id)
     assert len(tokens) == 2 == stream.generation.stats.generated_tokens
-    monkeypatch.setattr(Graph, "run", run)
+    monkeypatch.setattr(BlockRunner, "run", run)
     assert (
         session.generate(PROMPT, Sampling(max_tokens=20)).text == model.generate(PROMPT, Sampling(max_tokens=20)).text
     )

@@ -52,14 +52,14 @@ class Kind:
 class Undrafted(Drafting):
     """Full depth token by token."""
 
-    def pays(self, last: int) -> bool:
+    def pays(self, last: int, leaves: bool = False) -> bool:
         return False
 
 
 class AllDrafts(Drafting):
     """Each draft that can be made is."""
 
-    def pays(self, last: int) -> bool:
+    def pays(self, last: int, leaves: bool = False) -> bool:
         return True
 
     def cutoff(self, rows: int, sequences: int = 1) -> float:

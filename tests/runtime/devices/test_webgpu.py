@@ -115,7 +115,7 @@ def test_drafts_change_no_token(webgpu: str, bundle: Path, always_draft: None, m
     prompts = [np.random.default_rng(seed).integers(2, 300, 8).tolist() for seed in range(3)]
     with on_device(bundle, webgpu) as model:
         piped = [model.generate(prompt, Sampling(max_tokens=40)) for prompt in prompts]
-        monkeypatch.setattr(Drafting, "pays", lambda self, last: False)
+        monkeypatch.setattr(Drafting, "pays", lambda self, last, leaves=False: False)
         for prompt, found in zip(prompts, piped, strict=True):
             expected = model.generate(prompt, Sampling(max_tokens=40))
             assert found.stats.drafted > expected.stats.drafted == 0

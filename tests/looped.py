@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "ouro": {
-        "model_type": "ouro", "architectures": ["OuroForCausalLM"], "num_attention_heads": 4, "head_dim": 12,
+        "model_type": "ouro", "architectures": ["OuroForCausalLM"], "num_attention_heads": 4, "head_dim": 16,
         "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "total_ut_steps": 4,
         "early_exit_threshold": 1.0, "eos_token_id": 0, "sliding_window": None, "use_sliding_window": False,
         "layer_types": ["full_attention"] * 3, "max_window_layers": 3,
@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "skip_loop_final_norm": False, "loop_loss_weights": [], "attention_bias": False, "mlp_bias": False,
     },
 }  # fmt: skip
+KINDS["ouro-12"] = {**KINDS["ouro"], "head_dim": 12}  # runs in the loop graph: no whole eights
 KINDS["nanbeige-skip"] = {**KINDS["nanbeige"], "skip_loop_final_norm": True}
 
 

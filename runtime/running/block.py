@@ -1,7 +1,7 @@
 """The block graph on the CPU, driven depth by depth: keys and values are written where they are kept.
 
-A call runs rows of one sequence: any number at one depth, or one at each of several depths, which read the weights
-together. Steps of several sequences run in the loop graph, which is opened for the first of them.
+A call runs rows of one sequence: any number at one depth, or one at each of several depths a draft's depth apart, which
+read the weights together. Steps of several sequences run in the loop graph, which is opened for the first of them.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class BlockRunner:
         return Pass(call.first, depth, done.logits, done.hidden, done.gate)
 
     def step(self, binding: BlockBinding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
-        """`Runner.step`: one call for the single rows of a sequence at depths one behind another, one for each other
+        """`Runner.step`: one call for single rows of a sequence that stand a draft's depth apart, one for each other
         part; or one of the loop graph for all."""
         if len({id(part.cache) for part in parts}) >= SHARED:
             loop_graph = self._for_several()
@@ -167,9 +167,10 @@ class BlockRunner:
         """Run parts of one sequence, in order of depth, each an entry of the batch."""
         first, cache = parts[0], parts[0].cache
         count = len(first.rows)
-        if not cache.fits(first.depth, len(parts), count):
+        depths = [part.depth for part in parts]
+        if not cache.fits(depths, count):
             binding.forget()  # what has to grow goes at once
-        planes = cache.side_by_side(first.depth, len(parts), count)
+        planes = cache.side_by_side(depths, count)
         if planes is None:  # the depths' rows are kept apart
             return [outcome for part in parts for outcome in self._call(binding, [part])]
         hidden, gate, logits = binding.run(parts, planes)
@@ -199,7 +200,11 @@ def _together(parts: Sequence[Part[KVCache]]) -> list[list[int]]:
         part = parts[index]
         for call in calls:
             last = parts[call[-1]]
-            if last.cache is part.cache and part.depth == last.depth + 1 and len(part.rows) == len(last.rows) == 1:
+            if (
+                last.cache is part.cache
+                and part.depth == last.depth + part.cache.stride
+                and len(part.rows) == len(last.rows) == 1
+            ):
                 call.append(index)
                 break
         else:

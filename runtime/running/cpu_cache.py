@@ -48,6 +48,7 @@ class _Buffer:
     used: int = 0
     shared: bool = False
     whole: list[NDArray[Any]] | None = None
+    place: int = 0  # among the depths of `whole`
 
     @property
     def room(self) -> int:
@@ -119,8 +120,8 @@ def _with_room(
             if not old.shared:
                 old.planes, old.first, old.used = old.emptied().planes, 0, 0
         raise
-    for new in grown:
-        new.whole = whole
+    for place, new in enumerate(grown):
+        new.whole, new.place = whole, place
     return grown
 
 
@@ -155,7 +156,8 @@ class KVCache:
         groups = architecture.kv_groups
         whole = len(groups) == 1
         self._layers: list[slice | list[int]] = [slice(None)] if whole else [list(group) for group in groups]
-        self._sides: dict[tuple[int, int], list[Planes] | None] = {}  # as `side_by_side` says, until buffers change
+        self.stride = architecture.looping.draft_depth  # from one to the next of depths that may be side by side
+        self._sides: dict[tuple[int, ...], list[Planes] | None] = {}  # as `side_by_side` says, until buffers change
         self._buffers = [
             [_Buffer(no_rows(architecture, group), architecture.window(depth, group)) for group in range(len(groups))]
             for depth in range(1, rule.slots(architecture.loops) + 1)
@@ -194,38 +196,38 @@ class KVCache:
         """Before which row no fork has any of those that a depth is about to write: in one slot, depth 1 wrote them."""
         return len(self.positions[0 if self._one_slot else depth - 1])
 
-    def fits(self, depth: int, depths: int, count: int) -> bool:
-        """Whether so many depths from `depth` on can take so many rows more as they are."""
-        each = range(depth, depth + depths)
-        return all(self.takes(at, group, count) for at in each for group in range(len(self._layers)))
+    def fits(self, depths: Sequence[int], count: int) -> bool:
+        """Whether depths can take so many rows more as they are."""
+        return all(self.takes(depth, group, count) for depth in depths for group in range(len(self._layers)))
 
-    def side_by_side(self, depth: int, depths: int, count: int) -> list[Planes] | None:
-        """By KV group, the planes [layers, depths, KV, room, width] of so many depths from `depth` on, with room for
-        `count` rows more at each; None where they do not stand in the same arrays. Who writes them there says so
-        (`wrote`).
+    def side_by_side(self, depths: Sequence[int], count: int) -> list[Planes] | None:
+        """By KV group, the planes [layers, depths, KV, room, width] of depths a stride apart, with room for `count`
+        rows more at each; None where they do not stand behind each other in the same arrays. Who writes them there
+        says so (`wrote`).
         """
         if self._closed:
             raise closed()
-        for each in range(depth, depth + depths):
+        for depth in depths:
             for group in range(len(self._layers)):
-                if not self.takes(each, group, count):
-                    self._make_room(each, group, count)
-        key = (depth, depths)
+                if not self.takes(depth, group, count):
+                    self._make_room(depth, group, count)
+        key = tuple(depths)
         if key not in self._sides:
-            self._sides[key] = self._side(depth, depths)
+            self._sides[key] = self._side(depths)
         return self._sides[key]
 
-    def _side(self, depth: int, depths: int) -> list[Planes] | None:
+    def _side(self, depths: Sequence[int]) -> list[Planes] | None:
         planes: list[Planes] = []
         for group in range(len(self._layers)):
-            buffers = [self._slot(each)[group] for each in range(depth, depth + depths)]
-            whole = buffers[0].whole
-            if depths == 1:
+            buffers = [self._slot(depth)[group] for depth in depths]
+            whole, place = buffers[0].whole, buffers[0].place
+            if len(depths) == 1:
                 planes.append(buffers[0].planes)
-            elif whole is None or self._one_slot or any(buffer.whole is not whole for buffer in buffers):
+                continue
+            follow = [(buffer.whole is whole, buffer.place - place) for buffer in buffers]
+            if whole is None or self._one_slot or follow != [(True, index) for index in range(len(depths))]:
                 return None
-            else:
-                planes.append([plane[:, depth - 1 : depth - 1 + depths] for plane in whole])
+            planes.append([plane[:, place : place + len(depths)] for plane in whole])
         return planes
 
     def wrote(self, depth: int, count: int, position: int) -> None:
@@ -293,7 +295,8 @@ class KVCache:
         that attend to other windows."""
         own, start = self._slot(depth)[group], len(self.positions[depth - 1])
         slots, buffers, lengths, needs = [], [], [], []
-        for held, slot in zip(self.lengths, self._buffers, strict=False):
+        for number in sorted(range(len(self._buffers)), key=lambda number: (number % self.stride, number)):
+            slot, held = self._buffers[number], len(self.positions[number])
             buffer = slot[group]
             if buffer.window == own.window:
                 slots.append(slot)
@@ -349,7 +352,7 @@ class KVCache:
         other.positions = [
             list(self.positions[-1 if self._one_slot else depth]) for depth in range(len(self.positions))
         ]
-        other._sides = {}
+        other._sides, other.stride = {}, self.stride
         other._layers, other.budget, other._closed = self._layers, self.budget, self._closed
         other._closing = self._closing
         other._closing.add(other)

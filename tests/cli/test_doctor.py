@@ -99,7 +99,7 @@ def test_a_bundle_whose_graph_does_not_load_does_not_run(bundle: Path, tmp_path:
     from rrt_edge.runtime.bundle.manifest import Manifest, list_files
 
     wrong = Path(shutil.copytree(bundle, tmp_path / "wrong"))
-    (wrong / "model.onnx").write_bytes(b"not a graph")
+    (wrong / "block.onnx").write_bytes(b"not a graph")
     manifest = Manifest.read(wrong)
     manifest.files.update(list_files(wrong))
     manifest.write(wrong)

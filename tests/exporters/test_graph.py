@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rrt_edge.exporters import export
 from rrt_edge.runtime.bundle.architecture import Architecture
+from rrt_edge.runtime.bundle.block_contract import block_inputs, block_outputs
 from rrt_edge.runtime.bundle.contract import (
     INPUTS,
     LONG_CONTEXT,
@@ -27,6 +29,7 @@ from rrt_edge.runtime.bundle.contract import (
     outputs_of,
     past_length,
 )
+from rrt_edge.runtime.bundle.looping import Looping
 from tests.checkpoints import save_tokenizer
 from tests.families import random_model
 from tests.host import Host
@@ -41,7 +44,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "graph.md"
 
 def documented() -> dict[str, dict[str, tuple[int, str]]]:
     """What docs/graph.md says: by table and name, the rank and the type."""
-    text = DOCS.read_text(encoding="utf-8").partition("## Graphs for devices")[0]
+    text = DOCS.read_text(encoding="utf-8").partition("## The block graph")[0]
     told: dict[str, dict[str, tuple[int, str]]] = {}
     tables, table = iter(("input", "output", "propagation", "8 bits", "groups", "long", "hazard")), ""
     for line in text.splitlines():
@@ -258,3 +261,19 @@ def test_untied_heads_biases_and_rope_scaling(make_source: Callable[..., Path], 
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(logits[0], theirs, atol=1e-4)
+
+
+def test_the_docs_name_the_tensors_of_the_block_graph() -> None:
+    """Of a model that has them all: a hazard, windows of two kinds, two sets of frequencies."""
+    section = DOCS.read_text(encoding="utf-8").partition("## The block graph")[2].partition("\n## ")[0]
+    rows = {name: row for row in section.splitlines() if row.startswith("|") for name in re.findall(r"`([\w.]+)`", row)}
+    shape = Architecture("x", 2, 2, 0, 16, 2, 1, 8, 50, 64, 2, 32, ((None, 7),) * 2, 32, Looping(gate="hazard"))
+    for tensor in (*block_inputs(shape), *block_outputs(shape)):
+        layer_or_group = re.sub(
+            r"\.1\.\d+$", ".1.l" if tensor.name.startswith(("past", "present")) else ".1", tensor.name
+        )
+        assert layer_or_group in rows, tensor.name
+        if not layer_or_group.startswith("present"):  # as the inputs
+            assert {"float32": "float"}.get(np.dtype(tensor.dtype).name, np.dtype(tensor.dtype).name) in rows[
+                layer_or_group
+            ]

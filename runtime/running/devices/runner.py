@@ -159,8 +159,11 @@ class DeviceGraph:
     def _dummy(self) -> Buffer:
         """Keys and values of one row, which nobody reads, for slots without a sequence."""
         if self._scratch is None:
-            plane = self.graphs.plane(np.zeros((1, *self.graphs.row_shape(1)), self.graphs.dtype))
-            self._scratch = Buffer([plane] * (2 * self.architecture.layers_per_block), 1)
+            nothing = np.zeros((1, *self.graphs.row_shape(1)), self.graphs.dtype)
+            pair = [
+                self.graphs.plane(nothing) for _ in range(2)
+            ]  # WebGPU writes both at once, and into no memory twice
+            self._scratch = Buffer(pair * self.architecture.layers_per_block, 1)
         return self._scratch
 
     def run(self, binding: DeviceBinding, cache: DeviceCache, call: Call) -> Pass:

@@ -287,7 +287,7 @@ class Session:
         """The next token through the pipeline."""
         began, threshold = time.perf_counter(), reply.policy.threshold
         room = min(reply.remaining, self.model.context - (len(reply.history) - 1 - reply.dropped))
-        picked = pipeline.ready(reply.history, reply.sampler, reply.drafts, room, threshold)
+        picked = pipeline.ready(reply.history, reply.sampler, reply.drafts, threshold)
         while picked is None:
             started = time.perf_counter()
             done = self.decoder.advance(pipeline.parts(reply.history[-1], threshold=threshold))

@@ -79,9 +79,7 @@ class Drafting:
     def __init__(self) -> None:
         self._stood, self._judged = [0.0] * len(EDGES), [0.0] * len(EDGES)
         self._steps: dict[tuple[int, int], _Mean] = {}  # seconds by sequences and rows
-        self._ways: dict[
-            tuple[int, bool], _Ways
-        ] = {}  # by the depth that tokens are read at, and whether they may leave
+        self._ways: dict[tuple[int, bool], _Ways] = {}  # by the depth of reading, and whether tokens may leave
         self._cutoffs = 0
 
     def pays(self, last: int, leaves: bool = False) -> bool:

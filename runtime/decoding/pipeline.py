@@ -152,27 +152,31 @@ class Pipeline:
             row.logits = part.logits[-1] if len(part.logits) else None
             self._state.leave(row.depth, part.hidden)
         self._rows = [row for row in self._rows if not (row.answered and row.depth == self.last)]
-        return self.ready(history, sampler, drafts, remaining, threshold)
-
-    def ready(
-        self, history: Sequence[int], sampler: Sampler, drafts: Drafts, remaining: int, threshold: float = NEVER
-    ) -> Picked | None:
-        """The token that follows `history`, where the steps so far led to one; arguments as for `take`."""
-        picked, first = None, next((row for row in self._rows if not row.answered), None)
-        leaves = first is not None and first.depth in self._exits and first.gate >= threshold
-        if first is not None and first.logits is not None and (first.depth == self.last or leaves):
-            behind = self._rows[self._rows.index(first) + 1 :]
-            token = sampler.pick(first.logits, history)
-            if behind:
-                token = self._drafting.verdict(token, behind[0].token)
-            picked = sampler.picked(token, first.depth, first.gate, first.logits)
-            history, remaining = [*history, token], remaining - 1
-            first.answered, first.logits = True, None
-            if first.depth == self.last:
-                del self._rows[0]
-            self._judge(token, behind, drafts)
+        picked = self.ready(history, sampler, drafts, threshold)
+        if picked is not None:
+            history, remaining = [*history, picked.token], remaining - 1
         if self._rows and len(self._rows) < self._slots:
             self._propose(history, sampler, drafts, remaining)
+        return picked
+
+    def ready(
+        self, history: Sequence[int], sampler: Sampler, drafts: Drafts, threshold: float = NEVER
+    ) -> Picked | None:
+        """The token that follows `history`, where the steps so far led to one; arguments as for `take`."""
+        first = next((row for row in self._rows if not row.answered), None)
+        if first is None or first.logits is None:
+            return None
+        if first.depth < self.last and not (first.depth in self._exits and first.gate >= threshold):
+            return None
+        behind = self._rows[self._rows.index(first) + 1 :]
+        token = sampler.pick(first.logits, history)
+        if behind:
+            token = self._drafting.verdict(token, behind[0].token)
+        picked = sampler.picked(token, first.depth, first.gate, first.logits)
+        first.answered, first.logits = True, None
+        if first.depth == self.last:
+            del self._rows[0]
+        self._judge(token, behind, drafts)
         return picked
 
     def _judge(self, token: int, behind: Sequence[_Row], drafts: Drafts) -> None:
@@ -185,12 +189,11 @@ class Pipeline:
         if not stood:
             self._state.rewind(self._state.length - len(behind))
             del self._rows[-len(behind) :]
-            self._draft = None
 
     def _propose(self, history: Sequence[int], sampler: Sampler, drafts: Drafts, remaining: int) -> None:
         """Draft what follows the newest row, if that is likely enough to stand."""
         newest, open_rows = self._rows[-1], [row for row in self._rows if not row.answered]
-        if newest.answered or newest.logits is None or len(open_rows) >= remaining or self._draft is not None:
+        if newest.answered or newest.logits is None or len(open_rows) >= remaining:
             return
         if not np.isfinite(newest.logits.max()):
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rrt_edge.runtime.bundle.architecture import Architecture
-from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, GraphTensor
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, GraphTensor, suffix
 from rrt_edge.runtime.bundle.device_graphs import why_unfit
 
 BLOCK_GRAPH = "block.onnx"
@@ -22,16 +22,12 @@ def has_block_graph(architecture: Architecture, propagates: bool) -> bool:
 
 def last_row(group: int) -> GraphTensor:
     """The input that says where the last row stands in each entry's planes of a KV group."""
-    return GraphTensor(f"last_row.1{_suffix(group)}", np.int32, ("entries",))
+    return GraphTensor(f"last_row.1{suffix(group)}", np.int32, ("entries",))
 
 
 def length(group: int) -> GraphTensor:
     """The input that says how many rows the longest of the entries has in a KV group, new ones included."""
-    return GraphTensor(f"length.1{_suffix(group)}", np.int32)
-
-
-def _suffix(group: int) -> str:
-    return f".{group}" if group else ""
+    return GraphTensor(f"length.1{suffix(group)}", np.int32)
 
 
 def small_inputs(architecture: Architecture) -> list[GraphTensor]:

@@ -77,7 +77,7 @@ OUTPUTS = (
 
 def past_length(group: int) -> GraphTensor:
     """The input that says how many rows of a KV group's pasts are valid."""
-    return GraphTensor(f"past_length{_suffix(group)}", np.int64, ("batch", "pasts"))
+    return GraphTensor(f"past_length{suffix(group)}", np.int64, ("batch", "pasts"))
 
 
 def past_name(plane: str, past: int, layer: int) -> str:
@@ -101,7 +101,7 @@ def inputs_of(architecture: Architecture, propagates: bool) -> tuple[GraphTensor
     group_of = {layer: group for group, layers in enumerate(groups) for layer in layers}
     for past in range(1, architecture.pasts + 1):
         for layer in range(architecture.layers_per_block):
-            rows = f"past_{past}{_suffix(group_of[layer])}"
+            rows = f"past_{past}{suffix(group_of[layer])}"
             for plane, (dtype, width) in architecture.kv_planes.items():
                 shape = ("batch", "key_value_heads", rows, width)
                 inputs.append(GraphTensor(past_name(plane, past, layer), dtype, shape))
@@ -114,6 +114,6 @@ def outputs_of(architecture: Architecture) -> tuple[GraphTensor, ...]:
     return tuple(tensor.of(architecture) for tensor in (*OUTPUTS, *planes))
 
 
-def _suffix(group: int) -> str:
+def suffix(group: int) -> str:
     """Behind the names of what belongs to a KV group: nothing where it is the first."""
     return f".{group}" if group else ""

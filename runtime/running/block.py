@@ -7,7 +7,6 @@ read the weights together. Steps of several sequences run in the loop graph, whi
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,19 +25,16 @@ from rrt_edge.runtime.bundle.block_contract import (
     length,
     small_inputs,
 )
-from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
-from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.running.cpu import Binding, Graph
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes
 from rrt_edge.runtime.running.cpu_calls import CPUCalls
+from rrt_edge.runtime.running.cpu_runner import CPURunner
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
-from rrt_edge.runtime.running.weight_file import open_session
-from rrt_edge.runtime.system.closing import Closing, still_open
-from rrt_edge.runtime.system.memory import return_unused
-from rrt_edge.runtime.system.onnxruntime import first_line, onnxruntime, session_options
+from rrt_edge.runtime.system.closing import still_open
+from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
 Float = NDArray[np.float32]
 ALWAYS = -1.0  # a threshold that every gate reaches
@@ -46,17 +42,12 @@ SHARED = 3  # sequences from which on a step of the loop graph is faster than a 
 log = logging.getLogger(__name__)
 
 
-class BlockRunner:
-    """One onnxruntime session over block.onnx, shared by every conversation: the `Runner` on the CPU, for all KV rules
-    but those that project.
+class BlockRunner(CPURunner):
+    """The block graph, block.onnx: the `Runner` on the CPU of bundles that have it.
 
     Raises:
         BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
     """
-
-    rules = tuple(rule for rule in KV_RULES.values() if not rule.projects)
-    bits = 32
-    most_rows = sys.maxsize
 
     def __init__(
         self,
@@ -75,38 +66,11 @@ class BlockRunner:
             budget: what keys and values of all conversations may take.
             mmap: map the weights; else they are read.
         """
-        self.architecture, self.budget = architecture, budget or KVBudget()
-        self.slots = architecture.pasts
-        self.path = bundle / BLOCK_GRAPH
-        short = architecture.short_context
-        self.constant: dict[str, NDArray[Any]] = {} if short is None else {LONG_CONTEXT.name: np.array(context > short)}
-        try:
-            session = open_session(self.path, session_options(threads), mmap)
-        except Exception as error:  # onnxruntime raises several unrelated types
-            raise BundleError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
-        self._session: onnxruntime.InferenceSession | None = session
+        super().__init__(bundle / BLOCK_GRAPH, architecture, threads, context, budget, mmap)
         self._check_contract()
-        self._closing = Closing()
         self._open_loop_graph = loop_graph
         self._loop_graph: Graph | None = None
         self._opening = threading.Lock()
-
-    @property
-    def session(self) -> onnxruntime.InferenceSession:
-        return still_open(self._session)
-
-    @property
-    def no_rows(self) -> Float:
-        return np.zeros((0, self.architecture.hidden_size), np.float32)
-
-    def new_cache(self, rule: KVRule = EXACT) -> KVCache:
-        return KVCache(self.architecture, self.budget, self._closing, rule)
-
-    def hidden(self, rows: Float) -> Float:
-        return rows
-
-    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
-        return self.architecture.kv_bytes(tokens, rule)
 
     def bind(self) -> BlockBinding:
         """A binding for one caller at a time; what is bound stays so between calls."""
@@ -115,12 +79,11 @@ class BlockRunner:
         return binding
 
     def close(self) -> None:
-        self._closing.close()
         with self._opening:
             if self._loop_graph is not None:
                 self._loop_graph.close()
-            self._session = self._loop_graph = self._open_loop_graph = None
-        return_unused()
+            self._loop_graph = self._open_loop_graph = None
+        super().close()
 
     def run(self, binding: BlockBinding, cache: KVCache, call: Call) -> Pass:
         """`Runner.run`, a call of the graph for each depth."""
@@ -170,7 +133,8 @@ class BlockRunner:
         depths = [part.depth for part in parts]
         if not cache.fits(depths, count):
             binding.forget()  # what has to grow goes at once
-        planes = cache.side_by_side(depths, count)
+            cache.make_room(depths, count)
+        planes = cache.side_by_side(depths)
         if planes is None:  # the depths' rows are kept apart
             return [outcome for part in parts for outcome in self._call(binding, [part])]
         hidden, gate, logits = binding.run(parts, planes)

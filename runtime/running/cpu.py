@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.contract import (
-    LONG_CONTEXT,
     OUTPUTS,
     STAYED,
     inputs_of,
@@ -21,17 +19,16 @@ from rrt_edge.runtime.bundle.contract import (
     past_length,
     past_name,
 )
-from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
+from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes, no_rows
 from rrt_edge.runtime.running.cpu_calls import CPUCalls
+from rrt_edge.runtime.running.cpu_runner import CPURunner
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
-from rrt_edge.runtime.running.weight_file import open_session
-from rrt_edge.runtime.system.closing import Closing, still_open
-from rrt_edge.runtime.system.memory import return_unused
-from rrt_edge.runtime.system.onnxruntime import first_line, onnxruntime, session_options
+from rrt_edge.runtime.system.closing import still_open
+from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -46,8 +43,8 @@ def _scalar(value: float) -> NDArray[Any]:
     return np.array(value, np.float32 if isinstance(value, float) else np.int64)
 
 
-class Graph:
-    """One onnxruntime session over model.onnx, shared by every conversation: the `Runner` on the CPU.
+class Graph(CPURunner):
+    """The loop graph, model.onnx: the `Runner` on the CPU that any bundle has.
 
     Raises:
         BundleError: onnxruntime does not load the graph, or it is not the graph the manifest describes.
@@ -70,69 +67,16 @@ class Graph:
             budget: what keys and values of all conversations may take.
             mmap: map the weights; else they are read.
         """
-        self.architecture, self.budget = architecture, budget or KVBudget()
-        self.path = bundle / "model.onnx"
-        short = architecture.short_context
-        self._constant: dict[str, NDArray[Any]] = (
-            {} if short is None else {LONG_CONTEXT.name: np.array(context > short)}
-        )
-        self.propagates = rule.projects
-        options = session_options(threads)
-        try:
-            session = open_session(self.path, options, mmap)
-        except Exception as error:  # onnxruntime raises several unrelated types
-            raise BundleError(f"{self.path}: onnxruntime cannot load it ({first_line(error)})") from error
-        self._session: onnxruntime.InferenceSession | None = session
+        super().__init__(bundle / "model.onnx", architecture, threads, context, budget, mmap, rule.projects)
         self._check_contract()
         self._no_hidden = np.zeros((1, 0, architecture.hidden_size), np.float32)
         self._no_ids = np.zeros((1, 0), np.int64)
-        self._closing = Closing()
-
-    @property
-    def session(self) -> onnxruntime.InferenceSession:
-        return still_open(self._session)
-
-    @property
-    def rules(self) -> tuple[KVRule, ...]:
-        """All, but those whose inputs the graph lacks."""
-        return tuple(rule for rule in KV_RULES.values() if self.propagates or not rule.projects)
-
-    @property
-    def bits(self) -> int:
-        return 32
-
-    @property
-    def slots(self) -> int:
-        return self.architecture.pasts
-
-    @property
-    def most_rows(self) -> int:
-        return sys.maxsize
-
-    @property
-    def no_rows(self) -> Float:
-        rows: Float = self._no_hidden[0]
-        return rows
-
-    def new_cache(self, rule: KVRule = EXACT) -> KVCache:
-        return KVCache(self.architecture, self.budget, self._closing, rule)
-
-    def hidden(self, rows: Float) -> Float:
-        return rows
-
-    def kv_bytes(self, tokens: int, rule: KVRule = EXACT) -> int:
-        return self.architecture.kv_bytes(tokens, rule)
 
     def bind(self) -> Binding:
         """A binding for one conversation; its cache stays bound between calls."""
         binding = Binding(self.session.io_binding(), self.architecture, self.path)
         self._closing.add(binding)
         return binding
-
-    def close(self) -> None:
-        self._closing.close()
-        self._session = None
-        return_unused()
 
     def run(self, binding: Binding, cache: KVCache, call: Call) -> Pass:
         """`Runner.run`, in one call of the graph: S rows, with F that left before them, bring N = F + S keys."""
@@ -155,7 +99,7 @@ class Graph:
             **self._stayed([call]),
             **self._past_lengths([cache.valid_rows(depth) for depth in depths]),
             **self._exited(exited, _NO_SLOTS),
-            **self._constant,
+            **self.constant,
         }
         pasts = [self._buffers(cache, depth) for depth in depths]
         # logits [R, V], hidden [1, S, H], gate [depths, 1, S], planes [depths, 1, layers, KV, N, width]
@@ -205,7 +149,7 @@ class Graph:
             **self._stayed(slots),
             **self._past_lengths([part.cache.valid_rows(part.depth) for part in slots]),
             **self._exited(np.concatenate(exited_states), self._padded(exited_counts)),
-            **self._constant,
+            **self.constant,
         }
         pasts = [self._buffers(part.cache, part.depth) for part in slots]
         # logits [R, V] of the rows whose gate reached their threshold, hidden [1, S, H], gate [1, 1, S],

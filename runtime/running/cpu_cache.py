@@ -200,17 +200,19 @@ class KVCache:
         """Whether depths can take so many rows more as they are."""
         return all(self.takes(depth, group, count) for depth in depths for group in range(len(self._layers)))
 
-    def side_by_side(self, depths: Sequence[int], count: int) -> list[Planes] | None:
-        """By KV group, the planes [layers, depths, KV, room, width] of depths a stride apart, with room for `count`
-        rows more at each; None where they do not stand behind each other in the same arrays. Who writes them there
-        says so (`wrote`).
-        """
-        if self._closed:
-            raise closed()
+    def make_room(self, depths: Sequence[int], count: int) -> None:
+        """Give depths room for so many rows more."""
         for depth in depths:
             for group in range(len(self._layers)):
                 if not self.takes(depth, group, count):
                     self._make_room(depth, group, count)
+
+    def side_by_side(self, depths: Sequence[int]) -> list[Planes] | None:
+        """By KV group, the planes [layers, depths, KV, room, width] of depths a stride apart; None where they do not
+        stand behind each other in the same arrays. Who writes rows there says so (`wrote`).
+        """
+        if self._closed:
+            raise closed()
         key = tuple(depths)
         if key not in self._sides:
             self._sides[key] = self._side(depths)

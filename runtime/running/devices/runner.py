@@ -160,9 +160,7 @@ class DeviceGraph:
         """Keys and values of one row, which nobody reads, for slots without a sequence."""
         if self._scratch is None:
             nothing = np.zeros((1, *self.graphs.row_shape(1)), self.graphs.dtype)
-            pair = [
-                self.graphs.plane(nothing) for _ in range(2)
-            ]  # WebGPU writes both at once, and into no memory twice
+            pair = [self.graphs.plane(nothing) for _ in range(2)]  # WebGPU refuses to write both into one memory
             self._scratch = Buffer(pair * self.architecture.layers_per_block, 1)
         return self._scratch
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from rrt_edge.exporters.block import LayerWeights, Residual
-from rrt_edge.exporters.builder import FLOAT, MICROSOFT, Builder, declared
+from rrt_edge.exporters.builder import FLOAT, Builder, declared
 from rrt_edge.exporters.devices.block import (
     DeviceBlock,
     DeviceSurroundings,
     TabledDepths,
-    rotary_pattern,
-    rotary_patterns,
+    pattern_turns,
 )
-from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
+from rrt_edge.exporters.devices.graphs import graph_model
+from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head, left_by_now
 from rrt_edge.exporters.linears import Linears
 from rrt_edge.exporters.masks import Rows
 from rrt_edge.exporters.rotary import Rotations
@@ -28,8 +27,7 @@ from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.weights import Weights
 from rrt_edge.quantisation.plan import Bits
 from rrt_edge.runtime.bundle.block_contract import OUTPUTS, block_inputs, block_outputs, last_row
-
-OPSET, IR_VERSION = 21, 10
+from rrt_edge.runtime.bundle.contract import STAYED
 
 
 class BlockGraph:
@@ -43,9 +41,7 @@ class BlockGraph:
         embedded = embed(graph, self.linears, spec, bits, outer.embedding, "input_ids")
         self._stream = Residual(graph.op("Concat", embedded, "hidden", axis=0))  # of one kind there may be none
         depths, rotations = TabledDepths(graph, "depth", spec.loops, FLOAT), Rotations(spec, Rows(spec, graph))
-        turn_of, patterns = rotations.turns(graph, depths), rotary_patterns(spec)
-        layers = [next(at for at in range(spec.layers) if rotary_pattern(spec, at) == pattern) for pattern in patterns]
-        turns = [turn_of(layer)[1] for layer in layers]
+        turns = pattern_turns(spec, rotations.turns(graph, depths))
         group_of = {layer: group for group, members in enumerate(spec.architecture.kv_groups) for layer in members}
         ends = [last_row(group_of[layer]).name.removeprefix("last_row.1") for layer in range(spec.layers)]
         self._around = DeviceSurroundings(depths, rotations.cos, rotations.sin, turns, 1, ends)
@@ -62,9 +58,7 @@ class BlockGraph:
         normed, hidden = self.block.norm_of(graph, self._stream, "norm", self.outer.norm, depths)
         gate = exit_gate(graph, self.linears, spec, self.outer, normed, depths)
         if spec.looping.gate == "hazard":
-            one = graph.constant(1.0, np.float32)
-            stays = graph.op("Mul", "stayed", graph.op("Sub", one, gate))
-            gate = graph.op("Sub", one, stays)
+            _, gate = left_by_now(graph, STAYED.name, gate)
         reached = graph.op("GreaterOrEqual", graph.reshape(gate, -1), "least")
         chosen = graph.op("Compress", graph.reshape(normed, -1, spec.hidden), reached, axis=0)
         logits = head(graph, self.linears, spec, self.bits, self.outer, chosen)
@@ -74,7 +68,4 @@ class BlockGraph:
         architecture = spec.architecture
         inputs = [declared(tensor) for tensor in block_inputs(architecture)]
         outputs = [declared(tensor) for tensor in block_outputs(architecture)]
-        constants = [*self.weights.initializers(graph.nodes), *graph.constants]
-        made = helper.make_graph(graph.nodes, "rrt_block", inputs, outputs, constants)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rrt-edge")
+        return graph_model(graph, inputs, outputs, self.weights)

@@ -104,6 +104,13 @@ def exit_gate(
     return graph.op("Sigmoid", graph.op("ReduceSum", score, graph.constant([2]), keepdims=0))
 
 
+def left_by_now(graph: Builder, stayed: str, hazard: str) -> tuple[str, str]:
+    """(the probability of having stayed, of having left) behind a depth, from that of leaving there and `stayed`."""
+    one = graph.constant(1.0, np.float32)
+    stays = graph.op("Mul", stayed, graph.op("Sub", one, hazard))
+    return stays, graph.op("Sub", one, stays)
+
+
 def _hazard_score(graph: Builder, linears: Linears, gate: HazardWeights, normed: str) -> str:
     """Emit a hazard before the sigmoid: [B, S, 1]."""
     weight = linears.weights.add("exit_gate.weight", gate.weight.astype(np.float32).T, "gate")

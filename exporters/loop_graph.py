@@ -13,7 +13,7 @@ from rrt_edge.exporters.block import LayerWeights, Residual
 from rrt_edge.exporters.block_graph import BlockGraph
 from rrt_edge.exporters.builder import BOOL, FLOAT, INT64, MICROSOFT, Builder, declared, value
 from rrt_edge.exporters.devices.graphs import DeviceGraphs, has_device_graphs
-from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
+from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head, left_by_now
 from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propagated
 from rrt_edge.exporters.masks import Masks, Rows
@@ -161,9 +161,8 @@ class _Emitter:
         gate = exit_gate(body, self.linears, spec, outer, normed, depths)
         staying = []
         if spec.looping.gate == "hazard":
-            stays = body.op("Mul", carried[3], body.op("Sub", body.constant(1.0, np.float32), gate))
+            stays, gate = left_by_now(body, carried[3], gate)
             staying = [stays]
-            gate = body.op("Sub", body.constant(1.0, np.float32), stays)
         ends = gate
         if spec.propagates:  # there may be no row but those that have left: then -1 picks this one
             shape = body.op("Concat", body.op("Shape", gate, start=0, end=1), body.constant([1]), axis=0)

@@ -10,6 +10,7 @@ import numpy as np
 from rrt_edge.exporters.block import BlockEmitter, LayerWeights
 from rrt_edge.exporters.builder import FLOAT16, MICROSOFT, Builder
 from rrt_edge.exporters.linears import RowDepths
+from rrt_edge.exporters.rotary import Turns
 from rrt_edge.exporters.spec import BlockSpec
 
 
@@ -98,3 +99,9 @@ def rotary_pattern(spec: BlockSpec, layer: int) -> tuple[int, ...]:
 def rotary_patterns(spec: BlockSpec) -> list[tuple[int, ...]]:
     """Those there are; the number of a layer's own says which `turn` its rows are rotated by."""
     return sorted({rotary_pattern(spec, layer) for layer in range(spec.layers)})
+
+
+def pattern_turns(spec: BlockSpec, turns: Turns) -> list[str]:
+    """By rotary pattern, the rows' indices into cos and sin: int64 [B, N]."""
+    patterns = [rotary_pattern(spec, layer) for layer in range(spec.layers)]
+    return [turns(patterns.index(pattern))[1] for pattern in rotary_patterns(spec)]

@@ -20,7 +20,7 @@ from rrt_edge.exporters.devices.block import (
     DeviceSurroundings,
     TabledDepths,
     attention_options,
-    rotary_pattern,
+    pattern_turns,
     rotary_patterns,
 )
 from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate, head
@@ -126,7 +126,7 @@ class _BlockGraph:
                 for plane in ("key", "value"):
                     inputs.append(value(f"past_{plane}.{slot}.{layer}", self.kind, *shape))
                     outputs.append(value(f"present_{plane}.{slot}.{layer}", self.kind, *shape))
-        return _model(graph, inputs, outputs, self.weights)
+        return graph_model(graph, inputs, outputs, self.weights)
 
 
 def _rotation_values(spec: BlockSpec) -> list[ValueInfoProto]:
@@ -145,9 +145,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     depths = RowDepths(graph, graph.op("Unsqueeze", "row_depth", graph.constant([2])), spec.loops)
     turns = rotations.turns(graph, depths)
     named = {"embedded": embedded, "cos": rotations.cos, "sin": rotations.sin, "depth": depths.index()}
-    for number, pattern in enumerate(rotary_patterns(spec)):
-        layer = next(layer for layer in range(spec.layers) if rotary_pattern(spec, layer) == pattern)
-        _, named[f"turn.{number}"] = turns(layer)
+    named |= {f"turn.{number}": turn for number, turn in enumerate(pattern_turns(spec, turns))}
     for name, tensor in named.items():
         graph.add("Identity", [tensor], [name])
     inputs = [
@@ -162,7 +160,7 @@ def _rows_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
         value("depth", INT64, 1, "rows"),
         *_rotation_values(spec),
     ]
-    return _model(graph, inputs, outputs, weights)
+    return graph_model(graph, inputs, outputs, weights)
 
 
 def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weights, kind: int) -> ModelProto:
@@ -176,7 +174,7 @@ def _head_graph(spec: BlockSpec, bits: Bits, outer: OuterWeights, weights: Weigh
     logits = _as(graph, head(graph, linears, spec, bits, outer, normed), kind, FLOAT)
     graph.add("Squeeze", [logits, graph.constant([0])], ["logits"])
     inputs = [value("hidden", kind, 1, "held", spec.hidden), value("rows", INT64, "asked")]
-    return _model(graph, inputs, [value("logits", FLOAT, "asked", spec.vocabulary)], weights)
+    return graph_model(graph, inputs, [value("logits", FLOAT, "asked", spec.vocabulary)], weights)
 
 
 def _join_graph(spec: BlockSpec, kind: int) -> ModelProto:
@@ -186,7 +184,7 @@ def _join_graph(spec: BlockSpec, kind: int) -> ModelProto:
     graph.add("Concat", pieces, ["joined"], axis=1)
     inputs = [value(f"hidden.{slot}", kind, 1, f"held.{slot}", spec.hidden) for slot in (1, 2)]
     inputs += [value(f"rows.{slot}", INT64, 2) for slot in (1, 2)]
-    return _model(graph, inputs, [value("joined", kind, 1, "rows", spec.hidden)])
+    return graph_model(graph, inputs, [value("joined", kind, 1, "rows", spec.hidden)])
 
 
 def _grow_graph(spec: BlockSpec, kind: int) -> ModelProto:
@@ -194,7 +192,7 @@ def _grow_graph(spec: BlockSpec, kind: int) -> ModelProto:
     graph = Builder()
     graph.add("Pad", ["kept", "pads"], ["grown"])
     inputs = [value("kept", kind, 1, spec.kv_heads, "room", spec.head_dim), value("pads", INT64, 8)]
-    return _model(graph, inputs, [value("grown", kind, 1, spec.kv_heads, "more_room", spec.head_dim)])
+    return graph_model(graph, inputs, [value("grown", kind, 1, spec.kv_heads, "more_room", spec.head_dim)])
 
 
 def _attend_graph(spec: BlockSpec, kind: int, window: int | None) -> ModelProto:
@@ -209,7 +207,7 @@ def _attend_graph(spec: BlockSpec, kind: int, window: int | None) -> ModelProto:
     planes = [[value(f"{when}_{name}", *plane) for name in ("key", "value")] for when in ("past", "present")]
     ends = [value("last_row", INT32, 1), value("length", INT32)]
     mixed = value("attended", kind, 1, "rows", spec.heads * spec.head_dim)
-    return _model(graph, [*rows, *planes[0], *ends], [mixed, *planes[1]])
+    return graph_model(graph, [*rows, *planes[0], *ends], [mixed, *planes[1]])
 
 
 def _windows(spec: BlockSpec) -> list[int | None]:
@@ -217,12 +215,13 @@ def _windows(spec: BlockSpec) -> list[int | None]:
     return list(dict.fromkeys(spec.windows[0]))
 
 
-def _model(
+def graph_model(
     graph: Builder,
     inputs: Sequence[ValueInfoProto],
     outputs: Sequence[ValueInfoProto],
     weights: Weights | None = None,
 ) -> ModelProto:
+    """A graph that is driven from outside, with the weights that its nodes read."""
     stored = weights.initializers(graph.nodes) if weights is not None else []
     made = helper.make_graph(graph.nodes, "rrt", inputs, outputs, [*stored, *graph.constants])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

@@ -66,12 +66,14 @@ def batches_of(examples: Sequence[Example], size: int, budget: int, seed: int) -
                     return found
 
 
-def share_of_loss(model: PreTrainedModel, batch: Sequence[Example], replies: int, learn: bool = False) -> float:
+def share_of_loss(
+    model: PreTrainedModel, batch: Sequence[Example], replies: int, learn: bool = False, bf16: bool = False
+) -> float:
     """The summed loss of some texts over the number of reply tokens in the whole batch; with `learn`, its gradients.
 
     Texts are padded on the right, which causal attention never looks at; the head sees the positions before reply
     tokens alone. The gradient of the rows that were looked up is added to the head's, which is the same matrix:
-    autograd would fill a second one of that size for each call.
+    autograd would fill a second one of that size for each call. With `bf16` products are made in bfloat16.
     """
     width = max(map(len, batch))
     ids, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -1)
@@ -79,7 +81,7 @@ def share_of_loss(model: PreTrainedModel, batch: Sequence[Example], replies: int
         ids[row, : len(example)] = torch.tensor(example.prompt + example.reply)
         labels[row, len(example.prompt) - 1 : len(example) - 1] = torch.tensor(example.reply)
     asked, matrix = labels >= 0, model.get_input_embeddings().weight
-    with torch.set_grad_enabled(learn):
+    with torch.set_grad_enabled(learn), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         looked_up = F.embedding(ids, matrix.detach()).requires_grad_(learn)  # [B, S, D]
         hidden = model.model(inputs_embeds=looked_up, use_cache=False).last_hidden_state  # [B, S, D]
         loss = F.cross_entropy(model.lm_head(hidden[asked]), labels[asked], reduction="sum") / replies
@@ -101,7 +103,8 @@ def portions(ordered: Sequence[Example]) -> Iterator[Sequence[Example]]:
 class Trainer:
     """The model, a copy of it for each further thread, and an optimizer for each thread's part of the weights."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, bf16: bool = False) -> None:
+        self.bf16 = bf16
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
         self.models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
         weights = list(model.parameters())
@@ -121,7 +124,7 @@ class Trainer:
 
         def learn(part: int) -> float:
             texts = portions(ordered[part::count])
-            return sum(share_of_loss(self.models[part], some, replies, learn=True) for some in texts)
+            return sum(share_of_loss(self.models[part], some, replies, True, self.bf16) for some in texts)
 
         loss = sum(self.threads.map(learn, range(count)))
         weights = [list(model.parameters()) for model in self.models]
@@ -157,7 +160,7 @@ class Trainer:
         cut = [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
         def of(index: int) -> float:
-            return share_of_loss(self.models[index % len(self.models)], cut[index], replies)
+            return share_of_loss(self.models[index % len(self.models)], cut[index], replies, bf16=self.bf16)
 
         return sum(self.threads.map(of, range(len(cut))))
 

@@ -55,4 +55,4 @@ class TensorFile:
         assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
         self._missing.remove((name, row))
         self._file.seek(offset)
-        self._file.write(memoryview(tensor.to(self.dtype).contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        self._file.write(memoryview(tensor.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy()))  # type: ignore[arg-type]

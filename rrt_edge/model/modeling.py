@@ -39,6 +39,7 @@ class RecursiveOutput(ModelOutput):  # type: ignore[misc]
         depth_logits: the logits of every depth run, where `output_depths` was set; the last is `logits`.
         gate_logits: [B, S, n] ([N, n] with `logits_mask`), one column for each depth run but the model's last.
         exit_depths: [B, S] ([N] with `logits_mask`), the depth each token left at, where some were to.
+        hidden_states: [B, S, H] after each layer run, loop after loop, where `output_hidden_states` was set.
         past_key_values: the cache, slot `loop * layers_per_block + layer`.
     """
 
@@ -47,6 +48,7 @@ class RecursiveOutput(ModelOutput):  # type: ignore[misc]
     depth_logits: tuple[Tensor, ...] | None = None
     gate_logits: Tensor | None = None
     exit_depths: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: Cache | None = None
 
 
@@ -133,15 +135,19 @@ class RecursiveModel(RecursivePreTrainedModel):
         depth: int | None = None,
         exit_depths: Tensor | None = None,  # [B, S]; 0: where the gate says so
         leaves: Leaves | None = None,
+        layer_states: list[Tensor] | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Run `depth` loops (all by default); returns the normed hidden state [B, S, H] after each.
 
-        `leaves(normed, loop)` is the gate's word after a loop, bool [B, S].
+        `leaves(normed, loop)` is the gate's word after a loop, bool [B, S]; `layer_states` gets the hidden state
+        [B, S, H] after each layer run.
 
         Raises:
-            BadInputError: `exit_depths` with a cache or with gradient checkpointing.
+            BadInputError: `exit_depths` with a cache, or it or `layer_states` with gradient checkpointing.
         """
+        if layer_states is not None and self.gradient_checkpointing:
+            raise BadInputError("hidden states after each layer are not to be had with gradient checkpointing")
         if exit_depths is not None and (past_key_values is not None or self.gradient_checkpointing):
             raise BadInputError("exit_depths go with whole texts, without a cache and without gradient checkpointing")
         if inputs_embeds is None:
@@ -174,7 +180,7 @@ class RecursiveModel(RecursivePreTrainedModel):
                 if left_tokens.mask is not None:
                     masks = attention_masks(kinds, **masking, and_mask_function=left_tokens.mask)
             cache = past_key_values if left_tokens.key_values is None else left_tokens.key_values
-            arguments = (loop, hidden, masks, position_ids, rotary, cache)
+            arguments = (loop, hidden, masks, position_ids, rotary, cache, None, layer_states)
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(self._run_block, *arguments)
             else:
@@ -198,6 +204,7 @@ class RecursiveModel(RecursivePreTrainedModel):
         rotary: dict[str, Any],
         cache: Cache | LeftKeyValues | None,
         frozen: Tensor | None = None,
+        layer_states: list[Tensor] | None = None,
     ) -> Tensor:
         """One run of the block; `frozen`, bool [B, S, 1]: tokens whose state stays what it is."""
         self.depth.index = loop
@@ -221,6 +228,8 @@ class RecursiveModel(RecursivePreTrainedModel):
                 **{self.family.cache_argument: slots},
             )
             hidden = updated if frozen is None else torch.where(frozen, hidden, updated)
+            if layer_states is not None:
+                layer_states.append(hidden)
         return hidden
 
 
@@ -266,6 +275,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         logits_mask: Tensor | None = None,
         exit_depths: Tensor | None = None,
         exit_threshold: float | None = None,
+        output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> RecursiveOutput:
         """Run the model.
@@ -278,11 +288,13 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             exit_depths: [B, S], the depth each token of a whole text leaves at; the others see it by `config.kv_rule`.
                 At depths behind its own, what is returned of a token is what it would be had it alone gone on.
             exit_threshold: tokens with 0 in `exit_depths` leave at the first depth whose gate reaches it.
+            output_hidden_states: also return the hidden state after each layer run.
             logits_mask: bool [B, S]; compute logits and gate for these positions only, flattened to [N, ...].
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         leaves = None if exit_threshold is None else partial(self._leaves, exit_threshold)
+        layer_states: list[Tensor] | None = [] if output_hidden_states else None
         normed = self.model(
             input_ids,
             attention_mask,
@@ -292,6 +304,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             depth,
             exit_depths,
             leaves,
+            layer_states,
             **kwargs,
         )
         if logits_mask is not None:
@@ -312,6 +325,7 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
             depth_logits=depth_logits if output_depths else None,
             gate_logits=self._gate_logits(normed),
             exit_depths=None if exit_depths is None else self._exits(normed, exit_depths, leaves),
+            hidden_states=None if layer_states is None else tuple(layer_states),
             past_key_values=past_key_values,
         )
 

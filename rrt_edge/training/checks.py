@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rrt_edge.conversion.folder import check_folder, check_recursive, is_recursive_checkpoint
 from rrt_edge.runtime.errors import BadInputError
@@ -33,11 +34,34 @@ def check_training(
         )
     if teacher is not None:
         check_folder(teacher)
+    if options.hidden_weight:
+        _check_hidden(checkpoint, fields, teacher)
     if streamed(str(data), options) and not options.max_steps:
         raise BadInputError(f"{data}: the end of a stream is not known; say how far with --max-steps")
     for text in (data, eval_data):
         if text is not None and not str(text).startswith("hub:"):
             check_kind(Path(text))
+
+
+def _check_hidden(checkpoint: Path | str, fields: dict[str, Any], teacher: Path | str | None) -> None:
+    """
+    Raises:
+        BadInputError: there is no teacher whose hidden states the checkpoint's can be compared with.
+    """
+    if teacher is None:
+        raise BadInputError("hidden-weight needs a teacher; name the checkpoint's source with --teacher")
+    (ours, size), (theirs, wide) = (_layers_run(of) for of in (fields, check_folder(teacher)))
+    if (ours, size) != (theirs, wide):
+        raise BadInputError(
+            f"{teacher}: runs {theirs} layers of {wide} where {checkpoint} runs {ours} of {size}; hidden-weight needs "
+            "the checkpoint's source as teacher"
+        )
+
+
+def _layers_run(fields: dict[str, Any]) -> tuple[Any, Any]:
+    """How many layers a model runs, and how wide its hidden state is."""
+    text = fields.get("text_config") or fields
+    return text.get("num_hidden_layers"), text.get("hidden_size")
 
 
 def streamed(data: str, options: TrainOptions) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward-kl"
         both = [F.kl_div(mixture, side, log_target=True, reduction="batchmean") for side in (p, q)]
         loss = 0.5 * (both[0] + both[1])
     return loss * temperature**2
+
+
+def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], kept: Tensor) -> Tensor:
+    """Mean squared distance of hidden states [B, S, H] from the teacher's, as a share of their squared length.
+
+    Of layers one by one, at the positions `kept`, bool [B, S]. As a share, since a few tokens' states are a thousand
+    times as long as the others' (the first one's above all), and deeper layers' longer than earlier ones'.
+    """
+    shares = [
+        ((ours.float() - theirs.float())[kept].square().sum(-1) / theirs.float()[kept].square().sum(-1)).mean()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(shares).mean()
 
 
 def exit_loss(depth_logits: tuple[Tensor, ...], targets: Tensor, kd_weight: float = 1.0) -> Tensor:

@@ -51,6 +51,8 @@ class TrainOptions:
         bf16: mixed precision; where None, on GPUs that have it.
         gradient_checkpointing: run the block again in the backward pass instead of keeping what it computed.
         kd_weight: weight of the divergence from the teacher (section 3.1, appendix E).
+        hidden_weight: weight, in uptraining, of the distance of the hidden states after each layer from those of the
+            teacher, which has to be the checkpoint's source; it runs beside the student.
         temperature: softens teacher and student in it.
         divergence: which one: `forward-kl`, or for comparison `reverse-kl`, `jsd` or `tvd`.
         teacher_top_k: keep this many of the teacher's logits at each position on disk, once, instead of running it
@@ -113,6 +115,11 @@ class TrainOptions:
         False, "Run the block again in the backward pass: less memory, a third more time."
     )
     kd_weight: float = option(1.0, "Weight of the divergence from the teacher.", least=0)
+    hidden_weight: float = option(
+        0.0,
+        "Weight, in uptraining, of how far hidden states are after each layer from the teacher's, which is its source.",
+        least=0,
+    )
     temperature: float = option(1.0, "Softens both sides of it.", above=0)
     divergence: Divergence = option("forward-kl", "Which one.")
     teacher_top_k: int = option(
@@ -147,6 +154,11 @@ class TrainOptions:
             raise BadInputError("block-size goes with bits 4; leave it out where weights are not rounded")
         if self.stream and not self.max_steps:
             raise BadInputError("stream: the end of a stream is not known; say how far with max-steps")
+        if self.hidden_weight and (self.teacher_top_k or self.gradient_checkpointing):
+            raise BadInputError(
+                "hidden-weight needs the teacher beside the student and all that the layers computed; leave out "
+                "teacher-top-k and gradient-checkpointing"
+            )
         if self.teacher_top_k and (self.stream or self.divergence != "forward-kl"):
             raise BadInputError("teacher-top-k goes with forward-kl, and with data that is not streamed")
 

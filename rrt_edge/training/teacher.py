@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rrt_edge.model.modeling import RecursiveOutput
 from rrt_edge.model.text import IGNORED, Example
 from rrt_edge.model.threads import torch_threads
 from rrt_edge.runtime.errors import BadInputError
@@ -24,7 +25,7 @@ from rrt_edge.runtime.system.files import new_folder
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.progress import Progress
 from rrt_edge.training.data import PadCollator
-from rrt_edge.training.losses import divergence
+from rrt_edge.training.losses import divergence, hidden_loss
 from rrt_edge.training.options import Divergence
 
 META = "teacher.json"
@@ -52,6 +53,19 @@ class OnlineTeacher:
         with torch.no_grad():
             taught = self.model(**text_of(batch)).logits[predicts]
         return divergence(student, taught, kind, t)
+
+    def both_losses(
+        self, student: RecursiveOutput, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and how far the student's hidden states are from the teacher's after each layer but the last."""
+        with torch.no_grad():
+            said = self.model(**text_of(batch), output_hidden_states=True)
+        assert student.logits is not None and student.hidden_states is not None
+        layers = len(student.hidden_states)
+        taught = said.hidden_states[-layers:-1]  # what comes before is the embedding; the last may be normed
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        apart = hidden_loss(student.hidden_states[:-1], taught, mask.bool())
+        return divergence(student.logits, said.logits[predicts], kind, t), apart
 
 
 class CachedTeacher:

@@ -112,6 +112,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             **text_of(inputs),
             logits_mask=predicts,
             output_depths=self.stage != "uptrain" and depth is None,
+            output_hidden_states=self._matches_hidden,
             depth=depth,
             **exits,
         )
@@ -131,6 +132,11 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         return {"exit_depths": draw_exits(predicts, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
 
     @property
+    def _matches_hidden(self) -> bool:
+        """Whether hidden states are compared with the teacher's."""
+        return self.stage == "uptrain" and self.options.hidden_weight > 0
+
+    @property
     def _by_gate(self) -> bool:
         return self.stage == "early-exit" and self.options.gate_learns_early
 
@@ -138,6 +144,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         options = self.options
         if self.stage == "gate":
             return gate_loss(outputs.gate_logits, outputs.depth_logits)
+        if self._matches_hidden:
+            assert isinstance(self.teacher, OnlineTeacher)
+            kind, temperature = options.divergence, options.temperature
+            said, apart = self.teacher.both_losses(outputs, inputs, predicts, kind, temperature)
+            own = F.cross_entropy(outputs.logits.float(), targets)
+            return own + options.kd_weight * said + options.hidden_weight * apart
         if self.stage == "early-exit" and options.exit_loss == "weighted":
             loss = weighted_exit_loss(outputs.depth_logits, targets)
         else:

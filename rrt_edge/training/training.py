@@ -179,7 +179,7 @@ def _load_teacher(folder: Path, student: Checkpoint, bf16: bool) -> OnlineTeache
     vocabulary = student.config.text_config.vocab_size
     if source.config.get_text_config().vocab_size != vocabulary:
         raise BadInputError(f"{folder}: the teacher's vocabulary is not the student's {vocabulary} tokens")
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = torch.bfloat16 if bf16 and torch.cuda.is_available() else torch.float32  # on a CPU autocast does
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     return OnlineTeacher(model.eval().requires_grad_(False))
 

@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--warmup", type=int, default=40, help="steps")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bf16", action="store_true", help="products in bfloat16, for processors with AVX512-BF16 or AMX")
+    parser.add_argument(
+        "--bf16", action="store_true", help="products in bfloat16, for processors with AVX512-BF16 or AMX"
+    )
     parser.add_argument("--minutes", type=float, default=150, help="stop after so long; start again to go on")
     parser.add_argument("--finish", action="store_true", help="write OUT from the last checkpoint, without training on")
     parser.add_argument("--steps", type=int, help="stop after so many, for a trial")
@@ -71,7 +73,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     examples = [encode(tokenizer, *pair) for pair in pairs.read_pairs(arguments.data)]
     batches = batches_of(examples, arguments.batch, arguments.tokens, arguments.seed)
-    trainer, state = Trainer(arguments.base, arguments.threads, arguments.bf16), arguments.out.with_name(arguments.out.name + ".state")
+    trainer, state = (
+        Trainer(arguments.base, arguments.threads, arguments.bf16),
+        arguments.out.with_name(arguments.out.name + ".state"),
+    )
     progress = trainer.load(state) if state.exists() else Progress()
     print(f"{len(examples)} texts, {len(batches)} steps, at step {progress.step}", flush=True)
 

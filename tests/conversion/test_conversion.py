@@ -58,6 +58,22 @@ def test_rank_zero_is_the_source_with_its_layers_repeated(source: Path, tmp_path
     torch.testing.assert_close(ours(IDS).logits, looped(IDS).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("init", ["average", "stepwise"])
+def test_rank_one_is_a_rank_too(source: Path, tmp_path: Path, init: str) -> None:
+    """Matrices of one column or one row are written as any others; the error of each weight is that of its best rank 1."""
+    rrt_edge.convert(source, tmp_path / "out", loops=2, init=init, rank=1)
+    rrt_edge.convert(source, tmp_path / "none", loops=2, init=init, rank=0)
+    block, plain, layers = (
+        AutoModelForCausalLM.from_pretrained(folder).model for folder in (tmp_path / "out", tmp_path / "none", source)
+    )
+    for loop in range(2):
+        linear, shared = block.block[1].mlp.down_proj, plain.block[1].mlp.down_proj.weight
+        ours = linear.weight + linear.lora_B[loop] @ linear.lora_A[loop]
+        wanted = layers.layers[1 + 6 * loop].mlp.down_proj.weight - shared
+        values = torch.linalg.svdvals(wanted)
+        torch.testing.assert_close((wanted + shared - ours).norm(), values[1:].norm(), atol=1e-4, rtol=1e-3)
+
+
 def test_the_file_holds_each_block_weight_once(source: Path, tmp_path: Path) -> None:
     rrt_edge.convert(source, tmp_path / "out", loops=3, rank=4)
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:

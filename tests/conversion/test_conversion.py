@@ -60,7 +60,7 @@ def test_rank_zero_is_the_source_with_its_layers_repeated(source: Path, tmp_path
 
 @pytest.mark.parametrize("init", ["average", "stepwise"])
 def test_rank_one_is_a_rank_too(source: Path, tmp_path: Path, init: str) -> None:
-    """Matrices of one column or one row are written as any others; the error of each weight is that of its best rank 1."""
+    """Matrices of one column or one row are written as any others; what is lost is all but the best rank 1."""
     rrt_edge.convert(source, tmp_path / "out", loops=2, init=init, rank=1)
     rrt_edge.convert(source, tmp_path / "none", loops=2, init=init, rank=0)
     block, plain, layers = (

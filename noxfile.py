@@ -63,6 +63,13 @@ def docs(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", "-m", "docs", *session.posargs)
 
 
+@nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel, the demo in both, into dist/."""
+    install(session)
+    session.run(".ci/package", external=True)
+
+
 @nox.session(venv_backend="none")
 def ci(session: nox.Session) -> None:
     """Everything that a change must pass, in an environment of its own."""

@@ -34,7 +34,10 @@ from tests.manifests import edit_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 65536  # of `endless`
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters", "samples/web_chat")
+PARTS = (
+    "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "rrt_edge", "runtime", "exporters", "samples/web_chat",
+    "samples/pydoc", ".ci",
+)  # fmt: skip
 PREBUILT = ROOT / "tests" / "prebuilt"  # `bundle`, smaller, for where torch is missing
 WITH_TORCH = find_spec("torch") is not None
 MARKS = {  # where tests lie: their mark
@@ -266,7 +269,7 @@ def picked(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[np.ndarray]]:
 
 
 def checkout() -> list[Path]:
-    """What the wheel is made of and every other Python file, relative to the root; what git ignores stays out."""
+    """What packages are made of and every other Python file, relative to the root; what git ignores stays out."""
     if shutil.which("git"):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS, "*.py"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
@@ -278,17 +281,26 @@ def checkout() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def wheel(make_once: Callable[..., Path]) -> zipfile.ZipFile:
-    """Built from a copy of the checkout's files, without leftovers of earlier builds."""
+def packages(make_once: Callable[..., Path]) -> Path:
+    """The folder of the sdist and the wheel that `.ci/package` builds in a copy of the checkout's files."""
 
     def build(tree: Path) -> None:
         for path in checkout():
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / path, tree / path)
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", f"{tree}/dist", str(tree)]
-        subprocess.run(command, check=True, capture_output=True, cwd=tree)
+            shutil.copy(ROOT / path, tree / path)
+        found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", str(tree / ".ci" / "package")]
+        done = subprocess.run(command, env={**os.environ, "PATH": found}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not (tree / "runtime" / "library" / "demo").exists()
 
-    (built,) = (make_once("tree", build) / "dist").glob("*.whl")
+    return make_once("tree", build) / "dist"
+
+
+@pytest.fixture(scope="session")
+def wheel(packages: Path) -> zipfile.ZipFile:
+    """Built from the sdist."""
+    (built,) = packages.glob("*.whl")
     return zipfile.ZipFile(built)
 
 

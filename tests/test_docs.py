@@ -234,6 +234,16 @@ def test_scripts_that_pages_name_exist() -> None:
     assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
+def test_links_between_files_lead_somewhere_in_the_repository_too() -> None:
+    """A code host shows the pages as they are, without what docs/hooks.py makes of them."""
+    wrong = []
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "samples").rglob("*.md")]:
+        text = page.read_text("utf-8")
+        links = re.findall(r"\]\((?!\w+:)([^)#\s]+)", text) + re.findall(r'(?:src|href)="(?!\w+:)([^"#]+)', text)
+        wrong += [f"{page.relative_to(ROOT)}: {link}" for link in links if not (page.parent / link).exists()]
+    assert not wrong
+
+
 def test_how_to_add_names_files_and_lines_that_there_are() -> None:
     page = DOCS / "how-to-add.md"
     named = set(re.findall(r"`((?:\w+/)+\w+\.\w+)`", page.read_text("utf-8"))) - {"rrt_edge/cli/NAME.py"}

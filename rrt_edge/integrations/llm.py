@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 from rrt_edge.runtime.decoding.exit_policy import in_words
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
-from rrt_edge.runtime.library.store import bundles_folder, installed_names
+from rrt_edge.runtime.library.store import folder_of, installed_names
 from rrt_edge.runtime.system.options import options_in, read_fields
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LlmBundle(llm.Model):  # type: ignore[misc]
         from rrt_edge.runtime import Model
 
         if self._loaded is None:
-            self._loaded = Model.load(bundles_folder() / self._name)
+            self._loaded = Model.load(folder_of(self._name))
         return self._loaded
 
     def _stream(self, model: Model, prompt: llm.Prompt, messages: list[dict[str, str]]) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.library.origin import Origin, origin_of
-from rrt_edge.runtime.library.store import bundles_folder, installed_names, look_at
+from rrt_edge.runtime.library.store import bundles_folder, folder_of, installed_names, look_at
 from rrt_edge.runtime.system.files import new_folder, sweep_folder, writing
 
 PATIENCE = 3600.0  # seconds to wait for another who exports the same
@@ -18,7 +18,7 @@ PATIENCE = 3600.0  # seconds to wait for another who exports the same
 def find_exported(origin: Origin) -> Path | None:
     """The whole bundle that was made from the same content in the same way, under whatever name."""
     for name in installed_names():
-        folder = bundles_folder() / name
+        folder = folder_of(name)
         known = origin_of(folder)
         if known is not None and known.makes_the_same_as(origin) and look_at(folder).problem is None:
             return folder
@@ -27,7 +27,7 @@ def find_exported(origin: Origin) -> Path | None:
 
 def names_exported_from(source: str) -> list[str]:
     """The names of the bundles that were exported from a folder, a file or a hub's name."""
-    origins = {name: origin_of(bundles_folder() / name) for name in installed_names()}
+    origins = {name: origin_of(folder_of(name)) for name in installed_names()}
     return [name for name, origin in origins.items() if origin is not None and origin.source == source]
 
 

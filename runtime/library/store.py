@@ -33,6 +33,7 @@ from rrt_edge.runtime.system.progress import Progress
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
 _LONGEST_FITTING = 64  # characters of a name that is made up
 _SHOWN = 5  # names an error lists
+_DEMO = Path(__file__).parent / "demo"  # the bundle that wheels bring along; a checkout has none
 _LONG = 1000  # characters; no path is as long
 
 
@@ -69,17 +70,24 @@ class Installed:
 
 
 def installed_names() -> list[str]:
-    """The names of the installed bundles, without a look inside."""
+    """The names of the installed bundles, the one that rrt-edge brings along among them, without a look inside."""
     folder = bundles_folder()
-    if not folder.is_dir():
-        return []
-    recover_all(folder)
-    return sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    names = {_DEMO.name} if _DEMO.is_dir() else set()
+    if folder.is_dir():
+        recover_all(folder)
+        names |= {path.name for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()}
+    return sorted(names)
+
+
+def folder_of(name: str) -> Path:
+    """Where an installed bundle lies; one that was pulled takes the place of the one that rrt-edge brings along."""
+    own = bundles_folder() / name
+    return _DEMO if name == _DEMO.name and _DEMO.is_dir() and not own.is_dir() else own
 
 
 def installed() -> list[Installed]:
     """The installed bundles by name, the damaged ones with what is wrong; hashes are not checked."""
-    return [look_at(bundles_folder() / name) for name in installed_names()]
+    return [look_at(folder_of(name)) for name in installed_names()]
 
 
 def size_of(folder: Path) -> int:
@@ -120,8 +128,8 @@ def find_bundle(text: str | Path) -> Path:
         raise BundleError(f"{name}: no such bundle folder; make one with rrt-edge export")
     if _NAME.fullmatch(name):
         recover(bundles_folder() / name)
-        if (bundles_folder() / name).is_dir():
-            return bundles_folder() / name
+        if folder_of(name).is_dir():
+            return folder_of(name)
     raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {_near(name)}")
 
 
@@ -145,13 +153,15 @@ def _near(name: str) -> str:
 
 
 def find_installed(name: str) -> Installed:
-    """The installed bundle of that name, damaged or not.
+    """The bundle of that name which was pulled or exported, damaged or not.
 
     Raises:
         BadInputError: there is none.
     """
     folder = _place(name)
     if not folder.is_dir():
+        if folder_of(name).is_dir():
+            raise BadInputError(f"{name}: comes with rrt-edge and goes with it; it is no bundle of yours to remove")
         raise BadInputError(f"{name}: no such bundle is installed; {_near(name)}")
     return look_at(folder)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 4000  # characters of an error, in which a path may be long
 MOST_WORDS = 300  # characters of another library's error that ours repeat
@@ -24,7 +26,15 @@ class OutOfMemoryError(RRTEdgeError):
 
 
 class BadInputError(RRTEdgeError):
-    """The input is wrong (a file, a field, an option); the command line exits with status 2."""
+    """The input is wrong (a file, a field, an option); the command line exits with status 2.
+
+    Attributes:
+        param: the argument or the option at fault, as Python names it; empty where it is none.
+    """
+
+    def __init__(self, message: object = "", param: str = "") -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class BundleError(BadInputError):
@@ -44,6 +54,16 @@ class MissingExtraError(BadInputError):
 
     def __init__(self, what: str, extra: str, missing: ModuleNotFoundError) -> None:
         super().__init__(f"{what} needs {missing.name}, which is not installed: pip install 'rrt-edge[{extra}]'")
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """Say what argument or option bad input in this block is of, where the error does not."""
+    try:
+        yield
+    except BadInputError as error:
+        error.param = error.param or param
+        raise
 
 
 def as_ours(error: BaseException) -> RRTEdgeError:

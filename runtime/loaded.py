@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType, TracebackType
@@ -14,7 +14,7 @@ from rrt_edge.runtime.bundle.chat_template import NOT_VARIABLES, ChatTemplate
 from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
-from rrt_edge.runtime.bundle.messages import Message
+from rrt_edge.runtime.bundle.messages import Message, ends_with_assistant
 from rrt_edge.runtime.decoding.constraint import Allows, Grammars
 from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.drafting import Drafting
@@ -33,19 +33,29 @@ from rrt_edge.runtime.decoding.thought import (
     has_markers,
     opens_thought,
 )
-from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, from_outside
+from rrt_edge.runtime.decoding.token_bytes import TokenBytes
+from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, about, from_outside
 from rrt_edge.runtime.running.kv_choice import why_unfit
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.system.closing import still_open
 from rrt_edge.runtime.system.onnxruntime import first_line
 from rrt_edge.runtime.system.options import plain_number, shown
+from rrt_edge.runtime.system.whole_text import check_text
 
 Prompt = str | Sequence[int]  # text, or token ids
 NO_TOOLS = "tools: not supported by this model, whose chat template has no place for them"
 
 
 class ChatPrompt(list[int]):
-    """Token ids of a conversation in the chat template: in replies to these alone a thought is told from the answer."""
+    """Token ids of a conversation in the chat template: in replies to these alone a thought is told from the answer.
+
+    Attributes:
+        continues: the assistant has begun to speak, and the reply goes on.
+    """
+
+    def __init__(self, ids: Iterable[int] = (), continues: bool = False) -> None:
+        super().__init__(ids)
+        self.continues = continues
 
 
 class Loaded:
@@ -107,13 +117,14 @@ class Loaded:
         """The token ids of a prompt, in a list of its own; errors as `encode`."""
         if isinstance(prompt, str):
             return self.encode(prompt)
-        return ChatPrompt(prompt) if isinstance(prompt, ChatPrompt) else list(prompt)
+        return ChatPrompt(prompt, prompt.continues) if isinstance(prompt, ChatPrompt) else list(prompt)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         """`encode_batch_fast` lets other threads run meanwhile, which `encode` does not."""
+        check_text(text)
         try:
             ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except BaseException as error:  # plain Exception, and a panic in Rust is none; half a surrogate is no UTF-8
+        except BaseException as error:  # plain Exception, and a panic in Rust is none
             if from_outside(error):
                 raise
             raise BadInputError(f"the text cannot be encoded ({first_line(error)})") from error
@@ -134,7 +145,8 @@ class Loaded:
         if len(text) > most:
             raise ContextFullError(
                 f"the prompt has {len(text)} characters and the context of {self.context} tokens holds at most {most}; "
-                "shorten the prompt or start a new conversation"
+                "shorten the prompt or start a new conversation",
+                "prompt",
             )
 
     def encode_chat(
@@ -145,7 +157,8 @@ class Loaded:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> ChatPrompt:
-        """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn.
+        """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn. A reply to one
+        that ends with the assistant's message goes on with its words.
 
         Args:
             messages: as `ChatTemplate.render` takes them.
@@ -161,20 +174,21 @@ class Loaded:
         if self.template is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
         if tools and not self.template.takes_tools:
-            raise BadInputError(NO_TOOLS)
+            raise BadInputError(NO_TOOLS, "tools")
         variables = dict(chat_template_kwargs or {})
         for name in NOT_VARIABLES:
             if name in variables:
-                raise BadInputError(f"chat_template_kwargs: {name} must not be among them")
+                message = f"chat_template_kwargs: {name} must not be among them"
+                raise BadInputError(message, "chat_template_kwargs")
         messages = list(messages)
         while True:
-            text = self.template.render(messages, tools=tools, **variables)
+            text = self.template.prompt(messages, tools=tools, **variables)
             if most is None:
                 self.check_length(text)
             ids = self._ids(text, add_special_tokens=False)
             oldest = _oldest_turn(messages)
             if most is None or len(ids) <= most or not oldest:
-                return ChatPrompt(ids)
+                return ChatPrompt(ids, ends_with_assistant(messages))
             del messages[oldest.start : oldest.stop]
 
     @property
@@ -197,8 +211,7 @@ class Loaded:
             return exit_policy
         if not isinstance(exit_policy, str | None):
             raise BadInputError(f"exit policy {shown(exit_policy)}: must be a text or an ExitPolicy")
-        text = exits.own_policy if exit_policy is None else exit_policy
-        return ExitPolicy.parse(text, exits)
+        return ExitPolicy.parse(exits.own_policy if exit_policy is None else exit_policy, exits)
 
     def sampling(
         self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Any
@@ -275,13 +288,14 @@ class Loaded:
             self.check_length(prompt)
         ids, vocabulary = self.ids_of(prompt), self.manifest.architecture.vocabulary
         if not ids:
-            raise BadInputError("the prompt is empty; give at least one token")
+            raise BadInputError("the prompt is empty; give at least one token", "prompt")
         unknown = [token for token in ids if not (_is_whole(token) and 0 <= token < vocabulary)]
         if unknown:
-            raise BadInputError(f"token id {shown(unknown[0])} is not among the model's {vocabulary} tokens")
+            message = f"token id {shown(unknown[0])} is not among the model's {vocabulary} tokens"
+            raise BadInputError(message, "prompt")
         if len(ids) >= self.context:
             message = f"the prompt has {len(ids)} tokens and the context holds {self.context}, the reply included"
-            raise ContextFullError(f"{message}; shorten the prompt or start a new conversation")
+            raise ContextFullError(f"{message}; shorten the prompt or start a new conversation", "prompt")
         return ids
 
     def reply(
@@ -293,19 +307,25 @@ class Loaded:
             BadInputError: an option names a token that the model does not have, or a grammar cannot be followed.
         """
         vocabulary = self.manifest.architecture.vocabulary
-        for name, tokens in (("logit-bias", sampling.logit_bias), ("stop-ids", sampling.stop_ids)):
+        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
             unknown = [token for token in tokens if token >= vocabulary]
             if unknown:
-                raise BadInputError(f"{name}: token id {unknown[0]} is not among the model's {vocabulary} tokens")
+                label = name.replace("_", "-")
+                message = f"{label}: token id {unknown[0]} is not among the model's {vocabulary} tokens"
+                raise BadInputError(message, name)
         constraint: Allows | None = None
         if sampling.grammar is not None:
-            constraint = self._grammars.constraint(sampling.grammar)
+            with about("grammar"):
+                constraint = self._grammars.constraint(sampling.grammar)
         ends, budget = {*self.manifest.eos_token_ids, *sampling.stop_ids}, sampling.think_tokens
-        stream, thinking = TextStream(self.tokenizer, sampling.stop), self.thinking
-        if isinstance(ids, ChatPrompt) and thinking is not None:
+        continues = isinstance(ids, ChatPrompt) and ids.continues
+        stream, thinking = TextStream(self.tokenizer, sampling.stop, ids if continues else ()), self.thinking
+        is_open = thinking is not None and opens_thought(self.tokenizer, ids)
+        if isinstance(ids, ChatPrompt) and thinking is not None and (is_open or not continues):
             if budget is not None and not all(token < vocabulary for token in thinking.closing):
-                raise BadInputError(f"think-tokens: a token of {CLOSE} is not among the model's {vocabulary} tokens")
-            text = ReplyText(stream, thinking, opens_thought(self.tokenizer, ids))
+                message = f"think-tokens: a token of {CLOSE} is not among the model's {vocabulary} tokens"
+                raise BadInputError(message, "think_tokens")
+            text = ReplyText(stream, thinking, is_open)
             if budget is not None or constraint is not None:
                 constraint = ThoughtRule(text, thinking, budget, constraint, vocabulary, ends)
         else:
@@ -320,6 +340,11 @@ class Loaded:
         if has_markers(self.tokenizer) or (template is not None and template.mentions(OPEN, CLOSE)):
             return Thinking.of(self.tokenizer, self._ids(CLOSING, add_special_tokens=False))
         return None
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of each token."""
+        return TokenBytes(self.tokenizer)
 
     @cached_property
     def _grammars(self) -> Grammars:

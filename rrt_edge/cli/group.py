@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -43,6 +44,13 @@ class _Imported(MutableMapping[str, click.Command]):
         raise TypeError("commands are named where the group is made")
 
 
+def _take_any_text() -> None:
+    """Let bytes that are no text come in, where the tokenizer tells of them, and show what the console can say."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 class Commands(click.Group):
     """Lists its commands without importing them; an interrupted one ends with one line."""
 
@@ -61,6 +69,7 @@ class Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Run a command; what the system refuses, the last output included, is one line and status 1."""
         arguments = sys.argv[1:] if args is None else args
+        _take_any_text()
         try:
             try:
                 return super().main(args, *more, **options)

@@ -24,11 +24,14 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--port", default=8080, show_default=True, help="Port to listen on; 0: a free one.")
 @click.option("--ui", is_flag=True, help="Serve a chat for the browser at /.")
 @click.option("--name", help="What clients call the model.  [default: the bundle's name]")
+@click.option("--alias", multiple=True, metavar="NAME", help="Another name for it; may be repeated.")
+@click.option("--any-model", is_flag=True, help="Answer whatever model a request names.")
 @exit_policy_option
 @click.option("--api-key", help=f"What clients must send as a bearer token; better in {KEY_VARIABLE}.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
 @click.option("--max-queue", default=64, show_default=True, help="Requests that may wait; a further one gets 429.")
 @click.option("--max-tokens", default=4096, show_default=True, help="Tokens of a reply at most.")
+@click.option("--default-tokens", default=1024, show_default=True, help="The same where a chat names no number.")
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds that running replies have when told to end.")
@@ -36,9 +39,9 @@ KEY_VARIABLE = "RRT_EDGE_API_KEY"
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded
 def serve(
-    bundle: Path, host: str, port: int, ui: bool, name: str | None, exit_policy: str | None, api_key: str | None,
-    cors: tuple[str, ...], max_queue: int, max_tokens: int, max_body: int, kv_budget: int, grace: float, verbose: bool,
-    **values: Any,
+    bundle: Path, host: str, port: int, ui: bool, name: str | None, alias: tuple[str, ...], any_model: bool,
+    exit_policy: str | None, api_key: str | None, cors: tuple[str, ...], max_queue: int, max_tokens: int,
+    default_tokens: int, max_body: int, kv_budget: int, grace: float, verbose: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Serve a bundle to clients of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
@@ -54,12 +57,15 @@ def serve(
     with socket, load_model(bundle, values) as model:
         options = ServerOptions(
             name=name or bundle.resolve().name,
+            aliases=alias,
+            any_model=any_model,
             exit_policy=exit_policy,
             api_key=key,
             origins=cors,
             hosts=tuple(hosts_for(host)),
             most_waiting=max_queue,
             most_tokens=max_tokens,
+            default_tokens=default_tokens,
             most_bytes=max_body,
             kv_budget_bytes=kv_budget << 20,
             grace=grace,

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rrt_edge.runtime.bundle.messages import Message, check_objects, checked, fitted, with_names_of_reasoning
+from rrt_edge.runtime.bundle.messages import (
+    Message,
+    MessageError,
+    check_objects,
+    checked,
+    ends_with_assistant,
+    fitted,
+    text_of,
+    with_names_of_reasoning,
+)
 from rrt_edge.runtime.bundle.template_files import FILE, read_sources, special_tokens
 from rrt_edge.runtime.bundle.template_probes import Loss, Probes
 from rrt_edge.runtime.errors import BadInputError, BundleError
@@ -16,6 +25,8 @@ from rrt_edge.runtime.system.children import Children, Limits
 LONGEST_SOURCE = 1 << 18  # characters of a template
 LIMITS = Limits(seconds=2, memory_bytes=512 << 20)  # for a conversation to be rendered
 RENDERERS = Children("rrt_edge.runtime.bundle.rendering", None, LIMITS, most=2)  # of all templates
+CONTINUE = "Gryzzlandon "  # behind what the assistant said; no template writes it by itself
+CANNOT_CONTINUE = "the assistant's last message cannot be continued, for the chat template does not write it as it is"
 NOT_VARIABLES = ("messages", "tools", "add_generation_prompt")  # which have arguments of their own
 atexit.register(RENDERERS.close)
 
@@ -101,6 +112,33 @@ class ChatTemplate:
         check_objects("documents", variables.get("documents"))
         chat = self.as_seen(messages, tools)
         return self._of(tools).render(chat, tools, add_generation_prompt, variables)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, ready for the assistant's turn; where the last message is the assistant's, it is
+        open at its end, for its words to go on, as with transformers' `continue_final_message`.
+
+        Raises:
+            BadInputError: as `render`, or the last message calls tools, whose answers are missing.
+        """
+        if not ends_with_assistant(messages):
+            return self.render(messages, tools=tools, **variables)
+        last, index = checked(messages)[-1], len(messages) - 1
+        if last.get("tool_calls"):
+            raise MessageError(index, ".tool_calls", "the last message calls tools; the tools' answers must follow")
+        words = text_of(last)
+        marked = {**last, "content": words + CONTINUE}
+        text = self.render([*messages[:-1], marked], add_generation_prompt=False, tools=tools, **variables)
+        said, mark, rest = text.rpartition(CONTINUE.strip())
+        if not mark or not said.rstrip().endswith(words.strip()):
+            raise MessageError(index, ".content", CANNOT_CONTINUE)
+        return said if rest.startswith(" ") else said.rstrip()  # what trims texts would have trimmed these words
 
     def as_seen(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None

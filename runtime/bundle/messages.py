@@ -24,7 +24,7 @@ class MessageError(BadInputError):
     """
 
     def __init__(self, index: int, field: str, complaint: str) -> None:
-        super().__init__(f"message {index + 1}: {complaint}")
+        super().__init__(f"message {index + 1}: {complaint}", f"messages[{index}]{field}")
         self.index, self.field, self.complaint = index, field, complaint
 
 
@@ -63,6 +63,12 @@ def _check_part(index: int, number: int, part: Any) -> None:
         raise MessageError(index, field, complaint)
     if not isinstance(part.get("text"), str):
         raise MessageError(index, f"{field}.text", f"{name}: text is missing or not a text")
+
+
+def ends_with_assistant(messages: Sequence[Message]) -> bool:
+    """Whether the last message is the assistant's, whose words are to go on."""
+    last = messages[-1] if messages else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def text_of(message: Message) -> str:

@@ -25,7 +25,6 @@ ALWAYS = {
     "stop_strings": "stop",
 }  # fmt: skip
 FIELDS = frozenset({*DRAWN.values(), *ALWAYS.values()})  # those of `Sampling` that a file may say
-LEAST_SHARE = 1e-9  # for a top_p of 0, which leaves the likeliest token alone
 NEUTRAL = {  # what `generate` does and we do not, with the value at which it does nothing
     "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "dola_layers": None,
     "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "exponential_decay_length_penalty": None,
@@ -93,8 +92,6 @@ def _take(config: dict[str, Any], name: str, field: str, fields: dict[str, Any],
 def _in_our_form(name: str, value: Any) -> Any:
     if name == "stop_strings":
         return tuple(value) if isinstance(value, list) else (value,)
-    if name == "top_p" and type(value) in (int, float) and value == 0:
-        return LEAST_SHARE
     return value
 
 

@@ -25,14 +25,15 @@ class TextStream:
         tokenizer: decodes; its special tokens are skipped.
         stop: texts, none empty, at the first of which to be complete the text ends (at the longest of several that
             are complete at the same character).
+        before: the tokens of a text that goes on, where the first piece is to be as it is behind them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._stop = tuple(stop)
         self._stopped = False
-        self._context: list[int] = []  # tokens whose text was given out, last before the pending ones
+        self._context = list(before[-OVERLAP:])  # tokens whose text was given out, last before the pending ones
         self._pending: list[int] = []  # tokens since the text last ended in a whole character
         self._given = 0  # characters of the pending tokens' text that were given out
         self._held = ""  # text that may be the beginning of a stop string

@@ -66,7 +66,7 @@ def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int
     under (1 - top_p) / N together hold less than that and are dropped unsorted: in a large vocabulary, nearly all.
     """
     spare = 1 - top_p
-    likely = np.flatnonzero(probabilities >= spare / len(probabilities))
+    likely = np.flatnonzero(probabilities >= min(spare / len(probabilities), probabilities.max()))
     order = likely[np.argsort(probabilities[likely], kind="stable")]
     below = 1 - probabilities[order].sum()
     kept = below + np.cumsum(probabilities[order]) > spare

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoding.constraint import Allows
 from rrt_edge.runtime.decoding.logits import candidates, less_repetition, penalised
-from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.sampling import SEEDS, Sampling
 from rrt_edge.runtime.errors import RRTEdgeError
 
 Float = NDArray[np.float32]
@@ -48,7 +48,7 @@ class Sampler:
             constraint: where not every token may follow, as with a grammar.
         """
         self.sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % SEEDS)
         self._numbers: list[float] = []  # from 0 to 1, one for each place in the reply so far
         self._prompt_tokens, self._ends, self._constraint = prompt_tokens, sorted(ends), constraint
         self._bias = (

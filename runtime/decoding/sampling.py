@@ -15,7 +15,7 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option, plain_number, shown
 
 MOST_COUNT = (1 << 31) - 1  # of tokens, ids and replies: no model has as many
-MOST_SEED = (1 << 64) - 1
+SEEDS = 1 << 64  # a negative seed stands for the one that is so much larger
 LONGEST_STOP = 1000  # characters: each token's text is searched for it
 
 
@@ -56,14 +56,14 @@ class Sampling:
     Attributes:
         temperature: 0 always takes the likeliest token.
         top_k: only the k likeliest; 0: all.
-        top_p: only the likeliest that together reach this probability.
+        top_p: only the likeliest that together reach this probability; 0: the likeliest alone.
         min_p: only those with at least this share of the likeliest's probability.
         typical_p: only the most typical that together reach this probability (arXiv 2202.00666).
         repetition_penalty: above 1, tokens already in the text become less likely (CTRL, arXiv 1909.05858).
         presence_penalty: taken off the logits of tokens already in the reply, from -2 to 2.
         frequency_penalty: the same for each time they are there.
         logit_bias: added to the logits of these token ids; -100 bans, 100 all but forces.
-        seed: makes sampling repeatable.
+        seed: makes sampling repeatable; signed or not, of 64 bits.
         n: replies that `Session.choices` gives.
         max_tokens: tokens generated at most.
         max_length: tokens of prompt and reply together at most; a prompt that has as many already is not bounded by it.
@@ -84,7 +84,7 @@ class Sampling:
 
     temperature: float = option(0.0, "0 always takes the likeliest token.", least=0, most=1e300)
     top_k: int = option(0, "Only the k likeliest; 0: all.", least=0, most=MOST_COUNT)
-    top_p: float = option(1.0, "Only the likeliest that make up this share.", above=0, most=1)
+    top_p: float = option(1.0, "Only the likeliest that make up this share.", least=0, most=1)
     min_p: float = option(0.0, "Only those with this share of the likeliest's.", least=0, most=1)
     typical_p: float = option(1.0, "Only the most typical of this share.", above=0, most=1)
     repetition_penalty: float = option(1.0, "Above 1: repeats less.", least=1e-45, most=1e38)
@@ -94,7 +94,7 @@ class Sampling:
         {}, "Add to a token's logit; repeatable.", check=_is_bias, allowed="numbers from -100 to 100 by token id",
         parse=_read_bias, metavar="ID=BIAS",
     )  # fmt: skip
-    seed: int | None = option(None, "Makes sampling repeatable.", least=0, most=MOST_SEED)
+    seed: int | None = option(None, "Makes sampling repeatable.", least=-(SEEDS >> 1), most=SEEDS - 1)
     n: int = option(1, "Replies to the prompt.", least=1, most=MOST_COUNT)
     max_tokens: int = option(256, "Tokens generated at most.", least=1, most=MOST_COUNT)
     think_tokens: int | None = option(
@@ -120,11 +120,13 @@ class Sampling:
         object.__setattr__(self, "logit_bias", bias)
         object.__setattr__(self, "stop_ids", tuple(int(token) for token in self.stop_ids))
         if not (self.max_length is None or (plain_number(self.max_length, int) or 0) >= 1):
-            raise BadInputError(f"max-length {shown(self.max_length)}: must be a whole number, 1 or more, or none")
+            message = f"max-length {shown(self.max_length)}: must be a whole number, 1 or more, or none"
+            raise BadInputError(message, "max_length")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
-            raise BadInputError(f"grammar {shown(self.grammar)}: must be a Grammar, or none")
+            raise BadInputError(f"grammar {shown(self.grammar)}: must be a Grammar, or none", "grammar")
         if self.min_tokens > self.max_tokens:
-            raise BadInputError(f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}")
+            message = f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}"
+            raise BadInputError(message, "min_tokens")
 
     def most_tokens(self, prompt_tokens: int) -> int:
         """Tokens at most of the reply to a prompt of so many."""
@@ -133,4 +135,4 @@ class Sampling:
 
     def choice(self, index: int) -> Sampling:
         """Return the sampling of reply number `index` to a prompt: its seed is `seed + index`."""
-        return self if self.seed is None else replace(self, seed=self.seed + index)
+        return self if self.seed is None else replace(self, seed=(self.seed + index) % SEEDS)

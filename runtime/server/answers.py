@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
+from rrt_edge.runtime.decoding.token_bytes import in_text
 from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.server.protocol import Ask
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,7 @@ class Answers:
     model: Model
     name: str
     chat: bool
-    return_depths: bool
-    logprobs: bool
+    ask: Ask
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -37,10 +38,11 @@ class Answers:
             choice["delta"] = delta
         else:
             choice["text"] = token.text
-        return {**self._head(chunk=True), "choices": [self._with_extras(choice, [token])]}
+        chunk = {**self._head(chunk=True), "choices": [self._with_extras(choice, [token])]}
+        return {**chunk, "rrt_edge": self._terms()} if first else chunk
 
     def usage_chunk(self, usage: dict[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:
-        return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": statistics(generations)}
+        return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": self._about(generations)}
 
     def whole(self, generations: Sequence[Generation], usage: dict[str, Any]) -> dict[str, Any]:
         """Return the answer with all choices at once."""
@@ -55,7 +57,15 @@ class Answers:
                 choice["text"] = reply.text
             choices.append(self._with_extras(choice, reply.tokens))
         head = self._head(chunk=False)
-        return {**head, "choices": choices, "usage": usage, "rrt_edge": statistics(generations)}
+        return {**head, "choices": choices, "usage": usage, "rrt_edge": self._about(generations)}
+
+    def _terms(self) -> dict[str, Any]:
+        """What the request did not say, or said in vain."""
+        terms: dict[str, Any] = {"max_tokens": self.ask.sampling.max_tokens}
+        return {**terms, "ignored": list(self.ask.ignored)} if self.ask.ignored else terms
+
+    def _about(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        return {**self._terms(), **statistics(generations)}
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = f"chat.completion{'.chunk' if chunk else ''}" if self.chat else "text_completion"
@@ -63,16 +73,16 @@ class Answers:
         return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.name}
 
     def _with_extras(self, choice: dict[str, Any], tokens: Sequence[Token]) -> dict[str, Any]:
-        if self.logprobs:
+        if self.ask.sampling.logprobs is not None:
             choice["logprobs"] = self._chat_logprobs(tokens) if self.chat else self._text_logprobs(tokens)
-        if self.return_depths:
+        if self.ask.return_depths:
             choice["rrt_edge"] = {"tokens": [_with_depth(token) for token in tokens]}
         return choice
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         def entry(id: int, logprob: float | None) -> dict[str, Any]:
-            text = self._text(id)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            content = self.model.token_bytes(id)
+            return {"token": in_text(content), "logprob": logprob, "bytes": list(content)}
 
         def entries(tokens: Sequence[Token]) -> list[dict[str, Any]]:
             return [
@@ -85,17 +95,22 @@ class Answers:
         return {**logprobs, "reasoning_content": entries(thought)} if thought else logprobs
 
     def _text_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        texts = [self._text(token.id) for token in tokens]
+        decoder, offset, offsets = getincrementaldecoder("utf-8")("replace"), 0, []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(decoder.decode(self.model.token_bytes(token.id)))
         return {
-            "tokens": texts,
+            "tokens": [self._text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{self._text(other): value for other, value in token.top_logprobs} for token in tokens],
-            "text_offset": [0, *accumulate(map(len, texts))][: len(texts)],
+            "text_offset": offsets,
         }
 
     def _text(self, token: int) -> str:
-        text: str = self.model.tokenizer.decode([token], skip_special_tokens=False)
-        return text
+        """A token as completions tell it: in words of its own where it is a part of a character."""
+        content = self.model.token_bytes(token)
+        text = in_text(content)
+        return text if text.encode() == content else f"bytes:{text}"
 
 
 def _with_depth(token: Token) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rrt_edge.runtime.errors import LONGEST, BadInputError, ContextFullError, RRTEdgeError, as_ours, one_line
@@ -37,11 +39,25 @@ def api_error(error: BaseException) -> ApiError:
     """An error, whatever it is, as the API tells it."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ContextFullError):
-        return ApiError(400, str(error), "messages", "context_length_exceeded")
     if not isinstance(error, RRTEdgeError):
         log.error("a request failed", exc_info=error)
-    return ApiError(400 if isinstance(error, BadInputError) else 500, str(as_ours(error)))
+    if not isinstance(error, BadInputError):
+        return ApiError(500, str(as_ours(error)))
+    code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
+    return ApiError(400, str(error), error.param or None, code)
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let bad input be told in a request's words: its fields, by Python's names where those are others."""
+    try:
+        yield
+    except BadInputError as error:
+        if error.param:
+            label = error.param.replace("_", "[-_ ]")
+            error.param = names.get(error.param, error.param)
+            error.args = (re.sub(rf"^{label}\b", error.param, str(error)),)
+        raise
 
 
 def is_cancelled(error: BaseException) -> bool:

@@ -19,17 +19,18 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
+from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.answers import Answers
-from rrt_edge.runtime.server.api_error import ApiError, api_error, is_cancelled
+from rrt_edge.runtime.server.api_error import ApiError, api_error, is_cancelled, named
 from rrt_edge.runtime.server.aside import Aside, Trials, in_a_task, to_json
 from rrt_edge.runtime.server.completing import Completing
 from rrt_edge.runtime.server.connections import Limits
 from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import Ask, read_chat, read_completion, read_json
+from rrt_edge.runtime.server.protocol import CHAT_TOKENS, read_chat, read_completion, read_json
 from rrt_edge.runtime.server.worker import Busy, Worker
 from rrt_edge.runtime.system.children import Asking, can_start
 from rrt_edge.runtime.system.options import shown
@@ -41,6 +42,7 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+PAGES = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # that clients look for elsewhere
 OPEN_PATHS = ("/health", "/")  # without the API key
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -51,6 +53,8 @@ class ServerOptions:
 
     Attributes:
         name: what clients call the model.
+        aliases: further names of it.
+        any_model: whatever clients call the model, it is this one.
         exit_policy: of requests that name none; by default the bundle's own.
         api_key: what clients must send as a bearer token, if anything.
         origins: web pages of other origins that may call.
@@ -58,6 +62,7 @@ class ServerOptions:
             that rebind their name to it.
         most_waiting: requests that may wait; a further one gets status 429.
         most_tokens: of one reply.
+        default_tokens: of a chat's reply, where neither the request nor the bundle says how many.
         most_bytes: of one request's body.
         kv_budget_bytes: keys and values that running requests may hold.
         kv_rule: where it is to be another than the one the model was loaded with.
@@ -67,12 +72,15 @@ class ServerOptions:
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
+    any_model: bool = False
     exit_policy: str | None = None
     api_key: str | None = None
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = LOCAL
     most_waiting: int = 64
     most_tokens: int = 4096
+    default_tokens: int = CHAT_TOKENS
     most_bytes: int = 1 << 20
     kv_budget_bytes: int = KV_BUDGET
     kv_rule: RunRuleName | None = None
@@ -81,11 +89,16 @@ class ServerOptions:
     grace: float = 30
 
     def __post_init__(self) -> None:
-        for name in ("most_waiting", "most_tokens", "most_bytes", "kv_budget_bytes"):
+        for name in ("most_waiting", "most_tokens", "default_tokens", "most_bytes", "kv_budget_bytes"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         if not 0 <= self.grace <= MOST_GRACE:
             raise BadInputError(f"grace {self.grace}: must be from 0 to {MOST_GRACE} seconds")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model, each once."""
+        return tuple(dict.fromkeys((self.name, *self.aliases)))
 
 
 def create_app(model: Model, options: ServerOptions) -> Starlette:
@@ -190,13 +203,14 @@ class _Application:
         return HTMLResponse(self.options.page.read_text("utf-8"), headers=headers)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._about()]})
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in self.options.names]})
 
     async def one_model(self, request: Request) -> Response:
-        self._check_model(request.path_params["name"])
-        return JSONResponse(self._about())
+        name = request.path_params["name"]
+        self._check_model(name)
+        return JSONResponse(self._about(name))
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self, name: str) -> dict[str, Any]:
         manifest = self.model.manifest
         ours = {
             "loops": self.model.loops,
@@ -207,29 +221,40 @@ class _Application:
             "points": manifest.gate.points,
             "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
             "kv_rule": self.engine.kv_rule.name,
+            "max_tokens": self.options.most_tokens,
+            "default_max_tokens": self._default_tokens(),
         }
-        payload = {"id": self.options.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
+        payload = {"id": name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
         return {**payload, "rrt_edge": ours}
 
+    def _default_tokens(self) -> int:
+        """Tokens at most of a chat's reply where the request does not say how many."""
+        default, most = Sampling(max_tokens=self.options.default_tokens), self.options.most_tokens
+        return self.model.sampling(default, most_tokens=most).max_tokens
+
     def _check_model(self, name: Any) -> None:
-        if name is not None and name != self.options.name:
-            message = f"model {shown(name)}: not served here; this server has {self.options.name!r}"
-            raise ApiError(404, message, "model", "model_not_found")
+        names = self.options.names
+        if name is None or name in names or (self.options.any_model and isinstance(name, str)):
+            return
+        here = " and ".join(map(repr, names))
+        more = "rrt-edge serve --alias NAME, or --any-model, takes further names"
+        message = f"model {shown(name)}: not served here; this server has {here} ({more})"
+        raise ApiError(404, message, "model", "model_not_found")
 
     async def chat(self, request: Request) -> Response:
-        return await self._complete(request, read_chat)
+        return await self._complete(request, chat=True)
 
     async def completion(self, request: Request) -> Response:
-        return await self._complete(request, read_completion)
+        return await self._complete(request, chat=False)
 
-    async def _complete(self, request: Request, read: Callable[..., Ask]) -> Response:
+    async def _complete(self, request: Request, chat: bool) -> Response:
         started, worker = time.perf_counter(), self.worker
         assert worker is not None
         content = await self._body(request)
         worker.check_room()
         asking = Asking()
         gone = asyncio.create_task(_disconnected(request))
-        beginning = asyncio.create_task(self._begin(content, read, worker, started, asking))
+        beginning = asyncio.create_task(self._begin(content, chat, worker, started, asking))
         try:
             await asyncio.wait((beginning, gone), return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
@@ -245,22 +270,26 @@ class _Application:
             asking.leave()
             await _ended(gone, beginning)
 
-    async def _begin(
-        self, content: bytes, read: Callable[..., Ask], worker: Worker, started: float, asking: Asking
-    ) -> Completing:
+    async def _begin(self, content: bytes, chat: bool, worker: Worker, started: float, asking: Asking) -> Completing:
         """Read a request and queue its choices; what takes long is done beside the event loop."""
         with in_a_task():
-            ask = await self.aside.run(self._read, content, read)
-            logprobs = ask.sampling.logprobs is not None
-            answers = Answers(self.model, self.options.name, read is read_chat, ask.return_depths, logprobs)
-            async with self.grammars.tried(ask.sampling.grammar, asking):
-                return await Completing.begin(ask, answers, worker, self.metrics, self.aside, started)
+            answers = await self.aside.run(self._read, content, chat)
+            ask = answers.ask
+            with named(ask.names):
+                async with self.grammars.tried(ask.sampling.grammar, asking):
+                    return await Completing.begin(ask, answers, worker, self.metrics, self.aside, started)
 
-    def _read(self, content: bytes, read: Callable[..., Ask]) -> Ask:
-        body = read_json(content)
-        if isinstance(body, dict):
-            self._check_model(body.get("model"))
-        return read(body, self.model, self.options.exit_policy, self.options.most_tokens)
+    def _read(self, content: bytes, chat: bool) -> Answers:
+        body, options = read_json(content), self.options
+        name = body.get("model") if isinstance(body, dict) else None
+        self._check_model(name)
+        limits = options.exit_policy, options.most_tokens
+        ask = (
+            read_chat(body, self.model, *limits, options.default_tokens)
+            if chat
+            else read_completion(body, self.model, *limits)
+        )
+        return Answers(self.model, options.name if name is None else name, chat, ask)
 
     async def _whole(self, completing: Completing, gone: asyncio.Task[None]) -> Response:
         whole = asyncio.create_task(completing.whole())
@@ -305,7 +334,12 @@ def _as_response(error: ApiError) -> Response:
 
 
 async def _no_such_page(request: Request, error: HTTPException) -> Response:
-    message = f"{request.method} {request.url.path[:MOST_SHOWN]}: {error.detail}"
+    path = request.url.path.rstrip("/")
+    message = f"{request.method} {path[:MOST_SHOWN]}: {error.detail}"
+    meant = next((page for page in PAGES if path.endswith(page.removeprefix("/v1")) and path != page), None)
+    if error.status_code == 404 and meant is not None:
+        base = f"{request.url.scheme}://{request.url.netloc}/v1"
+        message = f"{message}; it is at {meant} here: give clients {base} as the base URL"
     return _as_response(ApiError(error.status_code, message, headers=error.headers))
 
 

@@ -113,7 +113,7 @@ class Trials:
         if verdict is None or (verdict.slow and lane is self._slow and not verdict.tried):
             verdict = await lane.threads.run(self._judge, grammar, lane, asking)
         if verdict.error:
-            raise BadInputError(verdict.error)
+            raise BadInputError(verdict.error, "grammar")
         return lane is self._slow or not verdict.slow
 
     def _judge(self, grammar: Grammar, lane: _Lane, asking: Asking) -> _Verdict:

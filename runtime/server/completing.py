@@ -70,8 +70,8 @@ class Completing:
                         or token.thought
                         or ended
                         or first
-                        or self.answers.return_depths
-                        or self.answers.logprobs
+                        or self.ask.return_depths
+                        or self.ask.sampling.logprobs is not None
                     ):
                         begun.add(index)
                         yield _event(self.answers.chunk(index, token, first, ended))

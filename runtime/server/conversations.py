@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.messages import MessageError, check_objects, checked, text_of
-from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.errors import BadInputError, about
 from rrt_edge.runtime.loaded import NO_TOOLS
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError
+from rrt_edge.runtime.server.fields import Fields
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import shown
 
+ROLES = {"developer": "system", "function": "tool"}  # of OpenAI's API, as templates know them
 
-def read_prompt(fields: Mapping[str, Any], model: Model) -> list[int]:
+
+def read_prompt(fields: Fields, model: Model) -> list[int]:
     """The token ids of a request's conversation, with the tools and further variables that its template may use.
 
     Raises:
         ApiError: a field is missing or wrong.
         BadInputError: the template refuses the conversation.
     """
-    messages = _messages(fields.get("messages"))
-    model.check_length("".join(map(text_of, messages)))
     tools = _tools(fields, model.template)
-    if model.template is not None and model.template.takes_objects(tools):
-        messages = [_with_objects(message) for message in messages]
-    return model.encode_chat(messages, tools=tools, chat_template_kwargs=_variables(fields))
+    try:
+        messages = _messages(fields.get("messages"))
+        model.check_length("".join(map(text_of, messages)))
+        if model.template is not None and model.template.takes_objects(tools):
+            messages = [_with_objects(message) for message in messages]
+        with about("messages"):
+            return model.encode_chat(messages, tools=tools, chat_template_kwargs=_variables(fields))
+    except MessageError as error:
+        raise ApiError(400, f"{error.param}: {error.complaint}", error.param) from error
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: must be a list of messages, one at least", "messages")
-    try:
-        chat = checked(messages)
-    except MessageError as error:
-        where = f"messages[{error.index}]{error.field}"
-        raise ApiError(400, f"{where}: {error.complaint}", where) from error
-    return [{**message, "role": "system"} if message["role"] == "developer" else message for message in chat]
+    return checked([_in_todays_words(message) for message in messages])
 
 
-def _tools(fields: Mapping[str, Any], template: ChatTemplate | None) -> list[dict[str, Any]] | None:
+def _in_todays_words(message: Any) -> Any:
+    """A message as templates know them: OpenAI's API has older names for some, and refusals beside texts."""
+    if not isinstance(message, dict):
+        return message
+    role = message.get("role")
+    message = {**message, "role": ROLES.get(role, role) if isinstance(role, str) else role}
+    content, call = message.get("content"), message.pop("function_call", None)
+    if isinstance(content, list):
+        message["content"] = [_without_refusal(part) for part in content]
+    elif content is None and isinstance(message.get("refusal"), str):
+        message["content"] = message["refusal"]
+    if isinstance(call, dict) and message.get("tool_calls") is None:
+        message["tool_calls"] = [{"id": "call_0", "type": "function", "function": call}]
+    return message
+
+
+def _without_refusal(part: Any) -> Any:
+    if isinstance(part, dict) and part.get("type") == "refusal":
+        return {"type": "text", "text": part.get("refusal")}
+    return part
+
+
+def _tools(fields: Fields, template: ChatTemplate | None) -> list[dict[str, Any]] | None:
     """The tools that the template is to show; None where there are none, or none of them may be called."""
     tools, choice = _objects(fields, "tools"), fields.get("tool_choice")
+    for number, tool in enumerate(tools or ()):
+        if tool.get("type", "function") != "function":
+            where = f"tools[{number}].type"
+            raise ApiError(400, f"{where} {shown(tool['type'])}: must be function", where)
     if not tools or choice == "none":
         return None
     if template is not None and not template.takes_tools:
@@ -53,7 +80,7 @@ def _tools(fields: Mapping[str, Any], template: ChatTemplate | None) -> list[dic
     return tools
 
 
-def _variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _variables(fields: Fields) -> dict[str, Any]:
     variables = fields.get("chat_template_kwargs")
     if variables is not None and not isinstance(variables, dict):
         raise ApiError(400, "chat_template_kwargs: must be an object", "chat_template_kwargs")
@@ -61,7 +88,7 @@ def _variables(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**({} if documents is None else {"documents": documents}), **(variables or {})}
 
 
-def _objects(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]] | None:
+def _objects(fields: Fields, name: str) -> list[dict[str, Any]] | None:
     value: list[dict[str, Any]] | None = fields.get(name)
     try:
         check_objects(name, value)

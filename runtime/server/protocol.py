@@ -10,24 +10,29 @@ from typing import Any
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.errors import about
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.server.api_error import ApiError
+from rrt_edge.runtime.server.api_error import ApiError, named
 from rrt_edge.runtime.server.conversations import read_prompt
+from rrt_edge.runtime.server.fields import CHAT, COMPLETION, PLAIN, Fields, flag
 from rrt_edge.runtime.system.json_text import parse_json
-from rrt_edge.runtime.system.options import options_in, plain_number, shown
+from rrt_edge.runtime.system.options import plain_number, shown
 
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 COMPLETION_TOKENS = 16  # of a completion whose request names no number, as OpenAI's API has it
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
-NOT_HERE = ("functions", "audio", "prediction", "suffix", "best_of", "echo")
-OTHERWISE_READ = {"max_tokens", "stop", "stop_ids", "logit_bias", "logprobs"}  # fields of another name or form
-PLAIN = [name for name in options_in(Sampling) if name not in OTHERWISE_READ]  # as Sampling has them
+CHAT_TOKENS = 1024  # of a chat's reply, where neither the request, nor the bundle, nor the server says how many
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: prompts as token ids, how to reply to each, and what of the reply is to be told."""
+    """One request: prompts as token ids, how to reply to each, and what of the reply is to be told.
+
+    Attributes:
+        ignored: fields that change nothing.
+        names: how the request names what Python calls otherwise.
+    """
 
     prompts: tuple[list[int], ...]
     sampling: Sampling
@@ -35,6 +40,8 @@ class Ask:
     stream: bool
     include_usage: bool
     return_depths: bool
+    ignored: tuple[str, ...]
+    names: Mapping[str, str]
 
 
 def read_json(content: bytes) -> Any:
@@ -49,93 +56,114 @@ def read_json(content: bytes) -> Any:
         raise ApiError(400, f"the body is not valid JSON ({error})") from error
 
 
-def read_chat(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
+def read_chat(
+    body: Any, model: Model, exit_policy: str | None, most_tokens: int, default_tokens: int = CHAT_TOKENS
+) -> Ask:
     """The body of /v1/chat/completions.
+
+    Args:
+        exit_policy: where the request names none.
+        most_tokens: of a reply.
+        default_tokens: of a reply, where neither the request nor the bundle says how many.
 
     Raises:
         ApiError: a field is missing or wrong.
         BadInputError: an option of our own is out of range.
     """
-    fields = _checked(body)
-    prompt = read_prompt(fields, model)
-    logprobs = None
-    if _flag(fields, "logprobs"):
-        logprobs = _whole(fields, "top_logprobs", 0, Sampling.MOST_LOGPROBS) or 0
-    elif fields.get("top_logprobs") is not None:
-        raise ApiError(400, "top_logprobs: needs logprobs to be true", "top_logprobs")
-    most = fields.get("max_completion_tokens", fields.get("max_tokens"))
-    return _ask(fields, model, (prompt,), most, most_tokens, logprobs, exit_policy, most_tokens)
+    fields = Fields.of(body, CHAT)
+    names = {"prompt": "messages", "stop_ids": "stop_token_ids"}
+    with named(names):
+        prompt = read_prompt(fields, model)
+        logprobs = fields.whole("top_logprobs", 0, Sampling.MOST_LOGPROBS)
+        if fields.flag("logprobs"):
+            logprobs = logprobs or 0
+        elif logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs to be true", "top_logprobs")
+        else:
+            logprobs = None
+        name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+        sampling, grammar = _sampling(fields, model, name, min(default_tokens, most_tokens), most_tokens, logprobs)
+        return _ask(fields, model, (prompt,), sampling, exit_policy, {**names, "grammar": grammar, "max_tokens": name})
 
 
 def read_completion(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
-    """The body of /v1/completions; errors as `read_chat`."""
-    fields = _checked(body)
-    prompts = tuple(_ids(prompt, model) for prompt in _prompts(fields.get("prompt")))
-    logprobs = _whole(fields, "logprobs", 0, Sampling.MOST_LOGPROBS)
-    otherwise = most_tokens if "max_tokens" in fields else COMPLETION_TOKENS
-    return _ask(fields, model, prompts, fields.get("max_tokens"), otherwise, logprobs, exit_policy, most_tokens)
+    """The body of /v1/completions; arguments and errors as `read_chat`."""
+    fields = Fields.of(body, COMPLETION)
+    names = {"stop_ids": "stop_token_ids"}
+    with named(names):
+        prompts = tuple(_ids(prompt, model) for prompt in _prompts(body, model))
+        logprobs = fields.whole("logprobs", 0, Sampling.MOST_LOGPROBS)
+        default = min(COMPLETION_TOKENS, most_tokens)
+        sampling, grammar = _sampling(fields, model, "max_tokens", default, most_tokens, logprobs)
+        best_of = fields.whole("best_of", 1, MOST_CHOICES)
+        if best_of not in (None, sampling.n):
+            raise ApiError(400, f"best_of {best_of}: must be n, {sampling.n}; no reply is left out here", "best_of")
+        return _ask(fields, model, prompts, sampling, exit_policy, {**names, "grammar": grammar})
 
 
-def _ask(
-    fields: dict[str, Any],
-    model: Model,
-    prompts: tuple[list[int], ...],
-    most: Any,
-    otherwise: int,
-    logprobs: int | None,
-    exit_policy: str | None,
-    most_tokens: int,
-) -> Ask:
-    """
+def _sampling(
+    fields: Fields, model: Model, limit: str, default_tokens: int, most_tokens: int, logprobs: int | None
+) -> tuple[Sampling, str]:
+    """How to reply, and the field that the grammar is of.
+
     Args:
-        most: tokens of a reply at most, where the request says it; `otherwise`: where the bundle does not either.
-        most_tokens: the server's own limit.
+        limit: the field that bounds the reply's tokens.
     """
-    values = {name: fields[name] for name in PLAIN if fields.get(name) is not None}
+    values = {name: fields.get(name) for name in PLAIN if name in fields}
     if plain_number(values.get("n", 1), int) not in range(1, MOST_CHOICES + 1):
         raise ApiError(400, f"n {shown(values['n'])}: must be a whole number from 1 to {MOST_CHOICES}", "n")
+    most = fields.get(limit)
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise ApiError(400, f"max_tokens {shown(most)}: must be a whole number, 1 or more", "max_tokens")
+        raise ApiError(400, f"{limit} {shown(most)}: must be a whole number, 1 or more", limit)
     if most is not None:
         values["max_tokens"] = min(most, most_tokens)
-    if fields.get("stop") is not None:
-        values["stop"] = _stops(fields["stop"])
+    if "stop" in fields:
+        values["stop"] = _stops(fields.get("stop"))
+    grammar, name = _grammar(fields)
     sampling = model.sampling(
-        Sampling(max_tokens=min(otherwise, most_tokens)),
+        Sampling(max_tokens=default_tokens),
         most_tokens=most_tokens,
         **values,
         stop_ids=_stop_ids(fields.get("stop_token_ids")),
         logit_bias=_bias(fields.get("logit_bias")),
         logprobs=logprobs,
-        grammar=_grammar(fields),
+        grammar=grammar,
     )
-    policy = model.policy(_text(fields, "exit_policy") or exit_policy)
-    options = {} if fields.get("stream_options") is None else fields["stream_options"]
+    return sampling, name
+
+
+def _ask(
+    fields: Fields,
+    model: Model,
+    prompts: tuple[list[int], ...],
+    sampling: Sampling,
+    exit_policy: str | None,
+    names: Mapping[str, str],
+) -> Ask:
+    with about("exit_policy"):
+        policy = model.policy(fields.text("exit_policy") or exit_policy)
+    options = fields.get("stream_options") if "stream_options" in fields else {}
     if not isinstance(options, dict):
         raise ApiError(400, "stream_options: must be an object", "stream_options")
     return Ask(
         prompts,
         sampling,
         policy,
-        stream=_flag(fields, "stream"),
-        include_usage=_flag(options, "include_usage"),
-        return_depths=_flag(fields, "return_depths"),
+        stream=fields.flag("stream"),
+        include_usage=flag(options, "include_usage"),
+        return_depths=fields.flag("return_depths"),
+        ignored=fields.ignored,
+        names=names,
     )
 
 
-def _checked(body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    for name in NOT_HERE:
-        if body.get(name):
-            raise ApiError(400, f"{name}: not supported by this server", name)
-    return body
-
-
-def _prompts(prompt: Any) -> Sequence[str | list[int]]:
+def _prompts(body: dict[str, Any], model: Model) -> Sequence[str | list[int]]:
     def is_ids(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
+    prompt = body.get("prompt")
+    if prompt is None and "prompt" in body:
+        return [""]
     if isinstance(prompt, str) or (prompt and is_ids(prompt)):
         return [prompt]
     if isinstance(prompt, list) and prompt and all(isinstance(item, str) or is_ids(item) for item in prompt):
@@ -146,21 +174,20 @@ def _prompts(prompt: Any) -> Sequence[str | list[int]]:
 
 
 def _ids(prompt: str | list[int], model: Model) -> list[int]:
-    if isinstance(prompt, str):
+    """The token ids of a prompt; of an empty text those that a text begins behind, as in OpenAI's API."""
+    if not isinstance(prompt, str):
+        return prompt
+    with about("prompt"):
         model.check_length(prompt)
-        return model.encode(prompt)
-    return prompt
+        return model.encode(prompt) or list(model.manifest.eos_token_ids[:1])
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
+    """The texts that end a reply; an empty one ends none."""
     stops = [stop] if isinstance(stop, str) else stop
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MOST_STOPS
-        or not all(isinstance(text, str) and text for text in stops)
-    ):
-        raise ApiError(400, f"stop: must be a text that is not empty, or a list of up to {MOST_STOPS}", "stop")
-    return tuple(stops)
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(text, str) for text in stops):
+        raise ApiError(400, f"stop: must be a text, or a list of up to {MOST_STOPS}", "stop")
+    return tuple(text for text in stops if text)
 
 
 def _stop_ids(ids: Any) -> tuple[Any, ...]:
@@ -177,44 +204,35 @@ def _bias(bias: Any) -> dict[int, float]:
     return {int(token): value for token, value in bias.items()}
 
 
-def _grammar(fields: dict[str, Any]) -> Grammar | None:
-    """Read what the reply must be: response_format, or `regex` and `grammar`, which are our own."""
+def _grammar(fields: Fields) -> tuple[Grammar | None, str]:
+    """What the reply must be, and the field that says it: response_format, or `regex` or `grammar`, which are ours."""
     response_format = fields.get("response_format")
-    grammars = [Grammar.regex(fields["regex"])] if _text(fields, "regex") is not None else []
-    grammars += [Grammar.lark(fields["grammar"])] if _text(fields, "grammar") is not None else []
+    grammars: list[tuple[Grammar, str]] = []
+    for name, make in (("regex", Grammar.regex), ("grammar", Grammar.lark)):
+        text = fields.text(name)
+        if text is not None:
+            with about(name):
+                grammars.append((make(text), name))
     if response_format is not None:
-        kind = response_format.get("type") if isinstance(response_format, dict) else None
-        if kind == "json_object":
-            grammars.append(Grammar.json_schema({"type": "object"}))
-        elif kind == "json_schema":
-            schema = response_format.get("json_schema")
-            if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
-                where = "response_format.json_schema.schema"
-                raise ApiError(400, f"{where}: must be a JSON schema", where)
-            grammars.append(Grammar.json_schema(schema["schema"]))
-        elif kind != "text":
-            raise ApiError(400, "response_format.type: must be text, json_object or json_schema", "response_format")
+        with about("response_format"):
+            grammar = _of_format(response_format)
+        grammars += [] if grammar is None else [(grammar, "response_format")]
     if len(grammars) > 1:
-        raise ApiError(400, "response_format, regex and grammar: give one of them", "response_format")
-    return grammars[0] if grammars else None
+        raise ApiError(400, "response_format, regex and grammar: give one of them", grammars[-1][1])
+    return grammars[0] if grammars else (None, "")
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} {shown(value)}: must be true or false", name)
-    return bool(value)
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ApiError(400, f"{name}: must be a text", name)
-    return value
-
-
-def _whole(fields: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
-        raise ApiError(400, f"{name} {shown(value)}: must be a whole number from {least} to {most}", name)
-    return value
+def _of_format(response_format: Any) -> Grammar | None:
+    kind = response_format.get("type") if isinstance(response_format, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar.json_schema({"type": "object"})
+    if kind != "json_schema":
+        raise ApiError(400, "response_format.type: must be text, json_object or json_schema", "response_format.type")
+    described = response_format.get("json_schema")
+    schema = described.get("schema") if isinstance(described, dict) else described
+    if not isinstance(described, dict) or not isinstance(schema, dict | None):
+        where = "response_format.json_schema.schema"
+        raise ApiError(400, f"{where}: must be a JSON schema", where)
+    return Grammar.json_schema({"type": "object"} if schema is None else schema)

@@ -138,7 +138,8 @@ class Option:
         parts = value if self.several and isinstance(value, tuple) else (value,)
         wrong = [part for part in parts if not self._allows(part)]
         if wrong or isinstance(value, tuple) != self.several:
-            raise BadInputError(f"{self.label} {shown(wrong[0] if wrong and self.choices else value)}: {self.allowed}")
+            message = f"{self.label} {shown(wrong[0] if wrong and self.choices else value)}: {self.allowed}"
+            raise BadInputError(message, self.name)
 
     def _allows(self, value: Any) -> bool:
         about = self.about

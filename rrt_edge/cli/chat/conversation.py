@@ -96,7 +96,7 @@ class Chat:
             if text.startswith("/"):
                 self._execute(self, text)
             elif text.strip():
-                self._answer([*self.messages, {"role": "user", "content": _checked(text.strip())}], 0)
+                self._answer([*self.messages, {"role": "user", "content": text.strip()}], 0)
         except RRTEdgeError as error:
             self._complain(error)
 
@@ -114,7 +114,7 @@ class Chat:
     def set_system(self, text: str) -> None:
         """Set the system message, or drop it where the text is empty."""
         rest = [message for message in self.messages if message["role"] != "system"]
-        self.replace_messages([{"role": "system", "content": _checked(text)}, *rest] if text else rest)
+        self.replace_messages([{"role": "system", "content": text}, *rest] if text else rest)
 
     def replace_messages(self, messages: list[dict[str, str]]) -> None:
         """Go on with other messages, where the chat template takes them."""
@@ -145,19 +145,14 @@ class Chat:
     def _read(self) -> str:
         if self.keyboard:
             return self.keyboard.read()
-        try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            raise BadInputError("standard input is not valid UTF-8; convert it") from error
+        line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line
 
     def _answer(self, messages: list[dict[str, str]], retries: int) -> None:
         """Stream the reply to the last of some messages, and make both the conversation."""
-        sampling = self.sampling
-        if sampling.seed is not None:
-            sampling = dataclasses.replace(sampling, seed=sampling.seed + retries)
+        sampling = self.sampling.choice(retries)
         try:
             stream = self.session.chat(
                 messages, sampling, self.exit_policy,
@@ -240,11 +235,3 @@ class Chat:
             return
         click.echo(f"error: {error}", err=True)
         self._status = self._status or (2 if isinstance(error, BadInputError) else 1)
-
-
-def _checked(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInputError("the message is not valid UTF-8; convert it") from error
-    return text

@@ -20,6 +20,7 @@ PLAIN = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
 FIELDS = "{{ messages[-1] | tojson }}"
 USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "age", "arguments": '{"of": "Ann"}'}}
+ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "9"}
 TOOL = {"type": "function", "function": {"name": "age", "parameters": {"type": "object"}}}
 
 
@@ -51,15 +52,14 @@ def test_messages_reach_the_template_whole(read: Read) -> None:
     assert read(FIELDS, USER, answer) == '{"role": "tool", "tool_call_id": "c1", "name": "age", "content": "9"}'
     silent = {"role": "assistant", "content": None, "refusal": None, "reasoning": "Hm", "x": [1, {"y": True}]}
     expected = '{"thinking": "Hm", "role": "assistant", "reasoning": "Hm", "x": [1, {"y": true}], "reasoning_content": '
-    assert read(FIELDS, USER, silent) == expected + '"Hm"}'
+    assert read(FIELDS.replace("-1", "-2"), USER, silent, USER) == expected + '"Hm"}'
     assert read(PLAIN, {"role": "developer", "content": "Be brief"}, USER) == "system:Be brief;user:Hi;"
 
 
 def test_a_call_and_its_answer_reach_templates_that_join_texts(read: Read) -> None:
     calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    answer = {"role": "tool", "tool_call_id": "c1", "content": "9"}
     joined = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + ';' }}{% endfor %}"
-    assert read(joined, USER, calling, answer) == "user:Hi;assistant:;tool:9;"
+    assert read(joined, USER, calling, ANSWER) == "user:Hi;assistant:;tool:9;"
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,13 @@ def test_a_call_and_its_answer_reach_templates_that_join_texts(read: Read) -> No
 )
 def test_arguments_are_written_as_json_once(read: Read, name: str, written: str) -> None:
     """Clients send them as a text; some templates take that, others would quote it."""
-    assert written in read(template(name), USER, {"role": "assistant", "tool_calls": [CALL]})
+    assert written in read(template(name), USER, {"role": "assistant", "tool_calls": [CALL]}, ANSWER)
 
 
 @pytest.mark.parametrize("calls", [5, [5], [{"function": 5}], [{"function": {"name": "f", "arguments": "{"}}], [{}]])
 def test_calls_of_any_form_reach_the_template(read: Read, calls: Any) -> None:
-    read_back = read("{{ messages[-1].tool_calls | tojson }}", USER, {"role": "assistant", "tool_calls": calls})
+    calling = {"role": "assistant", "tool_calls": calls}
+    read_back = read("{{ messages[-2].tool_calls | tojson }}", USER, calling, ANSWER)
     assert json.loads(read_back) == calls
 
 
@@ -136,3 +137,50 @@ def test_a_call_cannot_be_forced(read: Read, choice: Any) -> None:
 def test_variables_of_their_own_are_not_among_the_further_ones(read: Read, name: str) -> None:
     with pytest.raises(BadInputError, match=f"chat_template_kwargs: {name}"):
         read(PLAIN, USER, chat_template_kwargs={name: []})
+
+
+CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+OPENED = CHATML + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "prompt"),
+    [
+        (OPENED, "Two h", "<|user|>Hi<|end|><|assistant|>Two h"),
+        (OPENED, "Two ", "<|user|>Hi<|end|><|assistant|>Two "),
+        (OPENED.replace("m.content", "m.content | trim"), " Two ", "<|user|>Hi<|end|><|assistant|>Two"),
+        (OPENED, "", "<|user|>Hi<|end|><|assistant|>"),
+        (OPENED, [{"type": "text", "text": "Two"}, {"type": "refusal", "refusal": " h"}], None),
+    ],
+)
+def test_what_the_assistant_said_last_goes_on(read: Read, source: str, said: Any, prompt: str | None) -> None:
+    found = read(source, USER, {"role": "assistant", "content": said})
+    assert found == (prompt or "<|user|>Hi<|end|><|assistant|>Two h")
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "deepseek", "mistral"])
+@pytest.mark.parametrize("said", ["Two hens and", "Two hens ", "Line\n"])
+def test_it_goes_on_as_in_transformers(name: str, said: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    chat = [USER, {"role": "assistant", "content": said}]
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **special)
+    theirs.chat_template = template(name)
+    expected = theirs.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert ChatTemplate(template(name), special).prompt(chat) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "last", "param"),
+    [
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", {}, ".content"),
+        (CHATML.replace("m.content", "m.content | upper"), {}, ".content"),
+        (CHATML, {"tool_calls": [CALL]}, ".tool_calls"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(read: Read, source: str, last: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(source, USER, {"role": "assistant", "content": "Two", **last})
+    assert caught.value.status == 400 and caught.value.param == f"messages[1]{param}"

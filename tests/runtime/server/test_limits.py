@@ -140,6 +140,7 @@ def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_pat
             ({"max_tokens": 25, "seed": 3}, 4096, {"max_tokens": 25, "seed": 3}),
             ({"max_tokens": 9, "stop": []}, 4096, {"max_tokens": 9, "min_tokens": 9, "stop": ()}),
             ({"max_tokens": None}, 9, {"max_tokens": 9, "min_tokens": 9}),
+            ({"max_tokens": None}, 4096, {}),
             ({"max_tokens": 100}, 9, {"max_tokens": 9, "min_tokens": 9}),
         ):
             ask = read_completion({"prompt": [2], **fields}, model, None, most_tokens)
@@ -147,9 +148,11 @@ def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_pat
         messages = [{"role": "user", "content": "Hi"}]
         assert read_chat({"messages": messages}, model, None, 4096).sampling == own
     with Model.load(endless) as model:
-        for fields, most in (({}, 16), ({"max_tokens": None}, 4096), ({"max_tokens": 7}, 7)):
+        for fields, most in (({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": 7}, 7)):
             assert read_completion({"prompt": [2], **fields}, model, None, 4096).sampling == Sampling(max_tokens=most)
-        assert read_chat({"messages": messages}, model, None, 4096).sampling == Sampling(max_tokens=4096)
+        for most, default in ((4096, 1024), (99, 99)):
+            assert read_chat({"messages": messages}, model, None, most).sampling == Sampling(max_tokens=default)
+        assert read_chat({"messages": messages}, model, None, 4096, 50).sampling == Sampling(max_tokens=50)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")

@@ -74,7 +74,7 @@ def test_budgets_stops_and_grammars_are_of_thought_and_answer(client: openai.Ope
     given = {"type": "json_schema", "json_schema": {"name": "hens", "schema": schema}}
     followed = ask(client, response_format=given).choices[0].message
     assert (followed.content, followed.reasoning_content) == ('{"hens": "two"}', THOUGHT)
-    with pytest.raises(openai.BadRequestError, match="think-tokens -1"):
+    with pytest.raises(openai.BadRequestError, match="think_tokens -1"):
         ask(client, extra_body={"think_tokens": -1})
 
 

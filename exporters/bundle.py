@@ -33,6 +33,7 @@ from rrt_edge.exporters.checks import check_export, converting, is_bundle
 from rrt_edge.exporters.cost import Reference, cost, set_apart
 from rrt_edge.exporters.data_rounding import RoundedToTexts
 from rrt_edge.exporters.ends import reply_ends
+from rrt_edge.exporters.examples import examples_of
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.repair import Repaired
@@ -232,7 +233,10 @@ def _export_recursive(
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         write_generation_config(checkpoint, folder)
         provenance = {"init": weights.config.init, **_trained_for(weights.config)}
-        write_manifest(weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance)
+        write_manifest(
+            weights.config, spec, bits, plan, weight_bytes, folder,
+            eos_token_ids=eos, provenance=provenance, examples=examples_of(checkpoint.folder),
+        )  # fmt: skip
         measured = _check_runs(folder, reference, windows)
         total = sum(path.stat().st_size for path in folder.iterdir())
         assert options.max_size is None or total <= options.max_size
@@ -311,6 +315,7 @@ def write_manifest(
     *,
     eos_token_ids: tuple[int, ...],
     provenance: dict[str, str],
+    examples: tuple[str, ...] = (),
 ) -> None:
     """Write manifest.json, the last file of a bundle: it lists the others, of which the graph repeats what it says."""
     manifest = Manifest(
@@ -323,6 +328,7 @@ def write_manifest(
         unshared_weight_bytes=sum(_unshared_weight_bytes(spec, plan, weight_bytes).values()),
         provenance={**provenance, "rrt_edge": __version__, "onnx": onnx.__version__},
         files={},
+        examples=examples,
     )
     _declare(folder, manifest)
     dataclasses.replace(manifest, files=list_files(folder)).write(folder)

@@ -238,12 +238,15 @@ class Loaded:
             sampling = replace(sampling, min_tokens=min(least, sampling.max_tokens))
         return sampling
 
-    def pipeline(self, state: SequenceState[Any], policy: ExitPolicy, leaves: bool = False) -> Pipeline | None:
+    def pipeline(
+        self, state: SequenceState[Any], policy: ExitPolicy, leaves: bool = False, watch: int | None = None
+    ) -> Pipeline | None:
         """What runs tokens of a sequence ahead of time; None where nothing can: rows do not wait under the KV rule, no
         lesser depth can be read, or a trace says where tokens leave.
 
         Args:
             leaves: whether tokens may leave early in it.
+            watch: the depth whose tokens are told, if any.
         """
         manifest, looping, slots = self.manifest, self.manifest.architecture.looping, self.runner.slots
         last = policy.depth or self.loops
@@ -255,7 +258,7 @@ class Loaded:
             return None
         gated = manifest.gate.trained and looping.gate == "mlp"  # a hazard says that a state is good enough, no more
         early = exits if policy.may_leave else []
-        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated, early)
+        return Pipeline(state, self.drafting, depths, last, slots, manifest.eos_token_ids, gated, early, watch)
 
     def kv_rule(self, name: RunRuleName | None) -> KVRule:
         """The KV rule of a name, by default the one that the bundle was loaded with.
@@ -331,7 +334,8 @@ class Loaded:
         else:
             text = ReplyText(stream)
         room = self.context - len(ids)
-        return Reply(text, ids, sampling, policy, room, ends, constraint, shifts, self.device, rule.name)
+        watch = self.exits.readable[0] if sampling.first_loop else None
+        return Reply(text, ids, sampling, policy, room, ends, constraint, shifts, self.device, rule.name, watch)
 
     @cached_property
     def thinking(self) -> Thinking | None:

@@ -266,7 +266,7 @@ class Session:
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
         sampler, decoder = reply.sampler, self.decoder
-        pipeline = self.model.pipeline(decoder.state, policy, leaves=True)
+        pipeline = self.model.pipeline(decoder.state, policy, leaves=True, watch=reply.watch)
         while True:
             if self._make_room(reply, policy) and pipeline is not None:
                 pipeline.forget()
@@ -277,11 +277,12 @@ class Session:
             if pipeline is not None:
                 pipeline.forget()
             started = time.perf_counter()
-            step = decoder.step(reply.history[-1], reply.policy)
+            step = decoder.step(reply.history[-1], reply.policy, reply.watch)
+            watched = None if step.watched is None else sampler.pick(step.watched, reply.history)
             token = sampler.pick(step.logits, reply.history)
             if pipeline is not None and (is_free or policy.may_leave):
                 pipeline.took(False, time.perf_counter() - started)
-            yield sampler.picked(token, step.depth, step.gate, step.logits)
+            yield sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)
 
     def _piped(self, reply: Reply, pipeline: Pipeline) -> Picked:
         """The next token through the pipeline."""

@@ -43,7 +43,8 @@ def calibrate(
     bundle: Path, data: Path, agreement: float | None, name: str | None, confidence: float, max_length: int,
     plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the thresholds that keep a promise of agreement with full depth, and write them into the bundle.
+    """Find the thresholds that keep a promise of agreement with full depth, and write them into the bundle, with the
+    loops that a token runs at each.
 
     The speed shown is measured here, as if tokens that left were never caught up (see docs/engine.md).
     `--exit-policy balanced`, and so on, then leaves by them. Use text of the kind that the model will meet, which it
@@ -51,6 +52,7 @@ def calibrate(
     """
     promises = _points(agreement, name)
     from rrt_edge.runtime import Model
+    from rrt_edge.runtime.bundle.exit_curve import CurvePoint, thinned
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
     from rrt_edge.runtime.scoring.calibration import check_promise, depth_seconds, speed_up
@@ -73,9 +75,9 @@ def calibrate(
     def with_points(now: Manifest) -> Manifest:
         others = {point: value for point, value in now.gate.points.items() if point not in promises}
         threshold = kept.get("balanced", now.gate.threshold)
-        return dataclasses.replace(
-            now, gate=dataclasses.replace(now.gate, points={**others, **kept}, threshold=threshold)
-        )
+        along = thinned(CurvePoint(point.threshold, point.agreement, point.mean_depth) for point in points)
+        gate = dataclasses.replace(now.gate, points={**others, **kept}, threshold=threshold, curve=along)
+        return dataclasses.replace(now, gate=gate)
 
     manifest.update(bundle, with_points)
     if plot is not None:

@@ -125,8 +125,11 @@ def _generation_json(generation: Any) -> dict[str, Any]:
 
 def _token_json(token: Token) -> dict[str, Any]:
     payload: dict[str, Any] = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+    payload["gates"] = list(token.gates)
     if token.thought is not None:
         payload["thought"] = token.thought
+    if token.first_loop is not None:
+        payload["first_loop"] = token.first_loop
     if token.logprob is not None:
         payload |= {
             "logprob": token.logprob,

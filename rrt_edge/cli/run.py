@@ -45,7 +45,7 @@ CHOICES = ("4", "8", "16", "32", SOURCE)
 )
 @click.option("--loops", type=int, help="Share the layers; the model then needs training.  [default: 1: unshared]")
 @options_of(ExportOptions, without={"bits", "loops", "data", "data_tokens", "max_size"})
-@sampling_options(without={"n", "logprobs"})
+@sampling_options(without={"n", "logprobs", "first_loop"})
 @reply_options
 @options_of(LoadOptions)
 @json_option

@@ -18,7 +18,7 @@ from rrt_edge.runtime.system.options import options_in, read_fields
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model, Stats
 
-WITHOUT = {"n", "logprobs", "logit_bias"}  # llm shows one text, and has no option that is a mapping
+WITHOUT = {"n", "logprobs", "first_loop", "logit_bias"}  # llm shows one text, and has no option that is a mapping
 OPTIONS = {name: understood for name, understood in options_in(Sampling).items() if name not in WITHOUT}
 OTHERWISE = Sampling(max_tokens=1024)  # where neither the options nor the bundle say how long a reply may be
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rrt_edge.runtime.bundle.architecture import Architecture
 from rrt_edge.runtime.bundle.cost import Cost
+from rrt_edge.runtime.bundle.exit_curve import CurvePoint, read_curve
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES, KVRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.looping import GATE_KINDS
@@ -32,6 +33,8 @@ FIRST_FIELDS = {  # of version 1
     "unshared_weight_bytes", "provenance", "files", "verification",
 }  # fmt: skip
 MOST_FILES = 100
+MOST_EXAMPLES = 20
+LONGEST_EXAMPLE = 1000  # characters
 LARGEST_MANIFEST = 4 << 20  # bytes
 LONGEST_NAME = 255  # bytes of a file's
 GATES = (*GATE_KINDS, "linear")  # kinds of exit gates; `linear` is of older bundles
@@ -41,16 +44,17 @@ GATES = (*GATE_KINDS, "linear")  # kinds of exit gates; `linear` is of older bun
 class Gate:
     """The exit gate: `kind` is `mlp`, `hazard`, `linear` or `none`; `threshold` is the calibrated one, if there is one.
 
-    `points`: thresholds of named operating points (`rrt-edge calibrate`).
+    `points`: thresholds of named operating points, and `curve`: what some thresholds gave (`rrt-edge calibrate`).
     """
 
     kind: str
     trained: bool
     threshold: float | None
     points: dict[str, float] = dataclasses.field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
 
     @classmethod
-    def read(cls, fields: Fields) -> Gate:
+    def read(cls, fields: Fields, loops: int) -> Gate:
         """
         Raises:
             BundleError: a field is missing or out of bounds.
@@ -65,7 +69,7 @@ class Gate:
         points = fields.get("points", {})
         if not isinstance(points, dict) or not all(map(_is_share, points.values())):
             raise fields.fail("gate.points", "must be names and thresholds between 0 and 1")
-        return cls(kind, trained, threshold, dict(points))
+        return cls(kind, trained, threshold, dict(points), read_curve(fields, loops))
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Manifest:
     """The contents of manifest.json.
 
     `verification` records a check passed under loosened tolerances, `cost` what export measured where it had texts.
+    `examples` are questions to begin with.
     """
 
     architecture: Architecture
@@ -92,6 +97,7 @@ class Manifest:
     files: dict[str, File]
     verification: dict[str, Any] | None = None
     cost: Cost | None = None
+    examples: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
@@ -136,7 +142,7 @@ class Manifest:
         architecture = Architecture.read(fields.table("architecture"))
         manifest = cls(
             architecture=architecture,
-            gate=Gate.read(fields.table("gate")),
+            gate=Gate.read(fields.table("gate"), architecture.loops),
             quantization=Quantization.read(fields.table("quantization")),
             kv_rule=kv_rule,
             eos_token_ids=_eos_token_ids(fields),
@@ -146,6 +152,7 @@ class Manifest:
             files=_files(fields.table("files")),
             verification=verification,
             cost=None if fields.get("cost") is None else Cost.read(fields.table("cost"), architecture.loops),
+            examples=_examples(fields),
         )
         beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
         if (manifest.gate.kind == "hazard") != (architecture.looping.gate == "hazard"):
@@ -241,6 +248,18 @@ def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
     if not isinstance(ids, list) or not all(type(value) is int and value >= 0 for value in ids):
         raise fields.fail("eos_token_ids", "must be a list of token ids")
     return tuple(ids)
+
+
+def is_example(value: Any) -> bool:
+    """Whether a value may be one of a bundle's examples."""
+    return isinstance(value, str) and 0 < len(value.strip()) and len(value) <= LONGEST_EXAMPLE
+
+
+def _examples(fields: Fields) -> tuple[str, ...]:
+    examples = fields.get("examples", [])
+    if not isinstance(examples, list) or len(examples) > MOST_EXAMPLES or not all(map(is_example, examples)):
+        raise fields.fail("examples", f"must be up to {MOST_EXAMPLES} texts of 1 to {LONGEST_EXAMPLE} characters")
+    return tuple(examples)
 
 
 def _files(fields: Fields) -> dict[str, File]:

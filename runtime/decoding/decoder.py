@@ -33,11 +33,33 @@ MOST_WAITING = 64  # generated tokens that may wait after a depth: bounds the ga
 
 @dataclass(frozen=True)
 class Step:
-    """Logits [V] of the next token, the depth they come from, and the gate's value there."""
+    """Logits [V] of the next token, the depth they come from, and the gate's value there.
+
+    `gates`: those of the depths but the last, as far as they were run and read. `watched`: the logits [V] of the depth
+    to be watched, where the token went deeper.
+    """
 
     logits: Float
     depth: int
     gate: float
+    gates: tuple[float, ...] = ()
+    watched: Float | None = None
+
+
+@dataclass
+class _Seen:
+    """What is seen of a token on its way down: its gates, and its logits at depth `watch`."""
+
+    watch: int | None = None
+    gates: tuple[float, ...] = ()
+    logits: Float | None = None
+
+    def add(self, done: Pass) -> None:
+        """Take what a run returned; gates that a run in between did not read leave none behind it."""
+        if len(self.gates) == done.first - 1:
+            self.gates += done.gates
+        if done.last == self.watch:
+            self.logits = done.logits[-1]
 
 
 class Cancelled(Exception):
@@ -96,16 +118,21 @@ class Decoder(Generic[CacheT, BindingT]):
             start += chunk
         self.prompt_end = self.length
 
-    def step(self, token: int, policy: ExitPolicy) -> Step:
-        """Feed one token; returns the logits behind it from the depth the policy lets it leave at."""
-        last = policy.depth or self.loops
+    def step(self, token: int, policy: ExitPolicy, watch: int | None = None) -> Step:
+        """Feed one token; returns the logits behind it from the depth the policy lets it leave at.
+
+        Args:
+            watch: a depth whose logits come too, where the token goes deeper.
+        """
+        last, seen = policy.depth or self.loops, _Seen(watch)
         self._check_cancelled()
         with self._whole_or_nothing():
-            done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1)
+            done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1, seen)
             for depth in range(done.last, last):
                 if self._generated_waiting(depth) > MOST_WAITING:
                     self._catch_up(depth, 0)
-        return Step(done.logits[-1], done.last, float(done.gate[-1]))
+        gates = seen.gates[: self.loops - 1]
+        return Step(done.logits[-1], done.last, float(done.gate[-1]), gates, seen.logits)
 
     def forced(self, ids: Sequence[int], policy: ExitPolicy) -> Iterator[Float]:
         """Feed a given text; yields the logits [n, V] behind its tokens, in order, as `step` gives them."""
@@ -145,12 +172,17 @@ class Decoder(Generic[CacheT, BindingT]):
             self.rewind(0)  # rows on their way are lost: what is held must not depend on them
             raise
 
-    def _run_down(self, rows: Rows, first: int, last: int, threshold: float, logit_count: int) -> Pass:
+    def _run_down(
+        self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, seen: _Seen | None = None
+    ) -> Pass:
         """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        exited, gate = self.state.nothing, 0.0
+        exited, gate, seen = self.state.nothing, 0.0, seen or _Seen()
         while True:
             stop = self._next_waiting(first, last)
+            if seen.watch is not None and first <= seen.watch:
+                stop = min(stop, seen.watch)
             done = self._run(rows, first, stop, threshold, logit_count, exited, gate)
+            seen.add(done)
             if done.last == last or float(done.gate[-1]) >= threshold:
                 self.state.leave(done.last, joined(exited, done.hidden))
                 return done

@@ -12,7 +12,7 @@ once, and the row goes on beside the next ones, so that later tokens find its ke
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class _Row:
     gate: float = 0.0
     logits: Float | None = None  # at that depth, where they were asked for
     answered: bool = False  # it left early: what follows it is known
+    gates: list[float] = field(default_factory=list)  # of the depths so far, but the model's last
+    watched: int | None = None  # what the depth that is watched says will follow it
 
 
 class Pipeline:
@@ -56,6 +58,7 @@ class Pipeline:
         ends: Collection[int],
         gated: bool,
         exits: Collection[int] = (),
+        watch: int | None = None,
     ) -> None:
         """
         Args:
@@ -65,7 +68,9 @@ class Pipeline:
             ends: tokens behind which nothing is drafted.
             gated: whether the gate tells how likely a depth's token is full depth's.
             exits: depths at which tokens may leave early.
+            watch: the depth whose tokens are told, if any.
         """
+        self._watch = watch
         self._state, self._drafting, self._draft_depths = state, drafting, draft_depths
         self.last, self._slots, self._ends, self._gated, self._exits = last, slots, ends, gated, exits
         self._rows: list[_Row] = []  # of the history's last token, drafts behind it, and before it those that left
@@ -128,6 +133,8 @@ class Pipeline:
         elif row is self._rows[-1] and depth in self._draft_depths:
             self._cutoff = self._drafting.cutoff(rows, sequences)
             least = min(least, self._cutoff if self._gated or self._cutoff == NEVER else 0.0)
+        if depth == self._watch and not row.answered:
+            least = 0.0
         stayed = last_stayed(1, row.gate) if row.gate else None
         position = state.first_position(depth, 1)
         return Part(state.cache, depth, entering, position, np.array([least], np.float32), stayed=stayed)
@@ -150,8 +157,10 @@ class Pipeline:
         for row, part in zip(self._rows, done, strict=True):
             row.depth, row.gate = row.depth + 1, float(part.gate[-1])
             row.logits = part.logits[-1] if len(part.logits) else None
+            row.gates += [row.gate] if row.depth < self._state.loops else []
             self._state.leave(row.depth, part.hidden)
         self._rows = [row for row in self._rows if not (row.answered and row.depth == self.last)]
+        self._look(history, sampler)
         picked = self.ready(history, sampler, drafts, threshold)
         if picked is not None:
             history, remaining = [*history, picked.token], remaining - 1
@@ -172,12 +181,19 @@ class Pipeline:
         token = sampler.pick(first.logits, history)
         if behind:
             token = self._drafting.verdict(token, behind[0].token)
-        picked = sampler.picked(token, first.depth, first.gate, first.logits)
+        picked = sampler.picked(token, first.depth, first.gate, first.logits, tuple(first.gates), first.watched)
         first.answered, first.logits = True, None
         if first.depth == self.last:
             del self._rows[0]
         self._judge(token, behind, drafts)
         return picked
+
+    def _look(self, history: Sequence[int], sampler: Sampler) -> None:
+        """Note what the depth that is watched says will follow the row that has come to it."""
+        open_rows = [row for row in self._rows if not row.answered]
+        for at, row in enumerate(open_rows):
+            if row.depth == self._watch and row.logits is not None:
+                row.watched = sampler.pick(row.logits, [*history, *(draft.token for draft in open_rows[1 : at + 1])])
 
     def _judge(self, token: int, behind: Sequence[_Row], drafts: Drafts) -> None:
         """Drop the drafts `behind` where the first is another token than this one."""

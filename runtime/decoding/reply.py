@@ -17,7 +17,12 @@ from rrt_edge.runtime.system.memory import peak_memory_bytes
 @dataclass(frozen=True)
 class Token:
     """One generated token: the text of the answer that it completes, its id, the depth it left at and the gate's value
-    there. `thought` is the text of the thought that it completes, or None where it is no token of a thought.
+    there: 1 after the last loop, where nothing is left to choose. `gates` are those of all loops but the last that it
+    ran, from the first on; empty where a device was not made to wait for them. `thought` is the text of the thought
+    that it completes, or None where it is no token of a thought.
+
+    Where `Sampling.first_loop` asks for it: the id of what the first loop that can be read would have said in its
+    place.
 
     Where `Sampling.logprobs` asks for them: its log probability, and the likeliest tokens with theirs, by id.
 
@@ -31,6 +36,8 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     thought: str | None = None
+    gates: tuple[float, ...] = ()
+    first_loop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,11 @@ class Reply:
         shifts: bool = False,
         device: str = "cpu",
         kv_rule: str = "exact",
+        watch: int | None = None,
     ) -> None:
         """`room`: the tokens the context leaves; `ends`: the tokens that end a reply; `shifts`: the oldest tokens make
-        room for more."""
-        self.history = list(prompt)
+        room for more; `watch`: the depth whose tokens are told beside the reply's, if any."""
+        self.history, self.watch = list(prompt), watch
         self.sampler = Sampler(sampling, len(prompt), ends, constraint)
         self._steering = Steering(policy)
         self.drafts = Drafts()
@@ -152,7 +160,17 @@ class Reply:
             self.finish_reason = "length"
         if self.finish_reason:
             piece = piece.joined(self._text.end())
-        return Token(piece.answer, token, picked.depth, picked.gate, picked.logprob, picked.top, piece.thought)
+        return Token(
+            text=piece.answer,
+            id=token,
+            depth=picked.depth,
+            gate=picked.gate,
+            logprob=picked.logprob,
+            top_logprobs=picked.top,
+            thought=piece.thought,
+            gates=picked.gates,
+            first_loop=picked.first_loop,
+        )
 
     def _tick(self) -> None:
         now = time.perf_counter()

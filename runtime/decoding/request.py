@@ -20,7 +20,7 @@ from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, last_stayed
 
 PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
-MakePipeline = Callable[[SequenceState[Any], ExitPolicy], Pipeline | None]  # as `Loaded.pipeline`
+MakePipeline = Callable[..., Pipeline | None]  # as `Loaded.pipeline`
 
 
 class Request:
@@ -55,7 +55,9 @@ class Request:
         self._held: tuple[Hidden, Hidden] | None = None
         self._catching_up = False
         self._gate = 0.0  # of the last row that moves, at the depth before
-        self._thresholds = np.zeros(0, np.float32)
+        self._leaves_at = NEVER  # the gate from which on it leaves where it stands
+        self._gates: list[float] = []  # of the token under way, at the depths so far
+        self._watched: int | None = None  # what the depth that is watched says in its place
         self._chunk_start, self._chunk_full = 0, False  # of the prompt tokens under way
         self._replying = False
         self._now = policy  # for the token under way
@@ -93,7 +95,7 @@ class Request:
         """Take over what others have run of its prompt."""
         self._state, count = take_over(others, self._prompt, self._policy.depth, self._state)
         del self._unread[:count]
-        self._pipeline = make_pipeline(self._state, self._policy)
+        self._pipeline = make_pipeline(self._state, self._policy, watch=self._reply.watch)
 
     @property
     def new_prompt_rows(self) -> int:
@@ -122,13 +124,14 @@ class Request:
         if self._depth == 0:
             self._begin(prompt_room)
         state, rows = self._state, self._moving
-        self._thresholds = np.full(len(rows), NEVER, np.float32)
+        least, self._leaves_at = np.full(len(rows), NEVER, np.float32), NEVER
         if self._replying and not self._catching_up:
-            self._thresholds[-1] = 0 if self._depth == self._last else self._now.threshold
+            self._leaves_at = 0.0 if self._depth == self._last else self._now.threshold
+            least[-1] = 0 if self._depth == self._reply.watch else self._leaves_at
         position = state.first_position(self._depth, len(self._exited) + len(rows))
         moving = self._gate and not self._catching_up
         stayed = last_stayed(len(rows), self._gate) if moving else None
-        return Part(state.cache, self._depth, rows, position, self._thresholds, self._exited, stayed)
+        return Part(state.cache, self._depth, rows, position, least, self._exited, stayed)
 
     def take(self, done: Sequence[PartDone]) -> Token | None:
         """Take what a step returned for its parts; the token it led to, where it led to one."""
@@ -152,9 +155,12 @@ class Request:
             else:
                 self._deeper(*self._held)
             return None
-        leaves = bool(done.gate[-1] >= self._thresholds[-1])
+        leaves = bool(done.gate[-1] >= np.float32(self._leaves_at))
+        self._gates += [float(done.gate[-1])] if self._depth < self._state.loops else []
         if not leaves and self._depth < self._last:
             self._gate = float(done.gate[-1])
+            if self._replying and self._depth == self._reply.watch:
+                self._watched = self._reply.sampler.pick(done.logits[-1], self._reply.history)
             self._deeper(self._exited, done.hidden)
             return None
         depth, self._depth = self._depth, 0
@@ -164,14 +170,16 @@ class Request:
             self._state.chunks.add(self._chunk_start, self._state.length, self._chunk_full, depth)
             return None
         sampler, history, logits = self._reply.sampler, self._reply.history, done.logits[-1]
-        token = self._answer(sampler.picked(sampler.pick(logits, history), depth, float(done.gate[-1]), logits))
+        picked = sampler.pick(logits, history)
+        gates = tuple(self._gates)
+        token = self._answer(sampler.picked(picked, depth, float(done.gate[-1]), logits, gates, self._watched))
         if not self.finish_reason and self._now.depth is None:
             self._bound_waiting(depth)
         return token
 
     def _begin(self, prompt_room: int) -> None:
         """Take the next rows: of the prompt while there are any, then the token that came last."""
-        self._depth, self._gate = 1, 0.0
+        self._depth, self._gate, self._gates, self._watched = 1, 0.0, [], None
         self._replying = not self._unread
         if self._replying:
             self._now = self._reply.policy

@@ -18,13 +18,15 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Picked:
-    """A token that was chosen, the depth it left at, the gate's value there, and log probabilities if asked for."""
+    """A token that was chosen, and what `Token` tells of it."""
 
     token: int
     depth: int
     gate: float
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    gates: tuple[float, ...] = ()
+    first_loop: int | None = None
 
 
 class Sampler:
@@ -86,17 +88,30 @@ class Sampler:
             self._numbers.append(float(self._random.random()))
         return self._numbers[place]
 
-    def picked(self, token: int, depth: int, gate: float, logits: Float) -> Picked:
-        """A chosen token, with the log probabilities asked for."""
+    def picked(
+        self,
+        token: int,
+        depth: int,
+        gate: float,
+        logits: Float,
+        gates: tuple[float, ...] = (),
+        first_loop: int | None = None,
+    ) -> Picked:
+        """A chosen token, with the log probabilities asked for.
+
+        Args:
+            first_loop: what the first loop would have said, where that is asked for and the token went deeper.
+        """
         count = self.sampling.logprobs
+        if self.sampling.first_loop and first_loop is None:
+            first_loop = token
         if count is None:
-            return Picked(token, depth, gate)
+            return Picked(token, depth, gate, gates=gates, first_loop=first_loop)
         shifted = logits.astype(np.float64) - float(logits.max())
         logprobs = shifted - np.log(np.exp(shifted).sum())
         top = np.argsort(-logprobs, kind="stable")[:count]
-        return Picked(
-            token, depth, gate, float(logprobs[token]), tuple((int(likely), float(logprobs[likely])) for likely in top)
-        )
+        likeliest = tuple((int(likely), float(logprobs[likely])) for likely in top)
+        return Picked(token, depth, gate, float(logprobs[token]), likeliest, gates, first_loop)
 
     def _changed(self, logits: Float, history: Sequence[int]) -> Float:
         """The logits after penalties, bias, the least length and the grammar."""

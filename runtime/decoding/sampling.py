@@ -74,6 +74,8 @@ class Sampling:
         stop_ids: token ids that end it, beside the model's own.
         logprobs: tell each token's log probability, and so many of the likeliest tokens with theirs (0 to 20); by
             default neither. They are of the model's own distribution, before anything above changes it.
+        first_loop: tell what the first loop alone would have said in each token's place (`Token.first_loop`), which
+            costs a token that goes deeper the LM head once more.
         grammar: what the answer must be: a JSON schema, a regular expression or a Lark grammar.
 
     Raises:
@@ -111,6 +113,7 @@ class Sampling:
     logprobs: int | None = option(
         None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS
     )
+    first_loop: bool = option(False, "With --json: what the first loop would have said.")
     max_length: int | None = None
     grammar: Grammar | None = None
 

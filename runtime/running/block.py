@@ -88,7 +88,7 @@ class BlockRunner(CPURunner):
     def run(self, binding: BlockBinding, cache: KVCache, call: Call) -> Pass:
         """`Runner.run`, a call of the graph for each depth."""
         rows, stayed = on_host(call.rows), stayed_of(call)
-        decides = call.threshold < NEVER
+        decides, gates = call.threshold < NEVER, list[float]()
         for depth in range(call.first, call.last + 1):
             least = np.full(len(rows), NEVER, np.float32)
             if depth == call.last or (decides and len(call.logit_rows) > 1):
@@ -97,10 +97,11 @@ class BlockRunner(CPURunner):
                 least[list(call.logit_rows)] = call.threshold
             part = Part(cache, depth, rows, call.position, least, stayed=stayed)
             [done] = self._call(binding, [part])
+            gates.append(float(done.gate[-1]))
             if depth == call.last or done.gate[-1] >= call.threshold:
                 break
             rows, stayed = on_host(done.hidden), 1 - done.gate
-        return Pass(call.first, depth, done.logits, done.hidden, done.gate)
+        return Pass(call.first, depth, done.logits, done.hidden, done.gate, tuple(gates))
 
     def step(self, binding: BlockBinding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
         """`Runner.step`: one call for single rows of a sequence that stand a draft's depth apart, one for each other

@@ -95,8 +95,8 @@ class Call:
 class Pass:
     """What a run returned, for a sequence of S rows that ran depths `first` to `last`.
 
-    `logits` [R, V] of the rows asked for, `hidden` [S, H] and `gate` [S] after the last depth run; the new keys and
-    values are in the cache already.
+    `logits` [R, V] of the rows asked for, `hidden` [S, H] and `gate` [S] after the last depth run; `gates` of the last
+    row after each depth, empty where a device was not made to wait for them. The new keys and values are in the cache.
     """
 
     first: int
@@ -104,6 +104,7 @@ class Pass:
     logits: Float
     hidden: Hidden
     gate: Float
+    gates: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Answers:
         if self.ask.sampling.logprobs is not None:
             choice["logprobs"] = self._chat_logprobs(tokens) if self.chat else self._text_logprobs(tokens)
         if self.ask.return_depths:
-            choice["rrt_edge"] = {"tokens": [_with_depth(token) for token in tokens]}
+            choice["rrt_edge"] = {"tokens": [self._with_depth(token) for token in tokens]}
         return choice
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -106,16 +106,18 @@ class Answers:
             "text_offset": offsets,
         }
 
+    def _with_depth(self, token: Token) -> dict[str, Any]:
+        payload = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
+        payload["gates"] = list(token.gates)
+        if token.first_loop is not None:
+            payload["first_loop"] = {"id": token.first_loop, "text": self._text(token.first_loop)}
+        return payload if token.thought is None else {**payload, "thought": token.thought}
+
     def _text(self, token: int) -> str:
         """A token as completions tell it: in words of its own where it is a part of a character."""
         content = self.model.token_bytes(token)
         text = in_text(content)
         return text if text.encode() == content else f"bytes:{text}"
-
-
-def _with_depth(token: Token) -> dict[str, Any]:
-    payload = {"id": token.id, "text": token.text, "depth": token.depth, "gate": token.gate}
-    return payload if token.thought is None else {**payload, "thought": token.thought}
 
 
 def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -219,6 +220,9 @@ class _Application:
             "gate_trained": manifest.gate.trained,
             "threshold": manifest.gate.threshold,
             "points": manifest.gate.points,
+            "depths": list(self.model.exits.readable),
+            "curve": [dataclasses.asdict(point) for point in manifest.gate.curve],
+            "examples": list(manifest.examples),
             "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
             "kv_rule": self.engine.kv_rule.name,
             "max_tokens": self.options.most_tokens,

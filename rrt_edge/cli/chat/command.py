@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
-@sampling_options(without={"n", "logprobs"})
+@sampling_options(without={"n", "logprobs", "first_loop"})
 @reply_options
 @options_of(LoadOptions)
 @guarded

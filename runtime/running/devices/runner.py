@@ -168,15 +168,17 @@ class DeviceGraph:
         """`Runner.run`, a call for each depth; the gate is waited for only where it decides or is the last."""
         rows, stayed = call.rows, stayed_of(call)
         decides = call.threshold < NEVER or self.has_hazard  # which of a depth needs those of all before it
+        gates: list[float] = []
         with self.device.working():
             for depth in range(call.first, call.last + 1):
                 part = Part(cache, depth, rows, call.position, np.zeros(0, np.float32), stayed=stayed)
                 hidden, gate = self._through(binding, part, depth == call.last or decides)
                 rows, stayed = hidden, 1 - gate
+                gates += gate[-1:].tolist()
                 if depth == call.last or gate[-1] >= call.threshold:
                     break
             logits = self._logits(binding, hidden, np.array(call.logit_rows, np.int64))
-        return Pass(call.first, depth, logits, hidden, gate)
+        return Pass(call.first, depth, logits, hidden, gate, tuple(gates) if len(gates) > depth - call.first else ())
 
     def _through(self, binding: DeviceBinding, part: Part[DeviceCache], wants_gate: bool) -> tuple[DeviceRows, Float]:
         """Run one part through its depth, as many rows a call as attention is right for."""

@@ -128,7 +128,13 @@ class Page:
 
     def seed(self, reply: str) -> None:
         """A conversation whose reply is of our choosing, as if it had been kept."""
-        told = {"role": "assistant", "text": reply, "tokens": [[reply, 1, 0.5]], "policy": "full", "note": ""}
+        told = {
+            "role": "assistant",
+            "text": reply,
+            "tokens": [[reply, 1, [0.5], False, None]],
+            "policy": "full",
+            "note": "",
+        }
         kept = [{"role": "user", "text": "<b>bold?</b>"}, {**told, "cost": None}]
         self.js("store.conversation.set({loops: 2, messages: arguments[0]})", kept)
         self.open()

@@ -75,8 +75,10 @@ def calibrate(
     def with_points(now: Manifest) -> Manifest:
         others = {point: value for point, value in now.gate.points.items() if point not in promises}
         threshold = kept.get("balanced", now.gate.threshold)
-        along = thinned(CurvePoint(point.threshold, point.agreement, point.mean_depth) for point in points)
-        gate = dataclasses.replace(now.gate, points={**others, **kept}, threshold=threshold, curve=along)
+        named = {**others, **kept}
+        curve_points = [CurvePoint(point.threshold, point.agreement, point.mean_depth) for point in points]
+        along = thinned(curve_points, named={*named.values(), threshold})
+        gate = dataclasses.replace(now.gate, points=named, threshold=threshold, curve=along)
         return dataclasses.replace(now, gate=gate)
 
     manifest.update(bundle, with_points)

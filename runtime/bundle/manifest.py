@@ -252,7 +252,7 @@ def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
 
 def is_example(value: Any) -> bool:
     """Whether a value may be one of a bundle's examples."""
-    return isinstance(value, str) and 0 < len(value.strip()) and len(value) <= LONGEST_EXAMPLE
+    return isinstance(value, str) and len(value.strip()) > 0 and len(value) <= LONGEST_EXAMPLE
 
 
 def _examples(fields: Fields) -> tuple[str, ...]:

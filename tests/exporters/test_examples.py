@@ -37,7 +37,9 @@ def test_a_widget_of_something_else_has_none(tmp_path: Path, widget: object) -> 
     assert examples_of(tmp_path) == ()
 
 
-@pytest.mark.parametrize("card", ["# No header\n---\nwidget: []\n---\n", "---\nwidget: [\n---\n", "---\n- a\n---\n", ""])
+@pytest.mark.parametrize(
+    "card", ["# No header\n---\nwidget: []\n---\n", "---\nwidget: [\n---\n", "---\n- a\n---\n", ""]
+)
 def test_a_card_without_a_readable_header_has_none(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_text(card, "utf-8")
     assert examples_of(tmp_path) == ()

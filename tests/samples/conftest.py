@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CONTEXT, ROOT
+from tests.manifests import edit_manifest
 from tests.serving import Served, serving
 
 if TYPE_CHECKING:
@@ -58,9 +60,21 @@ def serve_endless(endless: Path) -> Iterator[Callable[..., Served]]:
         yield lambda *options: stack.enter_context(serving(endless, *most, *options))
 
 
+CURVE = {0.9: 1.0, 0.9999: 1.07, 0.99999: 1.2, 1.0: 1.7}  # thresholds, and loops that the demo's tokens run at them
+
+
+@pytest.fixture(scope="session")
+def calibrated(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with a curve in its manifest, as `rrt-edge calibrate` leaves one."""
+    bundle = Path(shutil.copytree(demo, tmp_path_factory.mktemp("calibrated") / "pydoc"))
+    curve = [{"threshold": threshold, "agreement": 0.999, "mean_depth": loops} for threshold, loops in CURVE.items()]
+    edit_manifest(bundle, lambda fields: fields["gate"].update(curve=curve))
+    return bundle
+
+
 @pytest.fixture(scope="module")
-def url(demo: Path) -> Iterator[str]:
-    with serving(demo, "--ui") as served:
+def url(calibrated: Path) -> Iterator[str]:
+    with serving(calibrated, "--ui") as served:
         yield served.url
 
 

@@ -31,6 +31,12 @@ def test_what_is_left_spans_the_curve_and_is_of_it(points: list[tuple[float, flo
         assert point.agreement == max(other.agreement for other in curve if other.mean_depth == point.mean_depth)
 
 
+def test_named_thresholds_keep_their_points() -> None:
+    curve = [CurvePoint(step / 100, 1 - step / 1000, 2 - step / 100) for step in range(100)]
+    left = thinned(curve, 5, {0.37, 0.38, 0.999})
+    assert {0.37, 0.38} <= {point.threshold for point in left} and len(left) <= 7
+
+
 def with_curve(bundle: Path, folder: Path, curve: Any) -> Manifest:
     shutil.copytree(bundle, folder / "copy")
     edit_manifest(folder / "copy", lambda fields: fields["gate"].update(curve=curve))

@@ -44,11 +44,12 @@ class Token:
 class Stats:
     """The cost of a generation. Times are in seconds.
 
-    `block_rows_per_token` counts every row through the block from the last prompt token on, rows caught up and drafts
-    that did not stand included; `steps_per_token` how often the block's weights were read for them, which several rows
-    share; `mean_depth` the depths the tokens left at. The first token counts as prompt time, the others as decode time;
-    `longest_gap_s` is the longest wait between two tokens. `drafted` and `accepted`: the tokens that were drafted, and
-    those of them that stood. `device`: what the model ran on. `kv_rule`: the KV rule it followed.
+    `block_rows` counts every row through the block from the last prompt token on, rows caught up and drafts that did
+    not stand included, and `block_rows_per_token` the same for each token; `steps_per_token` how often the block's
+    weights were read for them, which several rows share; `mean_depth` the depths the tokens left at. The first token
+    counts as prompt time, the others as decode time; `longest_gap_s` is the longest wait between two tokens. `drafted`
+    and `accepted`: the tokens that were drafted, and those of them that stood. `device`: what the model ran on.
+    `kv_rule`: the KV rule it followed.
     """
 
     prompt_tokens: int
@@ -65,6 +66,7 @@ class Stats:
     peak_memory_bytes: int
     device: str
     kv_rule: str = "exact"
+    block_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,4 +205,5 @@ class Reply:
             peak_memory_bytes=peak_memory_bytes(),
             device=self._device,
             kv_rule=self._kv_rule,
+            block_rows=block_rows,
         )

@@ -55,7 +55,7 @@ class Metrics:
     def ended(self, stats: Stats, seconds: float) -> None:
         """A reply ended, so long after its request."""
         self._prompt.inc(stats.prompt_tokens)
-        self._rows.inc(stats.block_rows_per_token * stats.generated_tokens)
+        self._rows.inc(stats.block_rows)
         self._drafted.inc(stats.drafted)
         self._accepted.inc(stats.accepted)
         self._whole.observe(seconds)

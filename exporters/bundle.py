@@ -320,7 +320,7 @@ def write_manifest(
     """Write manifest.json, the last file of a bundle: it lists the others, of which the graph repeats what it says."""
     manifest = Manifest(
         architecture=spec.architecture,
-        gate=Gate(spec.looping.gate, config.gate_trained, config.exit_threshold),
+        gate=Gate(spec.looping.gate, config.gate_trained, config.exit_threshold, config.exit_points),
         quantization=_quantization(spec, bits, plan),
         kv_rule=config.kv_rule,
         eos_token_ids=eos_token_ids,

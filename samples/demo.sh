@@ -16,9 +16,9 @@ ask() {
     echo "== $1 (exit policy $2)"
     rrt-edge generate build/demo/bundle "$1" --exit-policy "$2" --show-depth
 }
-ask "What does os.path.join do?" threshold
-ask "In one line, what is collections.Counter?" threshold
-ask "Remind me, what does heapq.heappush do?" threshold
+ask "What does os.path.join do?" fast
+ask "In one line, what is collections.Counter?" balanced
+ask "Remind me, what does heapq.heappush do?" faithful
 echo "== the first with a threshold that lets only the surest tokens leave early"
 ask "What does os.path.join do?" threshold=0.99999
 echo "Talk to it: rrt-edge chat build/demo/bundle --show-depth"

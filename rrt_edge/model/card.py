@@ -49,6 +49,8 @@ def model_card(config: RecursiveConfig) -> str:
         rows.append(("may be read after loop", ", ".join(map(str, config.exits))))
     if config.exit_threshold is not None:
         rows.append(("exit threshold", f"{config.exit_threshold}"))
+    if config.exit_points:
+        rows.append(("operating points", ", ".join(f"{name} {value:g}" for name, value in config.exit_points.items())))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 {metadata.to_yaml()}

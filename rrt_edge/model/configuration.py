@@ -36,12 +36,13 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         kv_rule: what a token that leaves early is to the depths it skips, as trained: `exact`, `propagate`, `latest` or
             `skip`.
         exit_threshold: the gate value calibrated for leaving early, where one was.
+        exit_points: those of named operating points (`rrt-edge calibrate`), which export writes into the bundle.
         trained_bits: the bits that weights were rounded to while it was trained, in blocks of `trained_block_size`;
             None: it was trained in floats.
 
     Raises:
-        BadInputError: `loops` does not divide the layers, a rank is impossible, there is no such KV rule, or it does
-            not go with the model's sliding windows.
+        BadInputError: `loops` does not divide the layers, a rank is impossible, there is no such KV rule, it does not
+            go with the model's sliding windows, or an operating point is no threshold.
     """
 
     model_type = "rrt"
@@ -62,6 +63,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     gate_trained: bool = False
     kv_rule: KVRuleName = "exact"
     exit_threshold: float | None = None
+    exit_points: Any = None  # dict[str, float]
     trained_bits: int | None = None
     trained_block_size: int | None = None
     tie_word_embeddings: bool = False
@@ -70,6 +72,10 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.component_ranks = dict(self.component_ranks or {})
+        self.exit_points = self.exit_points or {}
+        shares: list[Any] = [*self.exit_points.values()] if isinstance(self.exit_points, dict) else [None]
+        if not all(type(share) in (int, float) and 0 <= share <= 1 for share in shares):
+            raise BadInputError("exit_points: must be names and thresholds between 0 and 1")
         layers = self.text_config.num_hidden_layers
         check_sharing(layers, self.loops, self.rank, self.component_ranks)
         may_slide = self.rule.goes_with_windows or self.text_config.model_type not in FAMILIES

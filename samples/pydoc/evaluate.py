@@ -7,7 +7,8 @@
 MODEL is a checkpoint folder (run with transformers) or a bundle (run with rrt_edge.runtime). `--traces` records the
 depths of a bundle's answers, for `rrt-edge bench --traces` to replay. `--calibrate` picks the
 lowest gate threshold that loses at most 1.5 points of exact answers on calibrate.jsonl, which shares no phrasing with
-the held-out questions, and writes it into a checkpoint's config.json, where the next export finds it.
+the held-out questions, and writes it into a checkpoint's config.json, where the next export finds it; beside it the
+operating points that `rrt-edge calibrate` wrote into the bundle.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime import Manifest, Model, Sampling
 
 THRESHOLDS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9994, 0.9996, 0.9998, 0.9999, 0.99999)
 ALLOWED_LOSS = 0.015  # of the questions, when calibrating
@@ -86,8 +87,8 @@ def evaluate_bundle(model: Model, chats: list[Chat], exit_policy: str, traces: P
     }
 
 
-def calibrate(model: Model, chats: list[Chat], checkpoint: Path) -> None:
-    """Choose the threshold on `chats` and write it into the checkpoint's config."""
+def calibrate(model: Model, chats: list[Chat], checkpoint: Path, points: dict[str, float]) -> None:
+    """Choose the threshold on `chats` and write it into the checkpoint's config, with the operating points."""
     full = evaluate_bundle(model, chats, "full")
     show("full", full)
     chosen = 1.0
@@ -99,7 +100,7 @@ def calibrate(model: Model, chats: list[Chat], checkpoint: Path) -> None:
         chosen = threshold
     path = checkpoint / "config.json"
     config = json.loads(path.read_text("utf-8"))
-    config["exit_threshold"] = chosen
+    config |= {"exit_threshold": chosen, "exit_points": points}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8", newline="\n")
     print(f"{path}: exit_threshold {chosen}")
 
@@ -124,7 +125,7 @@ def main() -> None:
         return
     with Model.load(arguments.model) as model:
         if arguments.calibrate:
-            calibrate(model, chats, arguments.calibrate)
+            calibrate(model, chats, arguments.calibrate, Manifest.read(arguments.model).gate.points)
         else:
             figures = evaluate_bundle(model, chats, arguments.exit_policy, arguments.traces)
             show(f"{arguments.model} {arguments.exit_policy}", figures)

@@ -11,6 +11,9 @@ import pytest
 
 from rrt_edge.exporters import export, verify
 from rrt_edge.runtime import Manifest, Model
+from rrt_edge.runtime.decoding.exit_policy import POINTS
+from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
+from rrt_edge.runtime.scoring.calibration import binomial_tail
 
 SAMPLES = Path(__file__).resolve().parent.parent.parent / "samples"
 PYDOC = SAMPLES / "pydoc"
@@ -77,7 +80,7 @@ def test_the_demo_is_proved_at_four_bits(demo: Path, data: Path) -> None:
     assert Manifest.read(demo).verification is None  # under the strict tolerance
 
 
-@pytest.mark.parametrize("policy", ["full", "threshold"])
+@pytest.mark.parametrize("policy", ["full", "threshold", *POINTS])
 def test_the_demo_answers(demo: Path, policy: str) -> None:
     with Model.load(demo) as model:
         for question, answer in QUESTIONS.items():
@@ -85,6 +88,17 @@ def test_the_demo_answers(demo: Path, policy: str) -> None:
             tokens = list(session.chat([{"role": "user", "content": question}], exit_policy=policy))
             assert session.generation(tokens).text == answer
             assert (session.stats.mean_depth == 2) == (policy == "full")
+
+
+def test_the_demos_operating_points_keep_their_promises(demo: Path, data: Path) -> None:
+    """On questions in phrasings that they were not found on, with the confidence that `calibrate` states."""
+    points = Manifest.read(demo).gate.points
+    assert points.keys() == POINTS.keys() and points["fast"] <= points["balanced"] <= points["faithful"]
+    with Model.load(demo, device="cpu") as model:
+        scores = score_bundle(model.runner, read_examples(model, data / "heldout.jsonl", 512))
+    for name, promised in POINTS.items():
+        failures = round((1 - scores.at_threshold(points[name]).agreement) * scores.tokens)
+        assert binomial_tail(failures, scores.tokens, 1 - promised) < 0.05, (name, failures)
 
 
 @pytest.mark.parametrize(

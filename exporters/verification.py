@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from rrt_edge.runtime.running.runner import AnyRunner, Call
 from rrt_edge.runtime.scoring.corpus import read_lines
 from rrt_edge.runtime.scoring.examples import tokenized_records
 from rrt_edge.runtime.scoring.metrics import log_softmax
+from rrt_edge.runtime.system.progress import Progress, counted
 
 POSITIONS = 2000  # the fewest compared
 WINDOW = 128  # tokens a comparison runs at once
@@ -39,6 +40,7 @@ def verify(
     text: Path | str | None = None,
     loosened: Tolerance | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Check a bundle's files and graph and, with its source, the logits at each depth against torch in float32.
 
@@ -53,6 +55,7 @@ def verify(
         device: what to run the bundle on, as for `Model.load`.
         loosened: tolerances that replace the strict ones of the bundle's bits; a check passed so is recorded in the
             manifest.
+        progress: called with what is done, in all, and what it is: files, tokens sampled, texts compared.
 
     Raises:
         DeviceError: the device is not there, or cannot run the bundle.
@@ -62,7 +65,7 @@ def verify(
         check_verification(source, text)
     folder = Path(bundle)
     manifest = Manifest.read(folder)
-    alone, runner = load_checked(folder, manifest, device)
+    alone, runner = load_checked(folder, manifest, device, progress)
     if runner is None:
         return alone
     if source is None:
@@ -80,8 +83,11 @@ def verify(
         model = source_model(Path(source), manifest)
         shape = manifest.architecture
         size = min(WINDOW, shape.context_length, shape.short_context or WINDOW)  # longer ones rotate differently
-        windows = _sampled_windows(model, folder, size) if text is None else _text_windows(Path(text), folder, size)
-        depths, positions, largest = _compare(model, runner, windows)
+        if text is None:
+            windows = _sampled_windows(model, folder, size, progress)
+        else:
+            windows = _text_windows(Path(text), folder, size)
+        depths, positions, largest = _compare(model, runner, windows, progress)
     finally:
         runner.close()
     problem = _problem(depths, tolerance, largest)
@@ -134,7 +140,7 @@ def _text_windows(path: Path, folder: Path, size: int) -> list[Window]:
     return windows
 
 
-def _sampled_windows(model: PreTrainedModel, folder: Path, size: int) -> list[Window]:
+def _sampled_windows(model: PreTrainedModel, folder: Path, size: int, progress: Progress | None) -> list[Window]:
     """Text the source itself writes: replies to an empty message where it chats, else text from its start token."""
     text, template = model.config.get_text_config(), ChatTemplate.from_folder(folder)
     ends: list[int] = []
@@ -147,7 +153,9 @@ def _sampled_windows(model: PreTrainedModel, folder: Path, size: int) -> list[Wi
         ends = list(Manifest.read(folder).eos_token_ids)
     torch.manual_seed(0)
     windows: list[Window] = []
-    while sum(len(window.rows) for window in windows) < POSITIONS:
+    while (sampled := sum(len(window.rows) for window in windows)) < POSITIONS:
+        if progress is not None:
+            progress(sampled, POSITIONS, "tokens sampled")
         ids = model.generate(
             torch.tensor([prompt] * SAMPLED),
             attention_mask=torch.ones(SAMPLED, len(prompt), dtype=torch.long),
@@ -164,14 +172,15 @@ def _sampled_windows(model: PreTrainedModel, folder: Path, size: int) -> list[Wi
 
 
 def _compare(
-    model: PreTrainedModel, runner: AnyRunner, windows: list[Window]
+    model: PreTrainedModel, runner: AnyRunner, windows: list[Window], progress: Progress | None
 ) -> tuple[tuple[DepthReport, ...], int, list[float]]:
     """Reports by depth, positions compared, and the largest absolute source logit by depth."""
     loops = runner.architecture.loops
     positions = 0
     worst, largest = [0.0] * loops, [0.0] * loops
+    logits_of_windows = _source_logits(model, counted(windows, progress, "texts compared"))
     kl, agreed = [0.0] * loops, [0] * loops
-    for window, source in _source_logits(model, windows):
+    for window, source in logits_of_windows:
         positions += len(window.rows)
         for index in range(loops):
             ours = bundle_logits(runner, window, depth=index + 1)
@@ -185,7 +194,7 @@ def _compare(
     return reports, positions, largest
 
 
-def _source_logits(model: PreTrainedModel, windows: list[Window]) -> Iterator[tuple[Window, list[Float]]]:
+def _source_logits(model: PreTrainedModel, windows: Iterable[Window]) -> Iterator[tuple[Window, list[Float]]]:
     for window in windows:
         yield window, [logits[window.rows].numpy() for logits in depth_logits(model, window.ids)]
 

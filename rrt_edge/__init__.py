@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import rrt_edge.ctrl_c
 import rrt_edge.runtime.system.openmp  # noqa: F401 - before anything loads torch
 from rrt_edge.model.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError

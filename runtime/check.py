@@ -17,6 +17,7 @@ from rrt_edge.runtime.running.block import BlockBinding
 from rrt_edge.runtime.running.cpu import Binding, Graph
 from rrt_edge.runtime.running.opening import open_on
 from rrt_edge.runtime.running.runner import AnyRunner, Call
+from rrt_edge.runtime.system.progress import Progress
 
 TRIAL_SECONDS = 60.0  # that one token may take
 OTHER_TEXTS = 2  # times what bits cost on the texts that export measured them on
@@ -82,25 +83,29 @@ class VerifyReport:
     device: str = "cpu"
 
 
-def check(bundle: Path | str, device: str = "cpu") -> VerifyReport:
+def check(bundle: Path | str, device: str = "cpu", progress: Progress | None = None) -> VerifyReport:
     """Check every file's hash and the graph's inputs and outputs; or, of a device, that it runs the bundle.
+
+    `progress` is called with the files hashed and all of them.
 
     Raises:
         DeviceError: the device is not there, or cannot run the bundle.
         BundleError: there is no manifest, or it cannot be read; a damaged file is reported, not raised.
     """
     folder = Path(bundle)
-    report, runner = load_checked(folder, Manifest.read(folder), device)
+    report, runner = load_checked(folder, Manifest.read(folder), device, progress)
     if runner is not None:
         runner.close()
     return report
 
 
-def load_checked(folder: Path, manifest: Manifest, device: str = "cpu") -> tuple[VerifyReport, AnyRunner | None]:
+def load_checked(
+    folder: Path, manifest: Manifest, device: str = "cpu", progress: Progress | None = None
+) -> tuple[VerifyReport, AnyRunner | None]:
     """Return what `check` reports, and the runner where nothing is wrong with the bundle."""
     tolerance = strict_tolerance(manifest)
     try:
-        manifest.check_hashes(folder)
+        manifest.check_hashes(folder, progress=progress)
     except BundleError as error:
         return VerifyReport(False, False, (), tolerance, 0, str(error)), None
     try:

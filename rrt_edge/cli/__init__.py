@@ -10,25 +10,35 @@ with importing():
     from rrt_edge.cli.group import Commands
     from rrt_edge.runtime.system.version import __version__
 
-COMMANDS = {  # name: where it is, and what --help says of it
-    "run": ("run:run", "Talk with a model of your own: exported once, then found again."),
-    "convert": ("convert:convert", "Turn a checkpoint into a recursive checkpoint."),
-    "train": ("train:train", "Train a recursive checkpoint back: distillation, exits, gate."),
-    "export": ("export:export", "Export a checkpoint as a bundle."),
-    "verify": ("verify:verify", "Check a bundle, alone or against its source."),
-    "inspect": ("inspect:inspect", "Show what a bundle or a checkpoint is made of."),
-    "eval": ("eval:evaluate", "Score a bundle or a checkpoint at every depth."),
-    "calibrate": ("calibrate:calibrate", "Find thresholds that keep a promise of agreement."),
-    "generate": ("generate:generate", "Complete one or more prompts."),
-    "chat": ("chat.command:chat", "Talk with a bundle in the terminal."),
-    "serve": ("serve:serve", "Serve a bundle over HTTP."),
-    "bench": ("bench:bench", "Measure speed by exit policy, KV rule and batch."),
-    "pull": ("pull:pull", "Install a bundle under a short name."),
-    "list": ("list:list_bundles", "List the installed bundles."),
-    "rm": ("rm:remove", "Remove installed bundles."),
-    "devices": ("devices:devices", "Show what bundles can run on here."),
-    "doctor": ("doctor:doctor", "Check this installation and what it runs on."),
-    "completion": ("completion:completion", "Print the completion script of a shell."),
+COMMANDS = {  # as one goes; name: where it is, and what --help says of it
+    "Talk": {
+        "run": ("run:run", "Talk with a model: a bundle, or what becomes one."),
+        "chat": ("chat.command:chat", "Talk with a bundle in the terminal."),
+        "generate": ("generate:generate", "Answer one prompt."),
+        "serve": ("serve:serve", "Serve a bundle to clients of OpenAI's API."),
+    },
+    "Installed bundles": {
+        "pull": ("pull:pull", "Install a bundle under a short name."),
+        "list": ("list:list_bundles", "List the installed bundles."),
+        "rm": ("rm:remove", "Delete installed bundles."),
+    },
+    "From a checkpoint to a bundle": {
+        "inspect": ("inspect:inspect", "Show what is inside a bundle, or what a checkpoint is."),
+        "convert": ("convert:convert", "Turn a checkpoint into a recursive checkpoint."),
+        "train": ("train:train", "Train a recursive checkpoint back."),
+        "export": ("export:export", "Export a checkpoint as a bundle."),
+        "verify": ("verify:verify", "Check a bundle, alone or against its source."),
+    },
+    "How good, how fast": {
+        "eval": ("eval:evaluate", "Score a bundle or a recursive checkpoint on a known text."),
+        "calibrate": ("calibrate:calibrate", "Find the thresholds that keep a promise of agreement."),
+        "bench": ("bench:bench", "Measure prefill and decode of a bundle."),
+    },
+    "This machine": {
+        "devices": ("devices:devices", "List what onnxruntime can run bundles on here."),
+        "doctor": ("doctor:doctor", "Check this installation."),
+        "completion": ("completion:completion", "Print the completion script of a shell."),
+    },
 }
 
 

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.help import command, section
 from rrt_edge.cli.interrupts import importing
+from rrt_edge.cli.options import load_options
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.exporters.checks import check_shape
 from rrt_edge.exporters.options import BLOCK_SIZE, BLOCK_SIZES, WeightBits
@@ -26,17 +27,18 @@ from rrt_edge.runtime import errors
 from rrt_edge.runtime.bundle.architecture import KV_BITS
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.running.load_options import LoadOptions
+from rrt_edge.runtime.system.progress import Progress
 
 if TYPE_CHECKING:
     pass
 
 
-@click.command(
+@command(
     epilog="Example: rrt-edge bench --shape tinyllama --random --loops 2 --rank 64 "
     "--tests decode:full,decode:depth=1,decode:trace=0.6:skip:x8"
 )
 @click.argument("bundle", required=False, type=BundlePath())
+@section("A shape in the place of a bundle")
 @click.option("--shape", help="Measure a model of this shape instead of a bundle: tinyllama, smollm.")
 @click.option("--random", "random_weights", is_flag=True, help="With random weights; needed with --shape.")
 @click.option("--loops", default=2, show_default=True, help="For --shape; 1: unshared.")
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     help="For --shape.",
 )
 @click.option("--keep", type=click.Path(path_type=Path), help="For --shape: keep the bundle here, and reuse it.")
+@section("What is measured")
 @click.option(
     "--tests",
     help="Comma-separated: prefill or decode, then :POLICY (also trace=SHARE or clustered=SHARE: that share of the "
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")
 @click.option("--new", default=128, show_default=True, help="Tokens generated.")
 @click.option("--repeats", default=3, show_default=True, help="Times each test is run, in turn with the others.")
-@options_of(LoadOptions, without={"context", "weight_cache", "kv_budget_bytes", "kv_rule", "mmap", "reproducible"})
+@load_options(without={"context", "weight_cache", "kv_budget_bytes", "kv_rule", "mmap", "reproducible"})
 @json_option
 @guarded
 def bench(
@@ -113,20 +116,37 @@ def _measure(bundle: Path, settings: dict[str, Any], console: Console, as_json: 
     """The rows, from a process of its own: this one's memory and threads are not to be measured."""
 
     command = [sys.executable, "-P", "-m", "rrt_edge.runtime.measuring.bench", str(bundle), json.dumps(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    assert process.stdout is not None
-    rows: list[dict[str, Any]] | None = None
+    apart: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for this process, which ends the other
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", **apart)
     with process, progress_bar(console, not as_json) as progress:
-        for line in process.stdout:
-            report = json.loads(line)
-            if "error" in report:
-                raise getattr(errors, report["error"]["type"], RRTEdgeError)(report["error"]["message"])
-            if "rows" in report:
-                rows = report["rows"]
-            elif progress is not None:
-                progress(report["done"], report["total"], report["what"])
+        try:
+            rows = _rows(process, progress)
+        except BaseException:
+            process.kill()
+            raise
     if rows is None:
         raise RRTEdgeError(f"{bundle}: the measuring process ended without a result (status {process.returncode})")
+    return rows
+
+
+def _rows(process: subprocess.Popen[str], progress: Progress | None) -> list[dict[str, Any]] | None:
+    """What the measuring process says in the end, or None.
+
+    Raises:
+        RRTEdgeError: as it did.
+    """
+    assert process.stdout is not None
+    rows: list[dict[str, Any]] | None = None
+    for line in process.stdout:
+        report = json.loads(line)
+        if "error" in report:
+            raise getattr(errors, report["error"]["type"], RRTEdgeError)(report["error"]["message"])
+        if "rows" in report:
+            rows = report["rows"]
+        elif progress is not None:
+            progress(report["done"], report["total"], report["what"])
     return rows
 
 

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.eval import bundle_scores
+from rrt_edge.cli.help import command
+from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.runtime.decoding.exit_policy import NAMES, POINTS
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import check_kind
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.scoring.metrics import Point
 
 
-@click.command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
+@command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
 @click.argument("bundle", type=BundlePath())
 @click.option(
     "--data", type=click.Path(path_type=Path), required=True, help="Chats or text the model was not trained on."
@@ -55,7 +57,7 @@ def calibrate(
     from rrt_edge.runtime.bundle.exit_curve import CurvePoint, thinned
     from rrt_edge.runtime.bundle.manifest import Manifest
     from rrt_edge.runtime.scoring.calibration import calibrate as run
-    from rrt_edge.runtime.scoring.calibration import check_promise, depth_seconds, speed_up
+    from rrt_edge.runtime.scoring.calibration import check_promise, depth_costs, speed_up
     from rrt_edge.runtime.scoring.metrics import curve
 
     for promised in promises.values():
@@ -65,9 +67,9 @@ def calibrate(
     if manifest.gate.kind == "none":
         why = "has one loop" if manifest.architecture.loops == 1 else "has no exit gate"
         raise BadInputError(f"{bundle}: {why}, so no token can leave early")
-    with Model.load(bundle, device="cpu") as model:
-        scores, examples = bundle_scores(model, data, max_length)
-        seconds = depth_seconds(model.runner, max((example.ids for example in examples), key=len)[:64])
+    with Model.load(bundle, device="cpu") as model, progress_bar(Console(stderr=True), not as_json) as progress:
+        scores, examples = bundle_scores(model, data, max_length, progress)
+        costs = depth_costs(model.runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)
     results = {point: run(scores, promised, confidence, points) for point, promised in promises.items()}
     kept = {point: result.threshold for point, result in results.items() if result.threshold is not None}
@@ -90,11 +92,23 @@ def calibrate(
         payload = {point: dataclasses.asdict(result) for point, result in results.items()}
         along = [dataclasses.asdict(point) for point in points]
         for row in (*payload.values(), *along):
-            row["speed_up"] = speed_up(scores, row["threshold"], seconds)
+            row["speed_up"] = speed_up(scores, row["threshold"], costs)
         return print_json({"points": payload, "curve": along})
     thresholds = [*(result.threshold for result in results.values()), *(point.threshold for point in points)]
-    speeds = {threshold: speed_up(scores, threshold, seconds) for threshold in thresholds}
-    return Console().print(calibration_table(str(bundle), results, points, speeds, manifest.architecture.loops))
+    speeds = {threshold: speed_up(scores, threshold, costs) for threshold in thresholds}
+    Console().print(calibration_table(str(bundle), results, points, speeds, manifest.architecture.loops))
+    for result in results.values():
+        if result.threshold is None:
+            click.echo(_unkept(result, points[0].agreement))
+    return None
+
+
+def _unkept(result: Calibrated, highest: float) -> str:
+    """Why a promise is kept by no threshold, and what would help; `highest`: the agreement at the highest one."""
+    promise = f"{100 * result.promised:g} %"
+    if result.tokens_needed is None:
+        return f"no threshold keeps {promise}: at the highest, {100 * highest:.4g} % of the tokens are full depth's"
+    return f"it needs about {result.tokens_needed:,} tokens to promise {promise}; this text has {result.tokens:,}"
 
 
 def _points(agreement: float | None, name: str | None) -> dict[str, float]:
@@ -120,13 +134,14 @@ def calibration_table(
     loops: int,
 ) -> Group:
     """The operating points, and the curve they lie on; speeds by threshold, beside full depth."""
-    tokens = next(iter(results.values())).tokens
-    table = Table(title=f"{bundle}: operating points, from {tokens:,} tokens", title_justify="left")
-    for name in ("", "promise", "confidence", "threshold", "as full depth", "mean depth", "speed up to"):
+    first = next(iter(results.values()))
+    title = f"{bundle}: operating points from {first.tokens:,} tokens, at {100 * first.confidence:g}% confidence"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "promise", "threshold", "as full depth", "mean depth", "speed up to"):
         table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "threshold"))
     for name, result in results.items():
-        threshold = "none keeps it" if result.threshold is None else f"{result.threshold:.6f}"
-        row = (f"{100 * result.promised:g}%", f"{result.confidence:.0%}", threshold, f"{result.agreement:.2%}")
+        threshold = "none" if result.threshold is None else f"{result.threshold:.6f}"
+        row = (f"{100 * result.promised:g}%", threshold, f"{result.agreement:.2%}")
         table.add_row(name, *row, f"{result.mean_depth:.3f}", f"{speeds[result.threshold]:.2f} x")
     title = "by threshold: as full depth, speed, mean depth"
     lines = Table(title=title, title_justify="left", show_header=False, box=None)

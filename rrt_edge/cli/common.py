@@ -13,10 +13,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from rrt_edge.cli.extras import extra_with
+from rrt_edge.cli.help import OTHER, section
+from rrt_edge.cli.swapped import swapped
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+
+
+def json_option(command: Command) -> Command:
+    """`--json`, beside `--help` at the end."""
+    flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+    return section(OTHER)(flag(command))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,7 @@ class NotFound:
     """Stands in the place of a bundle's path until `guarded` can raise the error as all others are."""
 
     error: BadInputError
+    text: str
 
 
 class BundlePath(click.ParamType):  # type: ignore[type-arg]
@@ -37,7 +45,7 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
         try:
             return find_bundle(value)
         except BundleError as error:
-            return NotFound(error)
+            return NotFound(error, str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Installed names with the folders here, or folders alone where no name fits."""
@@ -69,13 +77,19 @@ def guarded(command: Command) -> Command:
         except RRTEdgeError as error:
             if context.find_root().params.get("debug"):
                 raise
-            complain(error, str(error), as_json)
+            complain(error, _with_remedy(error, context), as_json)
             context.exit(2 if isinstance(error, BadInputError) else 1)
         except ModuleNotFoundError as error:
             complain(error, f"rrt-edge {context.info_name} needs {missing(str(error.name))}", as_json)
             context.exit(2)
 
     return run  # type: ignore[return-value]
+
+
+def _with_remedy(error: RRTEdgeError, context: click.Context) -> str:
+    """What an error says; its own remedy gives way where arguments stand in each other's place."""
+    remedy = swapped(context) if isinstance(error, BadInputError) else ""
+    return f"{str(error).partition('; ')[0]}; {remedy}" if remedy else str(error)
 
 
 def missing(module: str) -> str:

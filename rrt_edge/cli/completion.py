@@ -6,12 +6,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from rrt_edge.cli.common import guarded
+from rrt_edge.cli.help import command
 
 PROGRAM = "rrt-edge"
 VARIABLE = "_RRT_EDGE_COMPLETE"  # as click derives it from the program's name
 
 
-@click.command(epilog="Example: rrt-edge completion bash > completion.bash")
+@command(epilog="Example: rrt-edge completion bash > completion.bash")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @guarded
 def completion(shell: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from rrt_edge.cli.common import Command
+from rrt_edge.cli.help import section as heading
 from rrt_edge.runtime.system.options import Option, options_in, read_fields
 
 T = TypeVar("T")
@@ -16,19 +17,22 @@ NONE = "none"  # stands for no parts at all, where giving none means the default
 
 
 def options_of(
-    options: type, *, without: Collection[str] = (), of_bundle: Collection[str] = ()
+    options: type, *, section: str = "", without: Collection[str] = (), of_bundle: Collection[str] = ()
 ) -> Callable[[Command], Command]:
     """A decorator that gives a command a flag for each option of a dataclass, but those that it does without.
 
     A flag that is not given is None, or an empty tuple where it may be repeated: the dataclass knows the defaults, but
-    for the fields `of_bundle`, of which the bundle may say others.
+    for the fields `of_bundle`, of which the bundle may say others. `section`: where the help shows them, but for those
+    that begin one of their own.
     """
 
     def decorate(command: Command) -> Command:
         for understood in reversed(options_in(options).values()):
             if understood.name not in without:
                 command = _flag(understood, understood.name in of_bundle)(command)
-        return command
+            if understood.about.section:
+                command = heading(understood.about.section)(command)
+        return heading(section)(command) if section else command
 
     return decorate
 

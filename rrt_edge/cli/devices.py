@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.console import Console
 from rich.text import Text
 
 from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.running.devices.finding import Device
 
 
-@click.command(epilog="Example: rrt-edge devices")
+@command(epilog="Example: rrt-edge devices")
 @json_option
 @guarded
 def devices(as_json: bool) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.extras import extras
+from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import BundleError, RRTEdgeError
 from rrt_edge.runtime.system.version import __version__
@@ -49,14 +50,14 @@ class Report:
         self.problems.append(Problem(" ".join(what.split()), remedy))
 
 
-@click.command(epilog="Example: rrt-edge doctor demo")
+@command(epilog="Example: rrt-edge doctor demo")
 @click.argument("bundle", required=False, type=BundlePath())
 @json_option
 @guarded
 def doctor(bundle: Path | None, as_json: bool) -> None:
-    """Look at versions, the machine, onnxruntime, the installed bundles and, with BUNDLE, at a token of it.
+    """Check this installation: versions, the machine, onnxruntime, the installed bundles.
 
-    Ends with status 1 where something is wrong; each problem comes with its remedy.
+    With BUNDLE, a token of it too. Ends with status 1 where something is wrong; each problem comes with its remedy.
     """
     report = Report()
     _versions(report)

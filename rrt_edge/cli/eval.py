@@ -12,9 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
+from rrt_edge.cli.help import command
 from rrt_edge.cli.interrupts import importing
+from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.conversion.folder import check_recursive
 from rrt_edge.runtime.scoring.corpus import check_kind
+from rrt_edge.runtime.system.progress import Progress, counted
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Model
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.scoring.examples import Example
     from rrt_edge.runtime.scoring.metrics import Reliability, Score, Scores
 
+SCORED = "texts scored"
 
-@click.command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
+
+@command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
 @click.argument("model", type=BundlePath())
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")
@@ -39,7 +44,8 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     agreement is with full depth. Each token is scored behind the right ones, under the KV rule exact.
     """
 
-    scores, exits = _scores(model, data, max_length)
+    with progress_bar(Console(stderr=True), not as_json) as progress:
+        scores, exits = _scores(model, data, max_length, progress)
     if thresholds:
         exits.check_leaving()
     rows = {f"depth={depth}": scores.at_depth(depth) for depth in exits.readable}
@@ -55,14 +61,14 @@ def evaluate(model: Path, data: Path, thresholds: tuple[float, ...], max_length:
     return Console().print(scores_table(str(model), rows, scores.tokens, reliability))
 
 
-def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, Exits]:
+def _scores(model: Path, data: Path, max_length: int, progress: Progress | None) -> tuple[Scores, Exits]:
     """The scores of a bundle or checkpoint, and where its tokens may leave."""
     check_kind(data)
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
 
         with Model.load(model, device="cpu") as loaded:
-            return bundle_scores(loaded, data, max_length)[0], loaded.exits
+            return bundle_scores(loaded, data, max_length, progress)[0], loaded.exits
     fields = check_recursive(model)
     with importing():
         import torch
@@ -75,17 +81,17 @@ def _scores(model: Path, data: Path, max_length: int) -> tuple[Scores, Exits]:
         quiet_transformers()
     texts = read(data, AutoTokenizer.from_pretrained(model), max_length)
     torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    scores = score_checkpoint(torch_model, texts)
+    scores = score_checkpoint(torch_model, counted(texts, progress, SCORED))
     depths, has_gate = tuple(fields.get("exits") or ()), fields.get("gate_kind") != "none"
-    return scores, Exits(scores.depths, fields.get("exit_threshold"), {}, depths, has_gate)
+    return scores, Exits(scores.depths, fields.get("exit_threshold"), fields.get("exit_points") or {}, depths, has_gate)
 
 
-def bundle_scores(model: Model, data: Path, max_length: int) -> tuple[Scores, list[Example]]:
+def bundle_scores(model: Model, data: Path, max_length: int, progress: Progress | None) -> tuple[Scores, list[Example]]:
     """The scores of a bundle, and the texts they are of."""
     from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
 
     examples = read_examples(model, data, min(max_length, model.context))
-    return score_bundle(model.runner, examples), examples
+    return score_bundle(model.runner, counted(examples, progress, SCORED)), examples
 
 
 def scores_table(model: str, rows: Mapping[str, Score], tokens: int, reliability: Reliability | None) -> Table:

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.dataclass_options import options_of
+from rrt_edge.cli.help import command
 from rrt_edge.cli.options import (
     grammar_options,
     load_model,
+    load_options,
     read_sampling,
     read_variables,
     reply_options,
@@ -23,13 +24,12 @@ from rrt_edge.cli.options import (
 )
 from rrt_edge.cli.terminal import Thoughts, depth_text, legend
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from rrt_edge.runtime import Token
 
 
-@click.command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
+@command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
 @click.argument("bundle", type=BundlePath())
 @click.argument("prompt", required=False)
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @grammar_options
 @sampling_options(without={"n"})
 @reply_options
-@options_of(LoadOptions)
+@load_options()
 @json_option
 @guarded
 def generate(

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from rrt_edge.cli.interrupts import STATUS, importing, interrupted_line
+from rrt_edge.cli.interrupts import STATUS, importing, interrupted_line, interruptible, take_charge
 
 Homes = Mapping[str, tuple[str, str]]  # name: "module:function" in a package, and a line of help
+Sections = Mapping[str, Homes]  # by the heading of the help under which they stand
 
 
 class _Imported(MutableMapping[str, click.Command]):
@@ -54,22 +56,33 @@ def _take_any_text() -> None:
 class Commands(click.Group):
     """Lists its commands without importing them; an interrupted one ends with one line."""
 
-    def __init__(self, *args: Any, package: str, homes: Homes, **options: Any) -> None:
+    def __init__(self, *args: Any, package: str, homes: Sections, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.commands = _Imported(package, homes)
-        self._homes = homes
+        self._sections = homes
+        self._homes = {name: home for section in homes.values() for name, home in section.items()}
+        self.commands = _Imported(package, self._homes)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._homes)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self._homes.items()])
+        width = max(map(len, self._homes))
+        for heading, homes in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in homes.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The commands with their lines, whole, and the group's options."""
+        options = super(click.Group, self).shell_complete(ctx, incomplete)
+        fitting = [(name, line) for name, (_, line) in self._homes.items() if name.startswith(incomplete)]
+        return [CompletionItem(name, help=line) for name, line in fitting] + options
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Run a command; what the system refuses, the last output included, is one line and status 1."""
         arguments = sys.argv[1:] if args is None else args
         _take_any_text()
+        if args is None:
+            take_charge()
         try:
             try:
                 return super().main(args, *more, **options)
@@ -89,7 +102,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         as_json = "--json" in ctx.args
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo(interrupted_line(as_json), err=True, nl=False)
             ctx.exit(STATUS)

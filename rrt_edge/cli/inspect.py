@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.help import command
 from rrt_edge.cli.inspect_source import inspect_source
 from rrt_edge.cli.sources import BundleOrSource, Source
 from rrt_edge.cli.terminal import size, two_columns
@@ -62,7 +63,7 @@ class GraphContents:
     subgraphs: list[Subgraph]
 
 
-@click.command(epilog="Example: rrt-edge inspect bundle")
+@command(epilog="Example: rrt-edge inspect bundle")
 @click.argument("source", type=BundleOrSource())
 @click.option("--graph", is_flag=True, help="Show the inputs, outputs and operators of a bundle's model.onnx instead.")
 @click.option("--loops", type=int, help="Show how large bundles of a checkpoint with so many loops are.  [default: 1]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -9,14 +10,36 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 STATUS = 130
 MESSAGE = "interrupted; nothing half written was left behind"
+AGAIN = 0.05  # seconds after which an interrupt is tried again that came in the middle of an import
 
 
 def interrupted_line(as_json: bool) -> str:
     error = {"error": {"type": "KeyboardInterrupt", "message": MESSAGE}}
     return f"{json.dumps(error)}\n" if as_json else f"error: {MESSAGE}\n"
+
+
+def take_charge() -> None:
+    """Of the whole process, as the program that it runs: outside a command, Ctrl-C ends it at once."""
+    if _handler() in (signal.default_int_handler, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While a command runs, Ctrl-C is a KeyboardInterrupt; afterwards, where nothing is left to do, it ends all."""
+    if _handler() is not _end:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
@@ -26,17 +49,44 @@ def importing() -> Iterator[None]:
     A KeyboardInterrupt in the middle of an import is swallowed by some libraries and turned into other errors by
     others.
     """
-    in_charge = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not in_charge or threading.current_thread() is not threading.main_thread():
+    before = _handler()
+    if before not in (signal.default_int_handler, signal.SIG_DFL, _interrupt):
         yield
         return
     signal.signal(signal.SIGINT, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is signal.SIG_DFL else before)
+
+
+def _handler() -> Any:
+    """What an interrupt does now; None where it is not for this thread to say."""
+    main = threading.current_thread() is threading.main_thread()
+    return signal.getsignal(signal.SIGINT) if main else None
 
 
 def _end(*_: object) -> None:
     os.write(2, interrupted_line("--json" in sys.argv).encode())
     os._exit(STATUS)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """
+    Raises:
+        KeyboardInterrupt: now, or after the import in which the process is.
+    """
+    if _imports(frame):
+        again = threading.Timer(AGAIN, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+        return
+    raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import complain, guarded, json_option, print_json
+from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import RRTEdgeError, one_line
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LONGEST_SOURCE = 300  # characters that are shown
 
 
-@click.command("list", epilog="Example: rrt-edge list")
+@command("list", epilog="Example: rrt-edge list")
 @json_option
 @guarded
 def list_bundles(as_json: bool) -> None:

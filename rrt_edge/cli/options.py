@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import click
 
 from rrt_edge.cli.common import Command
 from rrt_edge.cli.dataclass_options import from_options, given_fields, options_of
+from rrt_edge.cli.help import section
 from rrt_edge.runtime.decoding.default_sampling import FIELDS
 from rrt_edge.runtime.decoding.exit_policy import POINTS, in_words
 from rrt_edge.runtime.decoding.sampling import Sampling
@@ -31,6 +32,7 @@ exit_policy_option = click.option("--exit-policy", metavar="POLICY", help=POLICY
 def reply_options(command: Command) -> Command:
     """The options of `generate` and `chat` that say how a reply comes about, beside those that choose its tokens."""
     options = [
+        section("Depth and context"),
         exit_policy_option,
         click.option(
             "--lazy-prompt/--eager-prompt", default=None,
@@ -52,12 +54,18 @@ def reply_options(command: Command) -> Command:
 
 def sampling_options(*, without: set[str]) -> Callable[[Command], Command]:
     """How tokens are chosen; what is not given is as the bundle's makers chose."""
-    return options_of(Sampling, without=without, of_bundle=FIELDS)
+    return options_of(Sampling, section="How tokens are chosen", without=without, of_bundle=FIELDS)
+
+
+def load_options(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """How a bundle is loaded."""
+    return options_of(LoadOptions, section="How it runs here", without=without)
 
 
 def grammar_options(command: Command) -> Command:
     """What a reply must be."""
     options = [
+        section("What the reply must be"),
         click.option("--json-schema", metavar="FILE", help="The reply is JSON of this schema: a file, or its text."),
         click.option("--regex", help="The reply is what this regular expression matches."),
         click.option("--grammar", metavar="FILE", help="The reply is of this Lark grammar: a file."),

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import complain, guarded, json_option, print_json
+from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import RRTEdgeError
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     pass
 
 
-@click.command(epilog="Example: rrt-edge pull build/demo/bundle --name demo")
+@command(
+    extra="a short name goes behind --name: rrt-edge pull SOURCE --name {extra}",
+    epilog="Example: rrt-edge pull build/demo/bundle --name demo",
+)
 @click.argument("source")
 @click.option("--name", help="Short name of the bundle.  [default: that of the folder, archive or repository]")
 @click.option("--sha256", help="The archive's SHA-256; needed with an address.")
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 def pull(source: str, name: str | None, sha256: str | None, revision: str | None, force: bool, as_json: bool) -> None:
-    """Install a bundle, which other commands then take by its short name.
+    """Install a bundle under a short name, which other commands then take.
 
     SOURCE is a bundle's folder, a .zip or .tar.gz of one, the https address of such an archive, or a Hugging Face
     repository OWNER/NAME. Every hash is checked before the bundle appears; an interrupted download goes on when it is

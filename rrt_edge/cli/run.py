@@ -15,8 +15,9 @@ from rrt_edge.cli.chat.command import chat
 from rrt_edge.cli.common import guarded, json_option, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
 from rrt_edge.cli.generate import generate, read_prompt
+from rrt_edge.cli.help import command, section
 from rrt_edge.cli.interrupts import importing
-from rrt_edge.cli.options import load_model, read_sampling, reply_options, sampling_options
+from rrt_edge.cli.options import load_model, load_options, read_sampling, reply_options, sampling_options
 from rrt_edge.cli.sources import BundleOrSource, Source
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.conversion.content import content_hash, signatures
@@ -26,32 +27,34 @@ from rrt_edge.exporters.checks import check_source_options, keeps_blocks
 from rrt_edge.exporters.options import SOURCE, ExportOptions
 from rrt_edge.model.sharing import own_loops
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-from rrt_edge.runtime.running.load_options import LoadOptions
 
 UNSHARED = 1  # loops of a model that needs no training
 EXPORTED = [field.name for field in dataclasses.fields(ExportOptions)]
 CHOICES = ("4", "8", "16", "32", SOURCE)
 
 
-@click.command(epilog="Example: rrt-edge run SmolLM2-135M-Instruct.Q4_1.gguf")
+@command(epilog="Example: rrt-edge run SmolLM2-135M-Instruct.Q4_1.gguf")
 @click.argument("source", type=BundleOrSource())
 @click.argument("prompt", required=False)
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
+@section("How it is exported, once")
 @click.option(
     "--bits",
     type=click.Choice(CHOICES),
     help="Bits of the weights.  [default: 4; source, as they are, for a GGUF file whose layers are Q4_0 or Q8_0]",
 )
 @click.option("--loops", type=int, help="Share the layers; the model then needs training.  [default: 1: unshared]")
-@options_of(ExportOptions, without={"bits", "loops", "data", "data_tokens", "max_size"})
+@options_of(
+    ExportOptions, section="How it is exported, once", without={"bits", "loops", "data", "data_tokens", "max_size"}
+)
 @sampling_options(without={"n", "logprobs", "first_loop"})
 @reply_options
-@options_of(LoadOptions)
+@load_options()
 @json_option
 @guarded
 def run(source: Path | Source, prompt: str | None, as_json: bool, **flags: Any) -> None:
-    """Talk with a model: a bundle, or whatever one can be exported from.
+    """Talk with a model: a bundle, or what becomes one.
 
     SOURCE is a checkpoint's folder, a GGUF file, a name on the Hugging Face hub, or a bundle. What is no bundle is
     exported once and kept (rrt-edge list, rm); the same content is found again, wherever it lies. With PROMPT, or where

@@ -10,32 +10,35 @@ from typing import Any
 import click
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import exit_policy_option, load_model
+from rrt_edge.cli.help import OTHER, command, section
+from rrt_edge.cli.options import exit_policy_option, load_model, load_options
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.load_options import LoadOptions
 
 KEY_VARIABLE = "RRT_EDGE_API_KEY"
 
 
-@click.command(epilog="Example: rrt-edge serve bundle --ui, then open http://127.0.0.1:8080")
+@command(epilog="Example: rrt-edge serve bundle --ui, then open http://127.0.0.1:8080")
 @click.argument("bundle", type=BundlePath())
+@section("Address")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every one.")
 @click.option("--port", default=8080, show_default=True, help="Port to listen on; 0: a free one.")
 @click.option("--ui", is_flag=True, help="Serve a chat for the browser at /.")
 @click.option("--name", help="What clients call the model.  [default: the bundle's name]")
 @click.option("--alias", multiple=True, metavar="NAME", help="Another name for it; may be repeated.")
 @click.option("--any-model", is_flag=True, help="Answer whatever model a request names.")
+@section("What clients may")
 @exit_policy_option
 @click.option("--api-key", help=f"What clients must send as a bearer token; better in {KEY_VARIABLE}.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; may be repeated.")
+@section("Limits")
 @click.option("--max-queue", default=64, show_default=True, help="Requests that may wait; a further one gets 429.")
 @click.option("--max-tokens", default=4096, show_default=True, help="Tokens of a reply at most.")
 @click.option("--default-tokens", default=1024, show_default=True, help="The same where a chat names no number.")
 @click.option("--max-body", default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--kv-budget", default=1024, show_default=True, help="MiB of keys and values of running requests.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds that running replies have when told to end.")
-@options_of(LoadOptions, without={"kv_budget_bytes"})
+@load_options(without={"kv_budget_bytes"})
+@section(OTHER)
 @click.option("--verbose", is_flag=True, help="Log each request.")
 @guarded
 def serve(

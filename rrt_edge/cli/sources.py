@@ -58,7 +58,7 @@ class BundleOrSource(BundlePath):
         try:
             return find(str(value))
         except BadInputError as error:
-            return NotFound(error)
+            return NotFound(error, str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """What a bundle's path is completed to, with the GGUF files here; or files where nothing fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from rrt_edge.runtime import Token
 
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -41,21 +43,43 @@ class Thoughts:
 
 
 @contextmanager
-def progress_bar(console: Console, shown: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A callback that draws a progress bar, or None where nothing is to be shown."""
-    if not (shown and console.is_terminal):
+def progress_bar(
+    console: Console, shown: bool, every: float = SECONDS_BETWEEN_LINES
+) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback that draws a progress bar, or None where nothing is to be shown.
+
+    What is no terminal gets a line each so many seconds, none of work that is done sooner.
+    """
+    if not shown:
         yield None
+        return
+    if not console.is_terminal:
+        yield _lines(console, every)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            name = what.partition(": ")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(what, total=total or None)
+            bars.update(tasks[name], completed=done, description=what)
 
         yield advance
+
+
+def _lines(console: Console, every: float) -> Callable[[int, int, str], None]:
+    """A callback that prints how far the work is, at most once in so many seconds."""
+    last = time.monotonic()
+
+    def advance(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            console.print(f"{done}{f' of {total}' if total else ''} {what}", markup=False, highlight=False)
+
+    return advance
 
 
 def size(count: int) -> str:

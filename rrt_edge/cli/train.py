@@ -9,19 +9,19 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rrt_edge.cli.common import guarded, json_option, print_json
+from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
+from rrt_edge.cli.help import command, section
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.training.checks import check_training
 from rrt_edge.training.options import TrainOptions, read_yaml
 
 
-@click.command(
-    epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2"
-)
+@command(epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@section("Data and teacher")
 @click.option("--data", required=True, help="A .jsonl, .parquet or .txt file of messages or text; hub:NAME streams it.")
 @click.option("--teacher", type=click.Path(path_type=Path), help="Checkpoint to distil from, usually the source.")
 @click.option("--eval-data", type=click.Path(path_type=Path), help="Text on which every depth is evaluated.")
@@ -53,6 +53,8 @@ def train(
 
         from rrt_edge.training.distributed import is_main
         from rrt_edge.training.training import train as run
+
+        quiet_transformers()
 
     folders: Any = {"teacher": teacher, "eval_data": eval_data, "teacher_cache": teacher_cache}
     with _standard_output_to_error(as_json), progress_bar(Console(stderr=True), not as_json) as progress:

@@ -78,7 +78,10 @@ class TrainOptions:
     """
 
     stages: tuple[Stage, ...] = option(
-        STAGES, "Stages to run, in this order: uptrain, early-exit, gate; or all.", parse=_stages
+        STAGES,
+        "Stages to run, in this order: uptrain, early-exit, gate; or all.",
+        parse=_stages,
+        section="Stages and how long",
     )
     epochs: float = option(1.0, "Passes over the data in each stage.", above=0)
     exit_epochs: float | None = option(None, "The same for the early-exit stage.", above=0, unset="--epochs")
@@ -86,13 +89,13 @@ class TrainOptions:
     max_steps: int = option(
         0, "Steps of each stage, in the place of epochs; needed where the data is streamed.", least=0
     )
-    batch: int = option(32, "Examples a step on each device; packed rows with --packing.", above=0)
+    batch: int = option(32, "Examples a step on each device; packed rows with --packing.", above=0, section="Batches")
     accumulate: int = option(1, "Batches whose gradients make one step.", above=0)
     packing: bool = option(
         False, "Put examples behind each other in rows of --max-length tokens; they do not see each other."
     )
     stream: bool = option(False, "Read and tokenize the data while training.")
-    lr: float = option(2e-4, "Peak learning rate of the block in uptraining.", above=0)
+    lr: float = option(2e-4, "Peak learning rate of the block in uptraining.", above=0, section="Learning rates")
     lora_lr: float | None = option(None, "The same for the adapters.", above=0, unset="--lr")
     exit_lr: float | None = option(None, "The same for both in the early-exit stage.", above=0, unset="--lr")
     gate_lr: float = option(1e-2, "The same for the gate.", above=0)
@@ -103,6 +106,7 @@ class TrainOptions:
         "On a CPU, divide each batch over so many threads with a copy of the model each, which share the weights: as "
         "many as cores is fastest where other programs run too.",
         above=0,
+        section="What it computes with",
     )
     bits: Literal[4] | None = option(
         None,
@@ -114,7 +118,7 @@ class TrainOptions:
     gradient_checkpointing: bool = option(
         False, "Run the block again in the backward pass: less memory, a third more time."
     )
-    kd_weight: float = option(1.0, "Weight of the divergence from the teacher.", least=0)
+    kd_weight: float = option(1.0, "Weight of the divergence from the teacher.", least=0, section="Distillation")
     hidden_weight: float = option(
         0.0,
         "Weight, in uptraining, of how far hidden states are after each layer from the teacher's, which is its source.",
@@ -129,6 +133,7 @@ class TrainOptions:
         "aggressive",
         "aggressive: the last loop, and the earlier ones at --exit-weight; weighted: cross entropy of all; stochastic: "
         "each batch runs as many loops as is drawn.",
+        section="Early exits",
     )
     exit_weight: float = option(1.0, "Weight of the earlier loops' losses.", least=0)
     exit_kd_weight: float = option(1.0, "Weight of the last loop's KL within them.", least=0)
@@ -139,7 +144,7 @@ class TrainOptions:
         "How tokens leave while the early-exit stage trains for another rule than exact: gate (half of them as it "
         "says) or random.",
     )
-    max_length: int = option(1024, "Tokens an example is cut to.", above=0)
+    max_length: int = option(1024, "Tokens an example is cut to.", above=0, section="Length, checkpoints, evaluation")
     seed: int = option(0, "Of the order of the data and of all that is drawn.")
     save_steps: int = option(200, "Steps between checkpoints to go on from.", above=0)
     eval_steps: int = option(0, "Steps between evaluations on --eval-data; 0: at the end of each stage.", least=0)

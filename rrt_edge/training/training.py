@@ -32,6 +32,7 @@ from rrt_edge.training.data import Packed, PadCollator, stream_examples
 from rrt_edge.training.distributed import is_main, main_first, processes, shard, wait
 from rrt_edge.training.options import STAGES, Stage, TrainOptions
 from rrt_edge.training.plots import plot_training
+from rrt_edge.training.reporting import LOGGED, Reporter
 from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, cache_teacher
 from rrt_edge.training.trainer import StageTrainer
 
@@ -76,6 +77,7 @@ def train(
         teacher: a checkpoint whose vocabulary is the same, usually the source; without one there is no distillation.
         eval_data: text on which every depth is evaluated.
         teacher_cache: where to keep what the teacher said (`TrainOptions.teacher_top_k`), for runs to come as well.
+        progress: called with the steps done, the steps of the stage, and its name with the last loss.
 
     Raises:
         BadInputError: a folder, the data or an option is wrong.
@@ -145,7 +147,9 @@ def _train(
         finished = work / stage / "finished"
         if not finished.is_dir():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
-            losses[stage] = _run_stage(stage, model, taught, examples, evaluated, collator, work / stage, options)
+            losses[stage] = _run_stage(
+                stage, model, taught, examples, evaluated, collator, work / stage, options, progress
+            )
         folder = finished
     if is_main():
         _publish(folder, source, out, work, options)
@@ -193,6 +197,7 @@ def _run_stage(
     collator: PadCollator,
     work: Path,
     options: TrainOptions,
+    progress: Progress | None,
 ) -> float:
     if model.exit_gate is not None:  # learns in a stage of its own, in which the rest does not
         model.requires_grad_(stage != "gate")
@@ -215,6 +220,7 @@ def _run_stage(
         data_collator=collator,
         args=arguments,
     )
+    Reporter(stage, progress).attach(trainer)
     checkpoint, step = last_whole(work)
     if checkpoint is not None and step >= trainer.all_steps:
         say(f"{stage}: step {step} is reached already, of {trainer.all_steps}; no further one is trained")
@@ -263,7 +269,8 @@ def _arguments(stage: Stage, work: Path, evaluates: bool, options: TrainOptions)
         bf16=_bf16(options),
         use_cpu=not torch.accelerator.is_available(),
         train_sampling_strategy="random" if options.stream or options.packing else "group_by_length",
-        logging_steps=20,
+        logging_steps=LOGGED,
+        disable_tqdm=True,
         save_steps=options.save_steps,
         eval_strategy="steps" if evaluates and options.eval_steps else "no",
         eval_steps=options.eval_steps or None,

@@ -21,6 +21,7 @@ from rrt_edge.runtime.bundle.quantization import Quantization
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.system.files import PATIENCE, new_file, recover, sha256, writing
 from rrt_edge.runtime.system.options import shown
+from rrt_edge.runtime.system.progress import Progress, counted
 
 FILE = "manifest.json"
 DEVICE_GRAPHS = "device_graphs.zip"  # what GPUs run in the place of model.onnx, over the same weights
@@ -216,10 +217,10 @@ class Manifest:
                 size = path.stat().st_size
                 raise BundleError(f"{path}: {size} bytes, the manifest says {file.bytes}; export or copy it again")
 
-    def check_hashes(self, bundle: Path, but: Collection[str] = ()) -> None:
+    def check_hashes(self, bundle: Path, but: Collection[str] = (), progress: Progress | None = None) -> None:
         """Raise `BundleError` where a file's SHA-256 is not the one recorded; reads every byte of them but `but`."""
         self.check_sizes(bundle)
-        for name, file in self.files.items():
+        for name, file in counted([*self.files.items()], progress, "files hashed"):
             if name not in but and sha256(bundle / name) != file.sha256:
                 raise BundleError(
                     f"{bundle / name}: its SHA-256 is not the manifest's; the file was changed or damaged"

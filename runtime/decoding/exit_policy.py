@@ -6,7 +6,9 @@ A new policy is a `Form` in `FORMS` and, where it needs more than a depth or a t
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -145,8 +147,32 @@ class ExitPolicy:
                     raise BadInputError(f"exit policy {shown(text)}: {error}") from None
         if text in exits.points:
             return cls(threshold=exits.points[text])
+        if text in POINTS:
+            exits.check_leaving()
+            raise BadInputError(
+                f"exit policy {shown(text)}: this bundle has no such operating point; rrt-edge calibrate BUNDLE --data "
+                "FILE finds it"
+            )
         names = f" ({', '.join(exits.points)})" if exits.points else ""
-        raise BadInputError(f"exit policy {shown(text)}: must be {in_words()}{names}")
+        raise BadInputError(f"exit policy {shown(text)}: must be {in_words()}{names}{_did_you_mean(text, exits)}")
+
+
+def _did_you_mean(text: str, exits: Exits) -> str:
+    """What follows an error about a policy that nothing reads: one that is spelled nearly so, if there is any."""
+    match = re.fullmatch(r"\s*([a-z_ -]*?)[\s:=,]*([0-9.]*)\s*", text.lower())
+    word, number = match.groups() if match is not None else ("", "")
+    if not (word or number):
+        return ""
+    if not word:
+        name = "threshold" if "." in number else "depth"
+    else:
+        names = {form.name for form in FORMS} | exits.points.keys() | POINTS.keys()
+        name = next(iter(difflib.get_close_matches(word.replace("_", "-"), sorted(names), 1)), "")
+    forms = [form for form in FORMS if form.name == name]
+    valued = next((form for form in forms if form.value), None)
+    if valued is not None and (number or len(forms) == 1):
+        name = f"{name}={number or valued.value}"
+    return f"; did you mean {name}?" if name and name != text else ""
 
 
 def _bounded(name: str, value: object, kind: type, least: float, most: float) -> None:
@@ -196,7 +222,9 @@ def _threshold(number: str, exits: Exits) -> ExitPolicy:
 def _calibrated(_: str, exits: Exits) -> ExitPolicy:
     exits.check_leaving()
     if exits.calibrated is None:
-        raise BadInputError("this bundle has no calibrated threshold; give threshold=T")
+        raise BadInputError(
+            "this bundle has no calibrated threshold; give threshold=T, or find one with rrt-edge calibrate"
+        )
     return ExitPolicy(threshold=exits.calibrated)
 
 

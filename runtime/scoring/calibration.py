@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import truediv
 
 import numpy as np
 
@@ -16,10 +18,16 @@ from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.scoring.metrics import Point, Scores, curve
 
+MOST_TOKENS = 1 << 20  # of a text that anybody has
+
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The lowest threshold that promises the agreement asked for; None where none does, the rest being full depth's."""
+    """The lowest threshold that promises the agreement asked for; None where none does, the rest being full depth's.
+
+    `tokens_needed`: where none does, about how many tokens would be enough for the promise, as far as these tell; None
+    where more would not help.
+    """
 
     threshold: float | None
     promised: float
@@ -27,6 +35,7 @@ class Calibrated:
     agreement: float
     mean_depth: float
     tokens: int
+    tokens_needed: int | None = None
 
 
 def calibrate(
@@ -43,13 +52,15 @@ def calibrate(
     """
     check_promise(agreement, confidence)
     chosen: float | None = None
-    for point in curve(scores) if points is None else points:
+    points = curve(scores) if points is None else points
+    for point in points:
         failures = scores.tokens - round(point.agreement * scores.tokens)
         if binomial_tail(failures, scores.tokens, 1 - agreement) > 1 - confidence:
             break
         chosen = point.threshold
     score = scores.at_depth(scores.depths) if chosen is None else scores.at_threshold(chosen)
-    return Calibrated(chosen, agreement, confidence, score.agreement, score.mean_depth, scores.tokens)
+    needed = None if chosen is not None else tokens_needed(agreement, confidence, 1 - points[0].agreement)
+    return Calibrated(chosen, agreement, confidence, score.agreement, score.mean_depth, scores.tokens, needed)
 
 
 def check_promise(agreement: float, confidence: float) -> None:
@@ -74,8 +85,27 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     return min(1.0, math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms))
 
 
-def depth_seconds(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) -> list[float]:
-    """Seconds of a token that leaves at each depth, measured here: medians behind a prompt, the depths in turn."""
+def tokens_needed(agreement: float, confidence: float, failing: float) -> int | None:
+    """The fewest tokens that keep a promise where such a share of them is not full depth's; None where no text can."""
+    allowed, most = 1 - agreement, 1
+    while binomial_tail(math.ceil(failing * most), most, allowed) > 1 - confidence:
+        most *= 2
+        if failing >= allowed or most > MOST_TOKENS:
+            return None
+    return bisect.bisect_left(
+        range(most),
+        True,
+        key=lambda tokens: binomial_tail(math.ceil(failing * tokens), tokens, allowed) <= 1 - confidence,
+    )
+
+
+def depth_costs(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) -> list[float]:
+    """What a token that leaves at each depth costs, as a share of full depth's, measured here behind a prompt.
+
+    Each share is the median of those of single tokens, for which the depths follow each other closely, so that other
+    work on the machine slows them alike. It is not below the share of the loops that are run, nor above 1: what is
+    around the loops costs every token the same.
+    """
     depths = range(1, runner.architecture.loops + 1)
     decoders = [Decoder(runner) for _ in depths]
     for decoder in decoders:
@@ -86,12 +116,13 @@ def depth_seconds(runner: AnyRunner, prompt: Sequence[int], tokens: int = 24) ->
             started = time.perf_counter()
             decoder.step(prompt[-1], ExitPolicy(depth=depth))
             times[depth - 1].append(time.perf_counter() - started)
-    return [statistics.median(seconds) for seconds in times]
+    shares = [statistics.median(map(truediv, seconds, times[-1])) for seconds in times]
+    return [min(max(share, depth / len(depths)), 1.0) for depth, share in zip(depths, shares, strict=True)]
 
 
-def speed_up(scores: Scores, threshold: float | None, seconds: Sequence[float]) -> float:
-    """Return the speed in relation to full depth's, where tokens that left are never caught up."""
+def speed_up(scores: Scores, threshold: float | None, costs: Sequence[float]) -> float:
+    """Return the speed in relation to full depth's, by `depth_costs`, where tokens that left are never caught up."""
     if threshold is None:
         return 1.0
     counts = np.bincount(scores.exits(threshold), minlength=scores.depths)
-    return float(seconds[-1] * scores.tokens / (counts * seconds).sum())
+    return float(scores.tokens / (counts * costs).sum())

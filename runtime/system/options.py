@@ -50,6 +50,7 @@ class About:
     flag: str
     metavar: str
     envvar: str
+    section: str
 
 
 def option(
@@ -67,6 +68,7 @@ def option(
     flag: str = "",
     metavar: str = "",
     envvar: str = "",
+    section: str = "",
 ) -> T:
     """A field of a dataclass of options.
 
@@ -82,8 +84,9 @@ def option(
         flag: its name on the command line where that is not the field's; of a switch, both names (`on/off`).
         metavar: what stands for its value in the help.
         envvar: the environment variable that may say it.
+        section: heading of the help under which this option and those behind it stand.
     """
-    about = About(help, least, above, most, choices, check, allowed, parse, unset, flag, metavar, envvar)
+    about = About(help, least, above, most, choices, check, allowed, parse, unset, flag, metavar, envvar, section)
     metadata = {KEY: about}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)  # type: ignore[return-value]

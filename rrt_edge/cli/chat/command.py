@@ -11,23 +11,32 @@ import click
 from rich.console import Console
 
 from rrt_edge.cli.common import BundlePath, guarded
-from rrt_edge.cli.dataclass_options import options_of
-from rrt_edge.cli.options import load_model, read_sampling, read_variables, reply_options, sampling_options
+from rrt_edge.cli.help import command
+from rrt_edge.cli.options import (
+    load_model,
+    load_options,
+    read_sampling,
+    read_variables,
+    reply_options,
+    sampling_options,
+)
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.running.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from rrt_edge.cli.chat.keys import Keyboard
     from rrt_edge.runtime import Model, Session
 
 
-@click.command(epilog="Example: rrt-edge chat bundle --show-depth")
+@command(
+    extra="chat takes a bundle alone; rrt-edge generate BUNDLE PROMPT answers one prompt",
+    epilog="Example: rrt-edge chat bundle --show-depth",
+)
 @click.argument("bundle", type=BundlePath())
 @click.option("--system", default="", help="A system message: tells the model how to behave.")
 @click.option("--plain", is_flag=True, help="Show replies as they are written, not rendered as Markdown.")
 @sampling_options(without={"n", "logprobs", "first_loop"})
 @reply_options
-@options_of(LoadOptions)
+@load_options()
 @guarded
 def chat(
     bundle: Path, exit_policy: str | None, show_depth: bool, lazy_prompt: bool | None, context_full: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rrt_edge.runtime import BadInputError, ExitPolicy, Model
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
-from rrt_edge.runtime.scoring.calibration import binomial_tail, calibrate
+from rrt_edge.runtime.scoring.calibration import binomial_tail, calibrate, depth_costs, speed_up, tokens_needed
 from rrt_edge.runtime.scoring.metrics import Scores, curve
 
 
@@ -116,6 +117,53 @@ def test_lower_promises_leave_earlier_and_impossible_ones_never() -> None:
     assert points[0].threshold == 1 and points[-1].mean_depth == 1
     with pytest.raises(BadInputError, match=r"agreement 1\.5: must be between 0 and 1"):
         calibrate(scores, 1.5)
+
+
+@pytest.mark.parametrize("agreement", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_tokens_a_promise_needs_are_the_fewest_that_keep_it(agreement: float, confidence: float) -> None:
+    needed = tokens_needed(agreement, confidence, 0.0)
+    assert needed is not None and agreement**needed <= 1 - confidence < agreement ** (needed - 1)
+    with_failures = tokens_needed(agreement, confidence, (1 - agreement) / 2)
+    assert with_failures is not None and with_failures > needed
+    assert tokens_needed(agreement, confidence, 1 - agreement) is None
+    kept, few = (calibrate(made(tokens, 0.0, 0), agreement, confidence) for tokens in (needed, needed - 1))
+    assert kept.threshold is not None and kept.tokens_needed is None
+    assert few.threshold is None and few.tokens_needed == needed
+
+
+class Ticking:
+    """A clock by which a token takes as long as is said; now and then the machine has other work."""
+
+    def __init__(self, seconds: dict[int, float], delayed: float) -> None:
+        self._seconds, self._delayed, self._random, self.now = seconds, delayed, np.random.default_rng(0), 0.0
+
+    def step(self, depth: int) -> None:
+        busy = self._random.random() < self._delayed
+        self.now += self._seconds[depth] + busy * self._random.exponential(20 * self._seconds[depth])
+
+
+@pytest.mark.parametrize("delayed", [0.0, 0.3, 0.9])
+def test_costs_on_a_busy_machine_are_possible(bundle: Path, monkeypatch: pytest.MonkeyPatch, delayed: float) -> None:
+    """A token that leaves after loop 1 of 3 costs a third of one that does not, or more, whenever clocks were read."""
+    ticking = Ticking({1: 0.4, 2: 0.7, 3: 1.0}, delayed)
+    run = Decoder.step
+
+    def step(self: Decoder, token: int, policy: ExitPolicy) -> object:
+        result = run(self, token, policy)
+        ticking.step(policy.depth or 3)
+        return result
+
+    monkeypatch.setattr(Decoder, "step", step)
+    monkeypatch.setattr(time, "perf_counter", lambda: ticking.now)
+    with Model.load(bundle, device="cpu") as model:
+        costs = depth_costs(model.runner, [20, 30, 40])
+    assert all(depth / 3 <= cost <= 1 for depth, cost in enumerate(costs, 1)) and costs[-1] == 1
+    if not delayed:
+        assert costs == pytest.approx([0.4, 0.7, 1.0])
+    scores = made(5000, 0.2, 1)
+    both = [costs[0], costs[-1]]
+    assert 1 <= speed_up(scores, 0.5, both) <= 3 and speed_up(scores, None, both) == 1
 
 
 def test_operating_points_are_exit_policies(bundle: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Undrafted(Drafting):
     """Full depth token by token."""
 
+    reads_text = False
+
     def pays(self, last: int, leaves: bool = False) -> bool:
         return False
 

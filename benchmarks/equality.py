@@ -52,6 +52,8 @@ class Kind:
 class Undrafted(Drafting):
     """Full depth token by token."""
 
+    reads_text = False
+
     def pays(self, last: int, leaves: bool = False) -> bool:
         return False
 

@@ -136,16 +136,14 @@ class Engine:
         self.running = [request for request in self.running if request not in served] + served
         tokens, interruption = [], None
         for request, outcome in zip(served, outcomes, strict=True):
-            token = None
             try:
                 if isinstance(outcome, BaseException):
                     raise outcome
-                token = request.take(outcome)
+                for token in request.take(outcome):
+                    tokens.append((request, token))
             except BaseException as error:  # of this request alone: its logits, sampler, grammar, detokenizer
                 request.fail(error)
                 interruption = error if from_outside(error) else interruption
-            if token is not None:
-                tokens.append((request, token))
             if request.finish_reason:
                 self.running.remove(request)
                 if request.error is None:

@@ -241,8 +241,8 @@ class Loaded:
     def pipeline(
         self, state: SequenceState[Any], policy: ExitPolicy, leaves: bool = False, watch: int | None = None
     ) -> Pipeline | None:
-        """What runs tokens of a sequence ahead of time; None where nothing can: rows do not wait under the KV rule, no
-        lesser depth can be read, or a trace says where tokens leave.
+        """What runs tokens of a sequence ahead of time; None where nothing can: rows do not wait under the KV rule, or
+        a trace says where tokens leave.
 
         Args:
             leaves: whether tokens may leave early in it.
@@ -251,8 +251,10 @@ class Loaded:
         manifest, looping, slots = self.manifest, self.manifest.architecture.looping, self.runner.slots
         last = policy.depth or self.loops
         exits = [depth for depth in manifest.architecture.exits if depth < last]
-        depths = [depth for depth in exits if looping.draft_depth <= depth]
-        if self.reproducible or policy.trace or not state.rule.exact or not depths or slots < 2:
+        depths = [depth for depth in exits if looping.draft_depth <= depth and slots > 1]
+        if self.reproducible or policy.trace or not state.rule.exact:
+            return None
+        if not depths and (policy.may_leave or not self.drafting.reads_text):
             return None
         if policy.may_leave and (not leaves or slots < last):
             return None

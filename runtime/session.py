@@ -271,8 +271,9 @@ class Session:
             if self._make_room(reply, policy) and pipeline is not None:
                 pipeline.forget()
             is_free = pipeline is not None and pipeline.is_free
-            if pipeline is not None and (not pipeline.is_empty or (is_free and pipeline.pays())):
-                yield self._piped(reply, pipeline)
+            room = min(reply.remaining, self.model.context - (len(reply.history) - 1 - reply.dropped))
+            if pipeline is not None and (not pipeline.is_empty or (is_free and self._enters(reply, pipeline, room))):
+                yield self._piped(reply, pipeline, room)
                 continue
             if pipeline is not None:
                 pipeline.forget()
@@ -284,15 +285,19 @@ class Session:
                 pipeline.took(False, time.perf_counter() - started)
             yield sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)
 
-    def _piped(self, reply: Reply, pipeline: Pipeline) -> Picked:
-        """The next token through the pipeline."""
+    def _enters(self, reply: Reply, pipeline: Pipeline, room: int) -> bool:
+        """Whether the next token had better enter the pipeline, which it then does."""
+        return pipeline.enter(reply.history, reply.drafts, room) or pipeline.pays()
+
+    def _piped(self, reply: Reply, pipeline: Pipeline, room: int) -> Picked:
+        """The next token through the pipeline; `room`: tokens that may follow."""
         began, threshold = time.perf_counter(), reply.policy.threshold
-        room = min(reply.remaining, self.model.context - (len(reply.history) - 1 - reply.dropped))
         picked = pipeline.ready(reply.history, reply.sampler, reply.drafts, threshold)
         while picked is None:
             started = time.perf_counter()
-            done = self.decoder.advance(pipeline.parts(reply.history[-1], threshold=threshold))
-            self.model.drafting.stepped(len(done), time.perf_counter() - started)
+            done = self.decoder.advance(pipeline.parts(threshold=threshold))
+            if all(len(part.hidden) == 1 for part in done):
+                self.model.drafting.stepped(len(done), time.perf_counter() - started)
             picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, room, threshold)
         pipeline.took(True, time.perf_counter() - began)
         return picked

@@ -244,11 +244,13 @@ def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
 
 @pytest.fixture
 def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All drafts are made that can be: of random models hardly any stands, so that they would soon cease."""
+    """All drafts are made that a lesser depth can make: of random models hardly any stands, so that they would soon
+    cease. The text makes none."""
     from rrt_edge.runtime.decoding.drafting import Drafting
 
     monkeypatch.setattr(Drafting, "pays", lambda self, last, leaves=False: True)
     monkeypatch.setattr(Drafting, "cutoff", lambda self, rows, sequences=1: 0.0)
+    monkeypatch.setattr(Drafting, "reads_text", False)
 
 
 @pytest.fixture

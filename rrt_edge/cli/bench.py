@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 @click.option(
     "--tests",
     help="Comma-separated: prefill or decode, then :POLICY (also trace=SHARE or clustered=SHARE: that share of the "
-    "tokens leaves after loop 1; recorded: as in --traces), :accept=SHARE (so many drafts stand: simulated), "
-    ":KV-RULE, :xBATCH.  [default: prefill and decode at every depth]",
+    "tokens leaves after loop 1; recorded: as in --traces), :accept=SHARE (so many drafts stand: simulated) or "
+    ":text=SHARE (of drafts from the text), :KV-RULE, :xBATCH.  [default: prefill and decode at every depth]",
 )
 @click.option("--traces", type=click.Path(path_type=Path), help="Replies as generate --json prints them, one a line.")
 @click.option("--prompt", default=256, show_default=True, help="Prompt tokens.")

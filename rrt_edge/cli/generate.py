@@ -26,7 +26,7 @@ from rrt_edge.cli.terminal import Thoughts, depth_text, legend
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime import Token
+    from rrt_edge.runtime import Stats, Token
 
 
 @command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
@@ -82,13 +82,19 @@ def generate(
         click.echo("the reply ended inside its thought; raise --max-tokens, or lower --think-tokens", err=True)
     if show_depth:
         console.print(legend(model.loops, console))
-    drafts = f", {stats.steps_per_token:.2f} steps a token, {stats.accepted} of {stats.drafted} drafts stood"
+    drafts = f", {stats.steps_per_token:.2f} steps a token, {drafts_of(stats)} stood"
     return click.echo(
         f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.0f} tokens/s on {stats.device}, mean depth "
         f"{stats.mean_depth:.2f} of {model.loops}, {stats.block_rows_per_token:.2f} block rows a token"
         f"{drafts if stats.drafted else ''}",
         err=True,
     )
+
+
+def drafts_of(stats: Stats) -> str:
+    """How many drafts stood, and of which source: `12 of 15 drafts (8 of 9 from the text)`."""
+    text = f" ({stats.text_accepted} of {stats.text_drafted} from the text)" if stats.text_drafted else ""
+    return f"{stats.accepted} of {stats.drafted} drafts{text}"
 
 
 def read_prompt(argument: str | None) -> str:
@@ -111,7 +117,8 @@ def _generation_json(generation: Any) -> dict[str, Any]:
     stats = dataclasses.asdict(generation.stats)
     names = (
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "peak_memory_bytes", "device", "kv_rule",
+        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "text_drafted", "text_accepted",
+        "peak_memory_bytes", "device", "kv_rule",
     )  # fmt: skip
     return {
         "text": generation.text,

@@ -1,10 +1,15 @@
-"""When drafting pays: how often drafts stood, and how long steps of one row and more took, and tokens either way."""
+"""When drafting pays: how often drafts stood, and how long steps of one row and more took, and tokens either way.
+
+Drafts come from a lesser depth of the model, one by one, or from the text (`Lookup`), any number at once.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rrt_edge.runtime.decoding.lookup import Lookup
 from rrt_edge.runtime.running.runner import NEVER
 
 EDGES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # drafts are counted together whose certainty lies between two
@@ -17,10 +22,16 @@ STEPS, TOKENS = 5, 20  # times of which the running means are about the mean
 OUTLIER = 2.0  # a time counts for no more than so many times the mean: the machine did something else
 LEAST_RUN, MOST_RUN = 64, 1024  # tokens after which the way that lost is tried again; twice as many each time it loses
 TRIAL = 16  # tokens of such a trial; one is enough to time full depth without drafts
+HOPELESS = 0.1  # chance to stand below which no draft is worth its row
+GAIN = 0.95  # of the time of a token: rows of a text run together where they promise no more than that
+TIMED_AGAIN = 64  # tokens that ran together, after which it is timed again what a token takes without
+PASSED_OVER = (
+    64  # times that a text's drafts did not pay, after which what their rows took is forgotten and tried again
+)
 
 
 @dataclass
-class _Mean:
+class Mean:
     """A running mean of times, the last of which count most."""
 
     most: int
@@ -37,7 +48,7 @@ class _Mean:
 class _Ways:
     """Seconds that tokens took without drafts and with them, and the way that is being gone."""
 
-    seconds: list[_Mean] = field(default_factory=lambda: [_Mean(TOKENS), _Mean(TOKENS)])
+    seconds: list[Mean] = field(default_factory=lambda: [Mean(TOKENS), Mean(TOKENS)])
     leaves: bool = False  # whether tokens may leave early
     drafts: bool = False
     is_trial: bool = False
@@ -61,7 +72,7 @@ class _Ways:
             self.most, self.run = self.run, min(2 * self.run, MOST_RUN)
         else:
             self.drafts = not self.drafts
-            self.seconds[self.drafts] = _Mean(TOKENS)
+            self.seconds[self.drafts] = Mean(TOKENS)
             self.most = TRIAL if self.drafts or self.leaves else 1
         self.is_trial, self.tokens = not self.is_trial, 0
 
@@ -70,15 +81,61 @@ class _Ways:
         self.tokens += drafts == self.drafts
 
 
+class ReplyTimes:
+    """What the tokens of one reply take without drafts from the text that run together with them.
+
+    Attributes:
+        counts: whether the token that came last says so. The first behind others does not: the pipeline was empty.
+    """
+
+    def __init__(self) -> None:
+        self.counts = False
+        self._mean = Mean(TOKENS)
+        self._spent = 0.0  # since the last token
+        self._together = 0  # tokens that came so since one was timed
+        self._is_first = True
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a token; None where that has to be measured, perhaps again."""
+        return self._mean.value if self._mean.count and self._together < TIMED_AGAIN else None
+
+    def add(self, seconds: float) -> None:
+        """A step took so long, of which these rows have their share."""
+        self._spent += seconds
+
+    def token(self, together: bool) -> None:
+        """A token came of these steps, together with others or not."""
+        self.counts = not (together or self._is_first)
+        if self.counts:
+            self.alone(self._spent)
+        self._together += together
+        self._spent, self._is_first = 0.0, together
+
+    def alone(self, seconds: float) -> None:
+        """A token took so long by itself."""
+        self._mean.add(seconds)
+        self._together = 0
+
+
 class Drafting:
     """Decides which drafts are made; shared by the replies of a model, so that none has to learn anew.
 
     A draft is a row more in each step until it is judged. If it stands, so many steps are saved.
+
+    Attributes:
+        reads_text: whether drafts come from the text too.
     """
+
+    reads_text = True
 
     def __init__(self) -> None:
         self._stood, self._judged = [0.0] * len(EDGES), [0.0] * len(EDGES)
-        self._steps: dict[tuple[int, int], _Mean] = {}  # seconds by sequences and rows
+        self._steps: dict[tuple[int, int], Mean] = {}  # seconds by sequences and rows
+        self._together: dict[
+            tuple[int, int], Mean
+        ] = {}  # the same of steps with several rows of one sequence at a depth
+        self._passed_over = 0
         self._ways: dict[tuple[int, bool], _Ways] = {}  # by the depth of reading, and whether tokens may leave
         self._cutoffs = 0
 
@@ -101,11 +158,48 @@ class Drafting:
 
     def stepped(self, rows: int, seconds: float, sequences: int = 1) -> None:
         """A step of so many rows, of so many sequences, took so long."""
-        self._steps.setdefault((sequences, rows), _Mean(STEPS)).add(seconds)
+        self._steps.setdefault((sequences, rows), Mean(STEPS)).add(seconds)
+
+    def stepped_together(self, rows: int, seconds: float, sequences: int = 1) -> None:
+        """The same of a step, all rows counted, with several of one sequence at a depth, or one to compare them with:
+        the mean of those that a token takes."""
+        self._together.setdefault((sequences, rows), Mean(STEPS)).add(seconds)
+
+    def lookup(self) -> Lookup | None:
+        """Where a reply's drafts from the text come from; None: there are none."""
+        return Lookup() if self.reads_text else None
+
+    def together(self, chances: Sequence[float], last: int, seconds: float, others: int = 0, sequences: int = 1) -> int:
+        """How many drafts run through all depths beside the token before them, so that tokens come soonest; 0 where
+        they come as soon without.
+
+        Args:
+            chances: of each draft to stand, if those before it do.
+            last: the depth at which tokens are read.
+            seconds: what a token takes without, of a step its share by rows.
+            others: rows of other sequences in the same steps.
+            sequences: those in the step.
+        """
+        best, count, tokens, stands = GAIN * seconds, 0, 1.0, 1.0
+        steps = _measured(self._together, sequences) or _measured(self._steps, sequences)
+        for drafts, chance in enumerate(chances, 1):
+            stands *= chance
+            if stands < HOPELESS:
+                break
+            tokens += stands
+            rows = others + drafts + 1
+            each = last * _seconds(steps, rows) * (drafts + 1) / rows / tokens
+            if each < best:
+                best, count = each, drafts
+        if chances and not count:
+            self._passed_over += 1
+            if self._passed_over % PASSED_OVER == 0:
+                self._together = {}
+        return count
 
     def judged(self, certainty: float, stood: bool) -> None:
         """A draft of so much certainty stood or not."""
-        index = max(bisect_right(EDGES, certainty) - 1, 0)
+        index = _index(certainty)
         self._stood[index] = MEMORY * self._stood[index] + stood
         self._judged[index] = MEMORY * self._judged[index] + 1
 
@@ -118,13 +212,21 @@ class Drafting:
         self._cutoffs += 1
         if self._cutoffs % PROBE == 0:
             return 0.0
-        rows = max(rows, 1)
-        here, more = self._seconds(rows, sequences), self._seconds(rows + 1, sequences)
-        cost = (more - here) / (here / rows)
-        least = len(EDGES)
+        cost, least = self.cost(rows, sequences), len(EDGES)
         while least and self._chance(least - 1) > cost:
             least -= 1
         return EDGES[least] if least < len(EDGES) else NEVER
+
+    def cost(self, rows: int, sequences: int = 1) -> float:
+        """The chance to stand that a draft must have to pay, in steps as for `cutoff`."""
+        rows = max(rows, 1)
+        steps = _measured(self._steps, sequences)
+        here, more = _seconds(steps, rows), _seconds(steps, rows + 1)
+        return (more - here) / (here / rows)
+
+    def chance(self, certainty: float) -> float:
+        """How likely a draft of so much certainty stands."""
+        return self._chance(_index(certainty))
 
     def verdict(self, token: int, draft: int) -> int:
         """The token that follows where full depth says `token` and `draft` is on its way: full depth's, always.
@@ -143,14 +245,23 @@ class Drafting:
         middle = (EDGES[index] + (*EDGES, 1.0)[index + 1]) / 2
         return (PRIOR * middle + self._stood[index]) / (PRIOR + self._judged[index])
 
-    def _seconds(self, rows: int, sequences: int) -> float:
-        """Seconds of a step of so many rows: as measured, or from the nearest number that was."""
-        known = dict(self._steps)  # to which other threads may add meanwhile
-        steps = {count: mean.value for (several, count), mean in known.items() if several == sequences}
-        if not steps:
-            return _relative(rows)
-        nearest = min(steps, key=lambda count: (abs(count - rows), count))
-        return steps[nearest] * _relative(rows) / _relative(nearest)
+
+def _measured(steps: Mapping[tuple[int, int], Mean], sequences: int) -> dict[int, float]:
+    """Seconds of steps of so many sequences, by their rows."""
+    known = dict(steps)  # to which other threads may add meanwhile
+    return {rows: mean.value for (several, rows), mean in known.items() if several == sequences}
+
+
+def _seconds(steps: Mapping[int, float], rows: int) -> float:
+    """Seconds of a step of so many rows: as measured, or from the nearest number that was."""
+    if not steps:
+        return _relative(rows)
+    nearest = min(steps, key=lambda count: (abs(count - rows), count))
+    return steps[nearest] * _relative(rows) / _relative(nearest)
+
+
+def _index(certainty: float) -> int:
+    return max(bisect_right(EDGES, certainty) - 1, 0)
 
 
 def _relative(rows: int) -> float:

@@ -48,7 +48,8 @@ class Stats:
     not stand included, and `block_rows_per_token` the same for each token; `steps_per_token` how often the block's
     weights were read for them, which several rows share; `mean_depth` the depths the tokens left at. The first token
     counts as prompt time, the others as decode time; `longest_gap_s` is the longest wait between two tokens. `drafted`
-    and `accepted`: the tokens that were drafted, and those of them that stood. `device`: what the model ran on.
+    and `accepted`: the tokens that were drafted, and those of them that stood; `text_drafted` and `text_accepted`:
+    those among them that came from the text, the others from a lesser depth. `device`: what the model ran on.
     `kv_rule`: the KV rule it followed.
     """
 
@@ -67,6 +68,8 @@ class Stats:
     device: str
     kv_rule: str = "exact"
     block_rows: int = 0
+    text_drafted: int = 0
+    text_accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,12 @@ def thought_of(tokens: Iterable[Token]) -> str:
 
 @dataclass
 class Drafts:
-    """How many tokens were drafted, and how many of them stood."""
+    """How many tokens were drafted by a lesser depth and from the text, and how many of each stood."""
 
-    drafted: int = 0
-    accepted: int = 0
+    depth_drafted: int = 0
+    depth_accepted: int = 0
+    text_drafted: int = 0
+    text_accepted: int = 0
 
 
 class Reply:
@@ -200,8 +205,10 @@ class Reply:
             mean_depth=round(sum(self._depths) / count, 4),
             block_rows_per_token=round(block_rows / count, 4),
             steps_per_token=round(block_steps / count, 4),
-            drafted=self.drafts.drafted,
-            accepted=self.drafts.accepted,
+            drafted=self.drafts.depth_drafted + self.drafts.text_drafted,
+            accepted=self.drafts.depth_accepted + self.drafts.text_accepted,
+            text_drafted=self.drafts.text_drafted,
+            text_accepted=self.drafts.text_accepted,
             peak_memory_bytes=peak_memory_bytes(),
             device=self._device,
             kv_rule=self._kv_rule,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,9 @@ class Request:
         pipeline = self._pipeline
         self._piped = pipeline is not None and self._depth == 0 and not self._unread and pipeline.is_free
         if pipeline is not None and self._piped:
-            return pipeline.parts(self._reply.history[-1], others, sequences)
+            reply = self._reply
+            pipeline.enter(reply.history, reply.drafts, reply.remaining, others, sequences)
+            return pipeline.parts(others, sequences)
         return [self._part(prompt_room)]
 
     def _part(self, prompt_room: int) -> Part[Any]:
@@ -133,16 +135,23 @@ class Request:
         stayed = last_stayed(len(rows), self._gate) if moving else None
         return Part(state.cache, self._depth, rows, position, least, self._exited, stayed)
 
-    def take(self, done: Sequence[PartDone]) -> Token | None:
-        """Take what a step returned for its parts; the token it led to, where it led to one."""
+    def take(self, done: Sequence[PartDone]) -> Iterator[Token]:
+        """Take what a step returned for its parts; the tokens it led to."""
         if self._piped or self._replying:
             self._block_rows += sum(len(part.hidden) for part in done)
             self._block_steps += 1
         if self._pipeline is not None and self._piped:
             reply = self._reply
             picked = self._pipeline.take(done, reply.history, reply.sampler, reply.drafts, reply.remaining)
-            return None if picked is None else self._answer(picked)
-        return self._take(done[0])
+            while picked is not None:
+                yield self._answer(picked)
+                if self.finish_reason:
+                    return
+                picked = self._pipeline.ready(reply.history, reply.sampler, reply.drafts)
+            return
+        token = self._take(done[0])
+        if token is not None:
+            yield token
 
     def _take(self, done: PartDone) -> Token | None:
         if self._catching_up:

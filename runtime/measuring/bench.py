@@ -12,8 +12,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ CLUSTER = 8  # tokens that leave early one after another, on average, in a clust
 BANDWIDTH_BYTES = 256 << 20  # read to measure the memory's bandwidth
 FORM = (
     "prefill or decode, then :POLICY (also trace=SHARE, clustered=SHARE, recorded), :accept=SHARE (of drafts, behind "
-    "decode), :KV-RULE and :xBATCH as wanted"
+    "decode) or :text=SHARE (of drafts from the text), :KV-RULE and :xBATCH as wanted"
 )
 
 
@@ -60,7 +61,7 @@ class Row:
 
     `bytes_per_token`: weights and cache read for a token; `bandwidth_share`: that times tokens a second, of what
     plain reading reaches on this machine. `steps_per_token`: how often the block's weights were read for a token.
-    `simulated`: that drafts stood was drawn (`accept=SHARE`); all else was really done.
+    `simulated`: that drafts stood was drawn (`accept=SHARE`, `text=SHARE`); all else was really done.
     """
 
     test: str
@@ -89,7 +90,9 @@ class Case:
     """One test. `policy` is an exit policy's text form, or `trace=SHARE`, `clustered=SHARE` or `recorded`.
 
     In a trace that share of the tokens leaves after loop 1, drawn independently or in runs; the others run all loops.
-    `recorded` replays the depths of recorded replies. `accept`: the share of drafts that stand, where it is stated.
+    `recorded` replays the depths of recorded replies. `accept`: the share of drafts that stand, where it is stated;
+    `text`: of drafts from the text. Where neither is, drafts come from lesser depths alone: replies to random tokens
+    repeat themselves as no others do.
     """
 
     kind: str
@@ -97,6 +100,7 @@ class Case:
     rule: RunRuleName
     batch: int
     accept: float | None = None
+    text: float | None = None
 
     @classmethod
     def parse(cls, text: str, rule: RunRuleName) -> Case:
@@ -106,19 +110,30 @@ class Case:
             BadInputError: another form.
         """
         kind, *options = text.split(":")
-        policy, batch, accept = "full", 1, None
+        policy, batch = "full", 1
+        shares: dict[str, float] = {}
         for option in options:
             if option in RUN_RULE_NAMES:
                 rule = option
-            elif option.startswith("accept="):
-                accept = _share(option)
+            elif option.startswith(("accept=", "text=")):
+                shares[option.partition("=")[0]] = _share(option)
             elif option[:1] == "x" and option[1:].isdigit() and int(option[1:]):
                 batch = int(option[1:])
             else:
                 policy = option
-        if kind not in ("prefill", "decode") or (kind == "prefill" and (batch > 1 or accept is not None)):
+        if kind not in ("prefill", "decode") or (kind == "prefill" and (batch > 1 or shares)) or len(shares) > 1:
             raise BadInputError(f"test {text!r}: must be {FORM}")
-        return cls(kind, policy, rule, batch, accept)
+        return cls(kind, policy, rule, batch, shares.get("accept"), shares.get("text"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it is drawn which drafts stand."""
+        return self.accept is not None or self.text is not None
+
+    def drafting(self, seed: int) -> SimulatedDrafting | None:
+        """What draws it."""
+        share = self.accept if self.text is None else self.text
+        return None if share is None else SimulatedDrafting(share, seed, from_text=self.text is not None)
 
     def exit_policy(self, model: Model, settings: Settings, seed: int) -> ExitPolicy:
         """The policy of one sequence; those of a batch differ by `seed`."""
@@ -169,11 +184,13 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     with Model.load(bundle, context=context, threads=settings.threads, device=device) as model:
         load = time.perf_counter() - started
         model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length
+        model.drafting.reads_text = False
         for name, case in zip(names, cases, strict=True):
             policy = model.policy(case.exit_policy(model, settings, 0))
             state = SequenceState(model.runner, model.kv_rule(case.rule))
-            if case.accept is not None and model.pipeline(state, policy) is None:
-                raise BadInputError(f"test {name!r}: nothing is drafted there")
+            with _drafting(model, case, 0):
+                if case.simulated and model.pipeline(state, policy) is None:
+                    raise BadInputError(f"test {name!r}: nothing is drafted there")
         runs: dict[Case, list[_Run]] = {case: [] for case in cases}
         _measure(model, Case("decode", "full", model.manifest.kv_rule, 1), dataclasses.replace(settings, new=4), 0)
         for repeat in range(settings.repeats):
@@ -205,14 +222,20 @@ class _Run:
     peak_memory_bytes: int
 
 
-def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
-    drafting = model.drafting
-    if case.accept is not None:
-        model.drafting = SimulatedDrafting(case.accept, repeat)
+@contextmanager
+def _drafting(model: Model, case: Case, seed: int) -> Iterator[None]:
+    """Let drafts stand as a case states."""
+    own = model.drafting
+    model.drafting = case.drafting(seed) or own
     try:
-        return _measure_drafting(model, case, settings, repeat)
+        yield
     finally:
-        model.drafting = drafting
+        model.drafting = own
+
+
+def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
+    with _drafting(model, case, repeat):
+        return _measure_drafting(model, case, settings, repeat)
 
 
 def _measure_drafting(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
@@ -298,7 +321,7 @@ def _row(
         block_rows_per_token=round(median("rows_per_token"), 4),
         steps_per_token=round(median("passes_per_token"), 4),
         tokens_per_second=round(speed, 2),
-        simulated=case.accept is not None,
+        simulated=case.simulated,
         spread=round((max(speeds) - min(speeds)) / speed, 4),
         ttft_s=round(median("ttft"), 4),
         load_s=round(load, 3),

@@ -142,6 +142,8 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
         "steps_per_token": round(steps / tokens, 4),
         "drafted": sum(reply.stats.drafted for reply in generations),
         "accepted": sum(reply.stats.accepted for reply in generations),
+        "text_drafted": sum(reply.stats.text_drafted for reply in generations),
+        "text_accepted": sum(reply.stats.text_accepted for reply in generations),
         "tokens_per_second": round(sum(speeds) / len(speeds), 2),
         "device": generations[0].stats.device,
         "kv_rule": generations[0].stats.kv_rule,

@@ -26,6 +26,12 @@ class Metrics:
         )
         self._drafted = Counter("rrt_edge_drafted_tokens", "Tokens that were drafted", registry=registry)
         self._accepted = Counter("rrt_edge_accepted_drafts", "Drafts that stood", registry=registry)
+        self._text_drafted = Counter(
+            "rrt_edge_text_drafted_tokens", "Tokens drafted from the text, of those drafted", registry=registry
+        )
+        self._text_accepted = Counter(
+            "rrt_edge_text_accepted_drafts", "Drafts from the text that stood", registry=registry
+        )
         self._first = Histogram(
             "rrt_edge_time_to_first_token_seconds", "From the request to its first token, waiting included",
             buckets=SECONDS, registry=registry,
@@ -58,6 +64,8 @@ class Metrics:
         self._rows.inc(stats.block_rows)
         self._drafted.inc(stats.drafted)
         self._accepted.inc(stats.accepted)
+        self._text_drafted.inc(stats.text_drafted)
+        self._text_accepted.inc(stats.text_accepted)
         self._whole.observe(seconds)
 
     def text(self) -> bytes:

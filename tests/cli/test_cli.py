@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rrt_edge.runtime import Stats
 from tests.manifests import edit_manifest
 from tests.program import refused, run
 
@@ -57,7 +59,8 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
     assert set(found["stats"]) == {
         "device", "kv_rule",
         "prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "mean_depth",
-        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "peak_memory_bytes",
+        "block_rows_per_token", "steps_per_token", "drafted", "accepted", "text_drafted", "text_accepted",
+        "peak_memory_bytes",
     }  # fmt: skip
     assert found["prompt_tokens"] == 3 and len(found["tokens"]) == 8 and found["finish_reason"] == "length"
     assert set(found["tokens"][0]) == {"id", "text", "depth", "gate"}
@@ -257,3 +260,13 @@ def test_generate_goes_on_past_a_full_context_where_it_is_told_to(bundle: Path) 
     shifted = json.loads(run(*asked, "--context-full", "shift", "--max-tokens", "100").stdout)
     assert len(shifted["tokens"]) == 100
     assert "the context holds 32" in refused("generate", bundle, "--prompt-ids", long, "--context", "32")
+
+
+def test_drafts_are_told_by_where_they_came_from() -> None:
+    from rrt_edge.cli.generate import drafts_of
+
+    stats = Stats(20, 13, 100.0, 42.4, 0.1, 0.1, 2.0, 2.5, 1.5, 9, 6, 1 << 20, "cpu")
+    assert drafts_of(stats) == "6 of 9 drafts"
+    assert (
+        drafts_of(dataclasses.replace(stats, text_drafted=4, text_accepted=3)) == "6 of 9 drafts (3 of 4 from the text)"
+    )

@@ -191,6 +191,7 @@ def _stats(chat: Chat, _: str) -> None:
         ("block rows per token", f"{stats.block_rows_per_token:.2f}"),
         ("steps per token", f"{stats.steps_per_token:.2f}"),
         *((("drafts that stood", f"{stats.accepted} of {stats.drafted}"),) if stats.drafted else ()),
+        *((("of them from the text", f"{stats.text_accepted} of {stats.text_drafted}"),) if stats.text_drafted else ()),
         ("context", f"{stats.prompt_tokens + stats.generated_tokens} of {model.context} tokens"),
         ("device", stats.device),
         ("KV rule", stats.kv_rule),

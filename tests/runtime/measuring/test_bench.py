@@ -63,7 +63,8 @@ def test_every_case_is_measured(bundle: Path) -> None:
     tests = (
         *default_tests((1, 2, 3)), "decode:full:accept=1", "decode:full:accept=0", "decode:x3:accept=1",
         "decode:threshold=0.5", "decode:trace=0.5", "decode:trace=0.5:skip", "decode:trace=0.5:last",
-        "decode:clustered=0.5:latest:x3", "decode:x3",
+        "decode:clustered=0.5:latest:x3", "decode:x3", "decode:full:text=1", "decode:depth=1:text=0.5",
+        "decode:x2:text=1",
     )  # fmt: skip
     rows = {row.test: row for row in bench(bundle, dataclasses.replace(QUICK, tests=tests))}
     assert list(rows) == list(tests)
@@ -76,6 +77,9 @@ def test_every_case_is_measured(bundle: Path) -> None:
     assert drafted.steps_per_token == (20 + 2) / 20  # three loops: the first token takes three steps
     assert wrong.steps_per_token == 3 and wrong.block_rows_per_token > 4
     assert many.steps_per_token < 0.6  # of three requests, each a token a step
+    copied, shallow, together = (rows[f"decode:{test}"] for test in ("full:text=1", "depth=1:text=0.5", "x2:text=1"))
+    assert copied.simulated and copied.block_rows_per_token == 3 and copied.steps_per_token <= 3
+    assert shallow.simulated and shallow.mean_depth == 1 <= shallow.block_rows_per_token and together.simulated
     assert rows["decode:depth=1"].block_rows_per_token == 1 and rows["prefill:depth=2"].mean_depth == 2
     assert skip.mean_depth == skip.block_rows_per_token == 2
     assert (batch.batch, batch.kv_rule, batch.policy) == (3, "latest", "clustered=0.5")
@@ -102,6 +106,10 @@ def test_every_case_is_measured(bundle: Path) -> None:
         "prefill:accept=1",
         "decode:depth=1:accept=1",
         "decode:skip:accept=1",
+        "decode:text=2",
+        "prefill:text=1",
+        "decode:text=1:accept=1",
+        "decode:skip:text=1",
     ],
 )
 def test_other_tests_are_refused(bundle: Path, test: str) -> None:
@@ -113,6 +121,7 @@ def test_cases_read_their_options_in_any_order() -> None:
     assert Case.parse("decode:skip:x8:trace=0.6", "exact") == Case("decode", "trace=0.6", "skip", 8)
     assert Case.parse("decode", "latest") == Case("decode", "full", "latest", 1)
     assert Case.parse("decode:x2:accept=0.8:full", "exact") == Case("decode", "full", "exact", 2, 0.8)
+    assert Case.parse("decode:text=0.8:x2", "exact") == Case("decode", "full", "exact", 2, None, 0.8)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.33, 0.8, 1.0])

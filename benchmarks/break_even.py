@@ -19,6 +19,7 @@ import numpy as np
 
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.decoding.drafting import Drafting
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 
 PROMPT, NEW = 320, 64
@@ -52,14 +53,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     with Model.load(arguments.bundle, threads=arguments.threads) as model:
-        model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())
+        insides(model).manifest = dataclasses.replace(model.manifest, eos_token_ids=())
         held = model.session()
         prompt = np.random.default_rng(0).integers(3, model.manifest.architecture.vocabulary, PROMPT).tolist()
         held.generate(prompt, Sampling(max_tokens=1))
         seconds: dict[float | None, list[float]] = {share: [] for share in (None, *SHARES)}
         for repeat in range(arguments.repeats + 1):
             for share, several in seconds.items():
-                model.drafting = Undrafted() if share is None else SimulatedDrafting(share, repeat)
+                insides(model).drafting = Undrafted() if share is None else SimulatedDrafting(share, repeat)
                 stats = held.fork().generate(prompt, Sampling(max_tokens=NEW), "full").stats
                 if repeat:  # the first is a warm-up
                     several.append(1 / stats.decode_tokens_per_second)

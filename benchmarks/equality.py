@@ -29,6 +29,7 @@ from rrt_edge.exporters import export
 from rrt_edge.runtime import Engine, ExitPolicy, Generation, Model, Sampling
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.drafting import Drafting
+from rrt_edge.runtime.loaded import insides
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 64  # tokens of a reply
@@ -88,7 +89,7 @@ def row_error(model: Model, texts: list[list[int]]) -> float:
     """The largest difference of a full-depth logit between rows run one by one and all at once."""
     worst = 0.0
     for ids in texts:
-        alone, together = Decoder(model.runner), Decoder(model.runner)
+        alone, together = Decoder(insides(model).runner), Decoder(insides(model).runner)
         single = np.stack([alone.step(token, ExitPolicy()).logits for token in ids])
         whole = np.concatenate(list(together.forced(ids, ExitPolicy())))
         worst = max(worst, float(np.abs(whole - single).max()))
@@ -97,7 +98,7 @@ def row_error(model: Model, texts: list[list[int]]) -> float:
 
 def margin(model: Model, ids: list[int], token: int, other: int) -> float:
     """By how much one token's logit leads over another's behind a text, at full depth."""
-    decoder = Decoder(model.runner)
+    decoder = Decoder(insides(model).runner)
     decoder.prefill(ids[:-1], ExitPolicy())
     logits = decoder.step(ids[-1], ExitPolicy()).logits
     return float(logits[token] - logits[other])
@@ -109,7 +110,7 @@ def compare(model: Model, prompt: list[int], kind: Kind, drafting: Drafting) -> 
     while compared < LONGEST:
         sampling = Sampling(max_tokens=LONGEST - compared)
         generations = []
-        for model.drafting in (Undrafted(), drafting):
+        for insides(model).drafting in (Undrafted(), drafting):
             generations.append(model.generate(ids, sampling, "full"))
         full, piped = generations
         kind.ratios.append(seconds(full) / seconds(piped))

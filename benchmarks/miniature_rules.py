@@ -108,7 +108,7 @@ def answer(model: Model, data: Data, threshold: float) -> dict[str, Any]:
     right, depths, rows, tokens = [], 0.0, 0.0, 0
     policy = "full" if threshold == 1 else f"threshold={threshold}"
     for chat in data.questions:
-        reply = model.generate(model.encode_chat(chat[:1]), Sampling(max_tokens=64), policy)
+        reply = model.generate(chat[:1], Sampling(max_tokens=64), policy)
         stats = reply.stats
         right.append(int(reply.text == chat[1]["content"]))
         tokens += stats.generated_tokens

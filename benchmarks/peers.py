@@ -212,9 +212,10 @@ def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, 
     from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
     from rrt_edge.runtime.decoding.sampler import Sampler
     from rrt_edge.runtime.decoding.sampling import Sampling
+    from rrt_edge.runtime.loaded import insides
 
     with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
-        decoder, sampler = Decoder(model.runner), Sampler(Sampling())
+        decoder, sampler = Decoder(insides(model).runner), Sampler(Sampling())
         policy = ExitPolicy(depth=int(depth)) if int(depth) else ExitPolicy()
 
         def feed(ids: list[int]) -> int:
@@ -227,12 +228,14 @@ def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, 
 def run_drafts(path: str, threads: str, vocabulary: str, share: str) -> dict[str, float]:
     """Full depth as it runs by itself, or with this share of all drafts standing, which is drawn."""
     from rrt_edge.runtime import Model, Sampling
+    from rrt_edge.runtime.loaded import insides
     from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 
     with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
-        model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that the reply has its length
+        loaded = insides(model)
+        loaded.manifest = dataclasses.replace(loaded.manifest, eos_token_ids=())  # so that the reply has its length
         if share:
-            model.drafting = SimulatedDrafting(float(share), 0)
+            loaded.drafting = SimulatedDrafting(float(share), 0)
         stats = model.generate(prompt_ids(int(vocabulary)), Sampling(max_tokens=NEW), "full").stats
         decode = (NEW - 1) / stats.decode_tokens_per_second
         measured = figures(stats.time_to_first_token_s, decode, Path(path))

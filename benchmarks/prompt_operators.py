@@ -21,6 +21,7 @@ import onnxruntime
 from rrt_edge.runtime import ExitPolicy, Model
 from rrt_edge.runtime.decoding import prompt_chunks
 from rrt_edge.runtime.decoding.decoder import Decoder
+from rrt_edge.runtime.loaded import insides
 
 CHUNKS = (64, 128, 256)
 
@@ -40,7 +41,7 @@ def main() -> None:
             for chunk in CHUNKS:
                 prompt_chunks.CHUNK = chunk
                 started = time.perf_counter()
-                Decoder(model.runner).prefill(ids, ExitPolicy())
+                Decoder(insides(model).runner).prefill(ids, ExitPolicy())
                 if repeat:  # the first is to warm up
                     seconds.setdefault((bundle, chunk), []).append(time.perf_counter() - started)
     for (bundle, chunk), times in seconds.items():
@@ -63,8 +64,8 @@ def profile(bundle: str, ids: list[int], threads: int) -> list[dict[str, Any]]:
         onnxruntime.InferenceSession = profiled
         with Model.load(bundle, threads=threads) as model:
             onnxruntime.InferenceSession = plain
-            Decoder(model.runner).prefill(ids, ExitPolicy())
-            events: list[dict[str, Any]] = json.loads(Path(model.runner.session.end_profiling()).read_text())
+            Decoder(insides(model).runner).prefill(ids, ExitPolicy())
+            events: list[dict[str, Any]] = json.loads(Path(insides(model).runner.session.end_profiling()).read_text())
     return events
 
 

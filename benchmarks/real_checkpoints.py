@@ -97,7 +97,7 @@ def speed(model: Model) -> float:
     sampling = Sampling(temperature=0, max_tokens=REPLY_TOKENS, min_tokens=REPLY_TOKENS)
     for _ in range(2):
         started = time.perf_counter()
-        count = len(model.generate(PROMPT, sampling).tokens)
+        count = len(model.generate(PROMPT, sampling, raw=True).tokens)
         seconds = time.perf_counter() - started
     return count / seconds
 
@@ -105,9 +105,7 @@ def speed(model: Model) -> float:
 def answer(model: Model) -> str:
     """What it says: in a chat where it has a template, else behind a prompt."""
     sampling = Sampling(temperature=0, max_tokens=24)
-    if model.template is None:
-        return model.generate(PROMPT, sampling).text
-    return "".join(token.text for token in model.chat([{"role": "user", "content": CHAT}], sampling))
+    return model.generate(PROMPT if model.template is None else CHAT, sampling).text
 
 
 if __name__ == "__main__":

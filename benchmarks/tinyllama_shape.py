@@ -63,11 +63,12 @@ def time_steps(bundle: Path, depths: tuple[int, ...]) -> dict[int, float]:
     """Median seconds a token at each depth, from interleaved steps, each depth with a cache of its own."""
     from rrt_edge.runtime import ExitPolicy, Model
     from rrt_edge.runtime.decoding.decoder import Decoder
+    from rrt_edge.runtime.loaded import insides
 
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 32000, FIRST_KV).tolist()
     with Model.load(bundle) as model:
-        decoders = {depth: Decoder(model.runner) for depth in depths}
+        decoders = {depth: Decoder(insides(model).runner) for depth in depths}
         times: dict[int, list[float]] = {depth: [] for depth in depths}
         for decoder in decoders.values():
             decoder.prefill(prompt, ExitPolicy())

@@ -7,7 +7,13 @@ them: `rrt_edge.runtime` works without.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+_checkout = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "runtime").is_dir() and (_checkout / "runtime" / "model.py").is_file():
+    # Imported from a checkout's root, where the folders that install as parts of this package stand beside it.
+    __path__ += [str(_checkout), str(_checkout / "samples")]
 
 import rrt_edge.ctrl_c
 import rrt_edge.runtime.system.openmp  # noqa: F401 - before anything loads torch

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Unpack
 
+from rrt_edge.runtime import interfaces
 from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.reply import Token
@@ -19,8 +20,10 @@ from rrt_edge.runtime.decoding.request import Request
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, as_ours, from_outside, in_words
-from rrt_edge.runtime.loaded import Loaded, Prompt
+from rrt_edge.runtime.interfaces import Prompt, ReplyOptions, SamplingFields
+from rrt_edge.runtime.loaded import Holder, insides
 from rrt_edge.runtime.running.runner import Part, PartDone
+from rrt_edge.runtime.system.names import says_meant
 from rrt_edge.runtime.system.options import plain_number, shown
 
 log = logging.getLogger(__name__)
@@ -36,9 +39,10 @@ class Engine:
     beside the others' rows. A reproducible model's requests take turns within a step.
     """
 
+    @says_meant
     def __init__(
         self,
-        model: Loaded,
+        model: Holder,
         *,
         kv_rule: RunRuleName | None = None,
         kv_budget_bytes: int = KV_BUDGET,
@@ -53,25 +57,37 @@ class Engine:
         for name, number in (("kv-budget", kv_budget_bytes), ("prompt-rows", prompt_rows)):
             if not 1 <= (plain_number(number, int) or 0) < 1 << 63:
                 raise BadInputError(f"{name} {shown(number)}: must be a whole number, 1 or more")
-        self.model = model
-        self.kv_rule = model.kv_rule(kv_rule)
-        self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, min(prompt_rows, model.runner.most_rows)
+        self._model = loaded = insides(model)
+        self._rule = loaded.kv_rule(kv_rule)
+        self.kv_budget_bytes, self.prompt_rows = kv_budget_bytes, min(prompt_rows, loaded.runner.most_rows)
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # the one served longest ago first
         self._ended: list[Request] = []  # their keys and values are kept while the budget has room for them
         self.steps = 0
-        self._binding = model.runner.bind()
+        self._binding = loaded.runner.bind()
         self._numbers = count(1)
 
+    def __repr__(self) -> str:
+        return f"Engine(running: {len(self.running)}, waiting: {len(self.waiting)}, kv_rule={self.kv_rule!r})"
+
+    @property
+    def kv_rule(self) -> str:
+        """The KV rule that its requests follow."""
+        return self._rule.name
+
     def submit(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
-    ) -> Request:
-        """Queue a prompt (text, or token ids).
+        self,
+        prompt: Prompt,
+        sampling: Sampling | SamplingFields | None = None,
+        exit_policy: str | ExitPolicy | None = None,
+        **options: Unpack[ReplyOptions],
+    ) -> interfaces.Request:
+        """Queue a prompt, as `Model.stream` takes it; `context_full` may be `error` or `truncate-left`.
 
         Raises:
             ContextFullError, BadInputError: as `Model.stream`; or the request alone is over the KV budget.
         """
-        request = self.prepare(prompt, sampling, exit_policy)
+        request = self.prepare(prompt, sampling, exit_policy, **options)
         self.enqueue(request)
         return request
 
@@ -80,31 +96,37 @@ class Engine:
         self.waiting.append(request)
 
     def prepare(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling | SamplingFields | None = None,
+        exit_policy: str | ExitPolicy | None = None,
+        **options: Unpack[ReplyOptions],
     ) -> Request:
         """`submit` in two parts: check a request, which any thread may do, and `enqueue` it."""
-        model, sampling, policy = self.model, sampling or self.model.sampling(), self.model.policy(exit_policy)
-        ids = model.checked_prompt(prompt)
-        room = model.context - len(ids)
-        runner = model.runner
-        kv_bytes = runner.kv_bytes(len(ids) + min(sampling.most_tokens(len(ids)), room), self.kv_rule)
+        model = self._model
+        asked = model.prepare(prompt, sampling, exit_policy, options)
+        if asked.shifts:
+            raise BadInputError("context-full shift: is for sessions; an engine takes error or truncate-left")
+        runner, ids = model.runner, asked.ids
+        tokens = len(ids) + min(asked.sampling.most_tokens(len(ids)), model.context - len(ids))
+        kv_bytes = runner.kv_bytes(tokens, self._rule)
         if kv_bytes > self.kv_budget_bytes:
             raise BadInputError(
                 f"the request may come to hold {kv_bytes} bytes of keys and values, over the budget of "
                 f"{self.kv_budget_bytes}; shorten the prompt, lower max-tokens or raise the budget"
             )
-        reply = model.reply(ids, sampling, policy, self.kv_rule)
-        state = SequenceState(runner, self.kv_rule)
-        return Request(next(self._numbers), reply, state, policy, kv_bytes, model.reproducible)
+        reply = model.reply(ids, asked.sampling, asked.policy, self._rule)
+        state = SequenceState(runner, self._rule)
+        return Request(next(self._numbers), reply, state, asked.policy, kv_bytes, model.reproducible)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: interfaces.Request) -> None:
         """End a request; it gets no further token."""
         for requests in (self.waiting, self.running):
-            if request in requests:
-                requests.remove(request)
-                request.finish_reason = "cancelled"
+            for own in [own for own in requests if own is request]:
+                requests.remove(own)
+                own.finish_reason = "cancelled"
 
-    def run(self) -> Iterator[tuple[Request, Token]]:
+    def run(self) -> Iterator[tuple[interfaces.Request, Token]]:
         """Step until every request has ended, yielding tokens as they come; more may be submitted meanwhile."""
         while self.waiting or self.running:
             yield from self.step()
@@ -124,7 +146,7 @@ class Engine:
             return []
         served, groups = self._parts(served)
         try:
-            if self.model.reproducible:
+            if self._model.reproducible:
                 outcomes = [self._run_groups([group])[0] for group in groups]
             else:
                 outcomes = self._run_groups(groups)
@@ -182,9 +204,9 @@ class Engine:
         lengths = [len(part.cache.positions[part.depth - 1]) for part in parts]
         started = time.perf_counter()
         try:
-            done = iter(self.model.runner.step(self._binding, parts))
+            done = iter(self._model.runner.step(self._binding, parts))
             if all(len(part.rows) == 1 for part in parts):
-                self.model.drafting.stepped(len(parts), time.perf_counter() - started, len(groups))
+                self._model.drafting.stepped(len(parts), time.perf_counter() - started, len(groups))
             return [[next(done) for _ in group] for group in groups]
         except BaseException as error:
             if from_outside(error):
@@ -200,7 +222,7 @@ class Engine:
             room = [part.cache.room(part.depth) for part in group]
             try:
                 fits = all(rows <= most for rows, most in room)
-                outcomes.append(list(self.model.runner.step(self._binding, group)) if fits else failure)
+                outcomes.append(list(self._model.runner.step(self._binding, group)) if fits else failure)
             except BaseException as error:
                 if from_outside(error):
                     raise
@@ -221,7 +243,7 @@ class Engine:
             request = self.waiting.pop(0)
             self.running.insert(0, request)
             try:
-                request.begin([other.held for other in self.running[1:] + self._ended], self.model.pipeline)
+                request.begin([other.held for other in self.running[1:] + self._ended], self._model.pipeline)
             except BaseException as error:
                 self._end(request, error)
                 continue
@@ -233,7 +255,7 @@ class Engine:
     def _choose(self) -> list[Request]:
         """Whom the next step serves: those served longest ago, prompts as far as there is room for their rows."""
         chosen: list[Request] = []
-        room, slots = self.prompt_rows, self.model.runner.slots
+        room, slots = self.prompt_rows, self._model.runner.slots
         for request in self.running:
             prompt_rows = request.new_prompt_rows
             if request.width > slots or (prompt_rows and not room):

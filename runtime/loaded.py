@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Unpack, get_args
 
 from tokenizers import Tokenizer
 
@@ -14,7 +14,14 @@ from rrt_edge.runtime.bundle.chat_template import NOT_VARIABLES, ChatTemplate
 from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
-from rrt_edge.runtime.bundle.messages import Message, ends_with_assistant
+from rrt_edge.runtime.bundle.messages import (
+    ChatPrompt,
+    Message,
+    as_messages,
+    ends_with_assistant,
+    is_conversation,
+    without_oldest_turn,
+)
 from rrt_edge.runtime.decoding.constraint import Allows, Grammars
 from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.drafting import Drafting
@@ -35,31 +42,32 @@ from rrt_edge.runtime.decoding.thought import (
 )
 from rrt_edge.runtime.decoding.token_bytes import TokenBytes
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, about, from_outside
+from rrt_edge.runtime.interfaces import ContextFull, Prompt, ReplyOptions, SamplingFields
 from rrt_edge.runtime.running.kv_choice import why_unfit
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.system.closing import still_open
+from rrt_edge.runtime.system.names import check_names
 from rrt_edge.runtime.system.onnxruntime import first_line
 from rrt_edge.runtime.system.options import plain_number, shown
 from rrt_edge.runtime.system.whole_text import check_text
 
-Prompt = str | Sequence[int]  # text, or token ids
+SAMPLING_FIELDS = frozenset(field.name for field in fields(Sampling))
+OWN_OPTIONS = ReplyOptions.__annotations__.keys() - SamplingFields.__annotations__.keys()
 NO_TOOLS = "tools: not supported by this model, whose chat template has no place for them"
 
 
-class ChatPrompt(list[int]):
-    """Token ids of a conversation in the chat template: in replies to these alone a thought is told from the answer.
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose prompt and options are checked; `shifts`: the reply may be longer than the context."""
 
-    Attributes:
-        continues: the assistant has begun to speak, and the reply goes on.
-    """
-
-    def __init__(self, ids: Iterable[int] = (), continues: bool = False) -> None:
-        super().__init__(ids)
-        self.continues = continues
+    ids: list[int]
+    sampling: Sampling
+    policy: ExitPolicy
+    shifts: bool
 
 
 class Loaded:
-    """A loaded bundle, shared by any number of conversations and threads; closed by `close` or as a context manager."""
+    """A loaded bundle, shared by any number of conversations and threads: the inside of a `Model`."""
 
     def __init__(
         self,
@@ -83,14 +91,6 @@ class Loaded:
         self.drafting = Drafting()
         self._runner: AnyRunner | None = runner
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Free the weights, and what sessions hold on a device; sessions of this model cannot go on."""
         if self._runner is not None:
@@ -100,6 +100,10 @@ class Loaded:
     @property
     def runner(self) -> AnyRunner:
         return still_open(self._runner)
+
+    @property
+    def is_open(self) -> bool:
+        return self._runner is not None
 
     @property
     def loops(self) -> int:
@@ -113,11 +117,62 @@ class Loaded:
         """
         return self._ids(text, add_special_tokens=True)
 
-    def ids_of(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt, in a list of its own; errors as `encode`."""
+    def prepare(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | SamplingFields | None,
+        exit_policy: str | ExitPolicy | None,
+        options: ReplyOptions,
+    ) -> Prepared:
+        """Check what `TextModel.stream` takes; errors as there."""
+        check_names("a reply", options, {*SAMPLING_FIELDS, *OWN_OPTIONS, "sampling", "exit_policy"})
+        own: dict[str, Any] = {name: value for name, value in options.items() if name in OWN_OPTIONS}
+        chosen = self.chosen(sampling, {name: value for name, value in options.items() if name not in OWN_OPTIONS})
+        policy, context_full = self.policy(exit_policy), own.pop("context_full", "error")
+        if context_full not in get_args(ContextFull):
+            raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
+        most = None  # tokens of a prompt that leave room for a reply
+        if context_full != "error":
+            most = max(1, self.context - min(chosen.max_tokens, self.context // 2))
+        ids = self.ids_of(prompt, most, **own)
+        if most is not None:
+            del ids[:-most]
+        return Prepared(self.checked_ids(ids), chosen, policy, context_full == "shift")
+
+    def ids_of(
+        self,
+        prompt: Prompt,
+        most: int | None = None,
+        *,
+        raw: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids of a prompt, in a list of its own; arguments and errors as `encode_chat` and `ReplyOptions`."""
+        is_chat = is_conversation(prompt)
+        if is_chat and raw:
+            raise BadInputError("raw: is for texts, and messages go through the chat template; leave it out")
+        if isinstance(prompt, str) and not raw and self.template is not None:
+            prompt, is_chat = [{"role": "user", "content": prompt}], True
+        if is_chat:
+            return self.encode_chat(prompt, most, tools=tools, chat_template_kwargs=chat_template_kwargs)  # type: ignore[arg-type]
+        for name, value in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
+            if value:
+                raise BadInputError(f"{name}: goes with a chat template, which this prompt is not put into")
         if isinstance(prompt, str):
+            if most is None:
+                self.check_length(prompt)
             return self.encode(prompt)
-        return ChatPrompt(prompt, prompt.continues) if isinstance(prompt, ChatPrompt) else list(prompt)
+        return ChatPrompt(prompt, prompt.continues) if isinstance(prompt, ChatPrompt) else list(prompt)  # type: ignore[arg-type]
+
+    def chosen(self, sampling: Sampling | SamplingFields | None, fields: Mapping[str, Any]) -> Sampling:
+        """How tokens are chosen, of what `TextModel.stream` takes: a `Sampling` as it is, but for the fields."""
+        if isinstance(sampling, Sampling):
+            return replace(sampling, **fields) if fields else sampling
+        if isinstance(sampling, Mapping | None):
+            return self.sampling(**{**(sampling or {}), **fields})
+        remedy = "; an exit policy is given as exit_policy=..." if isinstance(sampling, str | ExitPolicy) else ""
+        raise BadInputError(f"sampling {shown(sampling)}: must be a Sampling or a mapping of its fields{remedy}")
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         """`encode_batch_fast` lets other threads run meanwhile, which `encode` does not."""
@@ -157,20 +212,7 @@ class Loaded:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> ChatPrompt:
-        """Token ids of a conversation in the bundle's chat template, ready for the assistant's turn. A reply to one
-        that ends with the assistant's message goes on with its words.
-
-        Args:
-            messages: as `ChatTemplate.render` takes them.
-            most: leave out the oldest messages, but for a system's and what follows the user's last, until there are no
-                more tokens.
-            tools: the functions that the model may call, as JSON schemas.
-            chat_template_kwargs: further variables of the template: `enable_thinking`, `documents`.
-
-        Raises:
-            BadInputError: the bundle has no chat template, it has no place for tools, or it refuses these messages.
-            ContextFullError: as `check_length`, where nothing may be left out.
-        """
+        """As `Model.encode_chat`."""
         if self.template is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
         if tools and not self.template.takes_tools:
@@ -180,16 +222,16 @@ class Loaded:
             if name in variables:
                 message = f"chat_template_kwargs: {name} must not be among them"
                 raise BadInputError(message, "chat_template_kwargs")
-        messages = list(messages)
+        messages = as_messages(messages)
         while True:
             text = self.template.prompt(messages, tools=tools, **variables)
             if most is None:
                 self.check_length(text)
             ids = self._ids(text, add_special_tokens=False)
-            oldest = _oldest_turn(messages)
-            if most is None or len(ids) <= most or not oldest:
+            shorter = None if most is None or len(ids) <= most else without_oldest_turn(messages)
+            if shorter is None:
                 return ChatPrompt(ids, ends_with_assistant(messages))
-            del messages[oldest.start : oldest.stop]
+            messages = shorter
 
     @property
     def exits(self) -> Exits:
@@ -199,12 +241,7 @@ class Loaded:
         return Exits(self.loops, gate.threshold, gate.points, architecture.exits, has_gate)
 
     def policy(self, exit_policy: str | ExitPolicy | None = None) -> ExitPolicy:
-        """An exit policy from its text form, checked against this model; by default the bundle's own: its calibrated
-        threshold where it has one, else `full`.
-
-        Raises:
-            BadInputError: it is no exit policy of this model.
-        """
+        """As `Model.policy`."""
         exits = self.exits
         if isinstance(exit_policy, ExitPolicy):
             exits.check(exit_policy)
@@ -214,19 +251,10 @@ class Loaded:
         return ExitPolicy.parse(exits.own_policy if exit_policy is None else exit_policy, exits)
 
     def sampling(
-        self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Any
+        self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Unpack[SamplingFields]
     ) -> Sampling:
-        """How the bundle's makers want tokens to be chosen (its generation_config.json), but for the fields given here:
-        `model.sampling(seed=1)`. Greedy where they say nothing.
-
-        Args:
-            otherwise: has the fields that neither says.
-            most_tokens: what bounds `max_tokens`, whoever says it.
-            fields: as those of `Sampling`.
-
-        Raises:
-            BadInputError: a value is out of range; names the field.
-        """
+        """As `Model.sampling`."""
+        check_names("Sampling", fields, SAMPLING_FIELDS)
         own = dict(self.own_sampling)
         least = own.pop("min_tokens", 0)
         if "max_tokens" in fields:
@@ -283,15 +311,13 @@ class Loaded:
             raise DeviceError(f"kv-rule {rule}: runs on the CPU only; use device cpu")
         return rule
 
-    def checked_prompt(self, prompt: Prompt) -> list[int]:
+    def checked_ids(self, ids: list[int]) -> list[int]:
         """The token ids of a prompt, which the context must hold with room for a reply.
 
         Raises:
             ContextFullError, BadInputError: as `stream`.
         """
-        if isinstance(prompt, str):
-            self.check_length(prompt)
-        ids, vocabulary = self.ids_of(prompt), self.manifest.architecture.vocabulary
+        vocabulary = self.manifest.architecture.vocabulary
         if not ids:
             raise BadInputError("the prompt is empty; give at least one token", "prompt")
         unknown = [token for token in ids if not (_is_whole(token) and 0 <= token < vocabulary)]
@@ -357,11 +383,21 @@ class Loaded:
         return Grammars(self.tokenizer, self.manifest.architecture.vocabulary, self.manifest.eos_token_ids)
 
 
-def _oldest_turn(messages: Sequence[Message]) -> range:
-    """Where the oldest turn stands that another follows: what is said from one message of the user to the next."""
-    roles = [message["role"] for message in messages]
-    first = next((at for at, role in enumerate(roles) if role != "system"), len(roles))
-    return range(first, next((at for at in range(first + 1, len(roles)) if roles[at] == "user"), first))
+class Holder:
+    """A public object around a loaded bundle."""
+
+    _loaded: Loaded
+
+
+def insides(model: Holder) -> Loaded:
+    """What this package, and no program, has of a `Model`.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    if not isinstance(model, Holder):
+        raise BadInputError(f"model {shown(model)}: must be a Model; Model.load makes one of a bundle")
+    return model._loaded
 
 
 def _is_whole(token: object) -> bool:

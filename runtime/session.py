@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.kv_rules import KVRule
-from rrt_edge.runtime.bundle.messages import Message
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -22,49 +21,62 @@ from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
 from rrt_edge.runtime.decoding.sampler import Picked
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import BadInputError
-from rrt_edge.runtime.loaded import Loaded, Prompt
+from rrt_edge.runtime.interfaces import ContextFull, Prompt, ReplyOptions, SamplingFields, Stream, TextModel
+from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.session_file import Conversation, HeldRows, write_conversation
-from rrt_edge.runtime.stream import Stream
+from rrt_edge.runtime.stream import TokenStream
 
-ContextFull = Literal["error", "truncate-left", "shift"]
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Session(TextModel):
     """One conversation: its tokens and their keys and values.
 
     A prompt that begins with what the session holds is continued from there, so that each turn of a chat costs only its
     new tokens. Not for use by two threads at once, but for `Stream.cancel`.
     """
 
-    def __init__(self, model: Loaded, kv_rule: KVRule, lazy_prompt: bool) -> None:
-        self.model = model
-        self.decoder = Decoder(model.runner, kv_rule)
-        self.lazy_prompt = lazy_prompt
+    def __init__(
+        self, model: Loaded, kv_rule: KVRule, lazy_prompt: bool, conversation: Conversation | None = None
+    ) -> None:
+        self._model = model
+        self._decoder = Decoder(model.runner, kv_rule)
+        self._lazy_prompt = lazy_prompt
         self.finish_reason = ""
         self._ids: list[int] = []  # those fed to the decoder, but for what a reply under way adds
         self._reply: Reply | None = None  # under way
         self._current: weakref.ref[Generator[Token, None, None]] | None = None
         self._stats: Callable[[], Stats | None] = lambda: None  # of the last generation, or the one under way
+        if conversation is not None:
+            self._resume(conversation)
+
+    def __repr__(self) -> str:
+        state = "a reply under way" if self._reply is not None else f"finish_reason={self.finish_reason!r}"
+        return f"Session(tokens held: {len(self.ids)}, {state}, kv_rule={self.kv_rule!r})"
+
+    @property
+    def kv_rule(self) -> str:
+        """The KV rule that it follows."""
+        return self._decoder.state.rule.name
 
     @property
     def ids(self) -> list[int]:
         """The tokens it holds, in order."""
         if self._reply is None:
             return list(self._ids)
-        return self._reply.history[self._reply.dropped :][: self.decoder.length]
+        return self._reply.history[self._reply.dropped :][: self._decoder.length]
 
-    def hold(self, decoder: Decoder[Any, Any], ids: list[int]) -> None:
+    def _hold(self, decoder: Decoder[Any, Any], ids: list[int]) -> None:
         """Hold what a decoder was fed in the place of what it held."""
-        self.decoder, self._ids = decoder, ids
+        self._decoder, self._ids = decoder, ids
 
     def fork(self) -> Session:
         """Another conversation that begins with this one's tokens and shares their keys and values."""
-        other = Session(self.model, self.decoder.state.rule, self.lazy_prompt)
-        other.hold(self.decoder.fork(), self.ids)
-        if other.decoder.length > len(other.ids):  # drafts
-            other.decoder.rewind(len(other.ids))
+        other = Session(self._model, self._decoder.state.rule, self._lazy_prompt)
+        other._hold(self._decoder.fork(), self.ids)
+        if other._decoder.length > len(other.ids):  # drafts
+            other._decoder.rewind(len(other.ids))
         return other
 
     def rewind(self, length: int) -> None:
@@ -76,8 +88,8 @@ class Session:
         self._end_other()
         if not 0 <= length <= len(self._ids):
             raise BadInputError(f"length {length}: must be from 0 to the {len(self._ids)} tokens the session holds")
-        self.decoder.rewind(length)
-        del self._ids[self.decoder.length :]
+        self._decoder.rewind(length)
+        del self._ids[self._decoder.length :]
 
     def save(self, path: Path | str) -> None:
         """Keep the conversation in a safetensors file that names its bundle; `Model.load_session` goes on with it.
@@ -86,22 +98,22 @@ class Session:
             BadInputError: the file cannot be written.
             RRTEdgeError: the disk is full.
         """
-        state = self.fork().decoder.state  # whole tokens, where a reply is under way
-        architecture = self.model.manifest.architecture
+        state = self.fork()._decoder.state  # whole tokens, where a reply is under way
+        architecture = self._model.manifest.architecture
         slots, groups = range(1, state.rule.slots(architecture.loops) + 1), range(len(architecture.kv_groups))
         conversation = Conversation(
             ids=self.ids,
             rule=state.rule.name,
-            prompt_end=self.decoder.prompt_end,
+            prompt_end=self._decoder.prompt_end,
             positions=state.cache.positions,
             rows=[[HeldRows(*state.cache.rows(slot, group)) for group in groups] for slot in slots],
             waiting=[on_host(rows.all()) for rows in state.waiting],
         )
-        write_conversation(Path(path), conversation, self.model.manifest, self.model.context)
+        write_conversation(Path(path), conversation, self._model.manifest, self._model.context)
 
-    def resume(self, conversation: Conversation) -> None:
+    def _resume(self, conversation: Conversation) -> None:
         """Hold what a conversation held, in an empty session of the same bundle and KV rule."""
-        decoder = self.decoder
+        decoder = self._decoder
         for slot, groups in enumerate(conversation.rows, 1):
             for group, rows in enumerate(groups):
                 positions = conversation.positions[slot - 1]
@@ -109,72 +121,38 @@ class Session:
         for waiting, states in zip(decoder.state.waiting, conversation.waiting, strict=True):
             waiting.add(decoder.runner.hidden(states))
         decoder.prompt_end = conversation.prompt_end
-        self.hold(decoder, conversation.ids)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling | None = None,
-        exit_policy: str | ExitPolicy | None = None,
-        *,
-        context_full: ContextFull = "error",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Stream:
-        """Generate the assistant's next turn. Where the context is full, `truncate-left` and `shift` leave out the
-        oldest messages, but for a system's. What the template sees is said at `encode_chat`.
-        """
-        most = None if context_full == "error" else self._most_prompt(sampling or self.model.sampling())
-        ids = self.model.encode_chat(messages, most, tools=tools, chat_template_kwargs=chat_template_kwargs)
-        return self.stream(ids, sampling, exit_policy, context_full=context_full)
+        self._hold(decoder, conversation.ids)
 
     def stream(
         self,
         prompt: Prompt,
-        sampling: Sampling | None = None,
+        sampling: Sampling | SamplingFields | None = None,
         exit_policy: str | ExitPolicy | None = None,
-        *,
-        context_full: ContextFull = "error",
+        **options: Unpack[ReplyOptions],
     ) -> Stream:
-        """Generate from a prompt; the options are checked now, the model runs as tokens are asked for.
-
-        Args:
-            sampling: taken as it is; by default what the bundle's makers chose (`Model.sampling`).
-            exit_policy: by default the bundle's own (`Model.policy`).
-            context_full: what to do with a prompt that leaves no room for a reply: `error`; `truncate-left`, drop its
-                oldest tokens, so that half the context or `max_tokens` are free; `shift`, the same, and where a reply
-                fills the context, drop the older half of what is held, run the rest again and go on.
-
-        Raises:
-            ContextFullError: the prompt does not fit the context.
-            BadInputError: an empty prompt, a token id the model does not have, a wrong option.
-        """
-        sampling, policy = sampling or self.model.sampling(), self.model.policy(exit_policy)
-        if context_full not in get_args(ContextFull):
-            raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
-        if context_full != "error":
-            prompt = self.model.ids_of(prompt)
-            del prompt[: -self._most_prompt(sampling)]
-        ids = self.model.checked_prompt(prompt)
-        reply = self.model.reply(ids, sampling, policy, self.decoder.state.rule, shifts=context_full == "shift")
+        """Reply to a prompt, token by token, as `Model.stream`: only what the session does not hold of it is run."""
+        asked = self._model.prepare(prompt, sampling, exit_policy, options)
+        reply = self._model.reply(asked.ids, asked.sampling, asked.policy, self._decoder.state.rule, asked.shifts)
         self._end_other()
-        self.decoder.cancelled = False
-        tokens = self._stream(reply, policy)
+        self._decoder.cancelled = False
+        tokens = self._stream(reply, asked.policy)
         self._current = weakref.ref(tokens)
-        return Stream(tokens, self._cancel, self.generation)
-
-    def generate(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
-    ) -> Generation:
-        """Like `stream`, but returns once all is generated, with statistics."""
-        return self.generation(tuple(self.stream(prompt, sampling, exit_policy)))
+        return TokenStream(tokens, self._cancel, self._generation)
 
     def choices(
-        self, prompt: Prompt, sampling: Sampling | None = None, exit_policy: str | ExitPolicy | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling | SamplingFields | None = None,
+        exit_policy: str | ExitPolicy | None = None,
+        **options: Unpack[ReplyOptions],
     ) -> list[Generation]:
         """`Sampling.n` replies to one prompt, whose tokens run once; the seed of the i-th is `seed + i`."""
-        sampling = sampling or self.model.sampling()
-        return [self.generate(prompt, sampling.choice(index), exit_policy) for index in range(sampling.n)]
+        asked = self._model.prepare(prompt, sampling, exit_policy, options)
+        full: ContextFull = "shift" if asked.shifts else "error"
+        return [
+            self.generate(asked.ids, asked.sampling.choice(index), asked.policy, context_full=full)
+            for index in range(asked.sampling.n)
+        ]
 
     def logits(
         self, ids: Sequence[int], count: int, exit_policy: str | ExitPolicy | None = None
@@ -187,13 +165,13 @@ class Session:
         Raises:
             ContextFullError, BadInputError: as `stream`; or `count` is not from 1 to the text's length.
         """
-        policy = self.model.policy(exit_policy)
-        text = self.model.checked_prompt(ids)
+        policy = self._model.policy(exit_policy)
+        text = self._model.checked_ids(list(ids))
         if not 1 <= count <= len(text):
             raise BadInputError(f"count {count}: must be from 1 to the text's {len(text)} tokens")
         self._end_other()
-        self.decoder.cancelled = False
-        decoder, first = self.decoder, len(text) - count
+        self._decoder.cancelled = False
+        decoder, first = self._decoder, len(text) - count
         self._reuse(text[: first + 1], policy)
         self._ids = []  # until all is fed
         decoder.prefill(text[decoder.length : first], policy)
@@ -212,13 +190,9 @@ class Session:
             raise BadInputError("no token was generated in this session yet")
         return stats
 
-    def generation(self, tokens: Sequence[Token]) -> Generation:
+    def _generation(self, tokens: Sequence[Token]) -> Generation:
         """The tokens of the last `stream` as one object."""
         return Generation("".join(token.text for token in tokens), tuple(tokens), self.finish_reason, self.stats)
-
-    def _most_prompt(self, sampling: Sampling) -> int:
-        """Tokens of a prompt that leave room for a reply."""
-        return max(1, self.model.context - min(sampling.max_tokens, self.model.context // 2))
 
     def _end_other(self) -> None:
         """A session has one reply under way: the one before it ends here."""
@@ -230,10 +204,10 @@ class Session:
                 raise BadInputError("this session is generating in another thread; fork it, or wait") from error
 
     def _cancel(self) -> None:
-        self.decoder.cancelled = True
+        self._decoder.cancelled = True
 
     def _stream(self, reply: Reply, policy: ExitPolicy) -> Generator[Token, None, None]:
-        decoder, ids = self.decoder, list(reply.history)
+        decoder, ids = self._decoder, list(reply.history)
         rows_before, steps_before = decoder.block_rows, decoder.block_steps
 
         def stats_so_far() -> Stats | None:
@@ -244,7 +218,7 @@ class Session:
             self._reuse(ids, policy)
             self._reply = reply
             log.debug("prompt of %d tokens, %d of them held", len(ids), decoder.length)
-            decoder.prefill(ids[decoder.length : -1], policy, self.lazy_prompt and policy.may_leave)
+            decoder.prefill(ids[decoder.length : -1], policy, self._lazy_prompt and policy.may_leave)
             rows_before, steps_before = decoder.block_rows, decoder.block_steps
             for picked in self._picked(reply, policy):
                 token = reply.take(picked)
@@ -265,13 +239,13 @@ class Session:
 
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
-        sampler, decoder = reply.sampler, self.decoder
-        pipeline = self.model.pipeline(decoder.state, policy, leaves=True, watch=reply.watch)
+        sampler, decoder = reply.sampler, self._decoder
+        pipeline = self._model.pipeline(decoder.state, policy, leaves=True, watch=reply.watch)
         while True:
             if self._make_room(reply, policy) and pipeline is not None:
                 pipeline.forget()
             is_free = pipeline is not None and pipeline.is_free
-            room = min(reply.remaining, self.model.context - (len(reply.history) - 1 - reply.dropped))
+            room = min(reply.remaining, self._model.context - (len(reply.history) - 1 - reply.dropped))
             if pipeline is not None and (not pipeline.is_empty or (is_free and self._enters(reply, pipeline, room))):
                 yield self._piped(reply, pipeline, room)
                 continue
@@ -295,9 +269,9 @@ class Session:
         picked = pipeline.ready(reply.history, reply.sampler, reply.drafts, threshold)
         while picked is None:
             started = time.perf_counter()
-            done = self.decoder.advance(pipeline.parts(threshold=threshold))
+            done = self._decoder.advance(pipeline.parts(threshold=threshold))
             if all(len(part.hidden) == 1 for part in done):
-                self.model.drafting.stepped(len(done), time.perf_counter() - started)
+                self._model.drafting.stepped(len(done), time.perf_counter() - started)
             picked = pipeline.take(done, reply.history, reply.sampler, reply.drafts, room, threshold)
         pipeline.took(True, time.perf_counter() - began)
         return picked
@@ -305,13 +279,13 @@ class Session:
     def _make_room(self, reply: Reply, policy: ExitPolicy) -> bool:
         """Drop the older half of the tokens where the context is full and the reply may shift; whether it did."""
         length = len(reply.history) - 1 - reply.dropped  # fed, but for drafts
-        if not reply.shifts or length < max(self.model.context, 2):
+        if not reply.shifts or length < max(self._model.context, 2):
             return False
         dropped = length - length // 2
-        log.info("the context of %d tokens is full: the oldest %d are dropped", self.model.context, dropped)
+        log.info("the context of %d tokens is full: the oldest %d are dropped", self._model.context, dropped)
         reply.dropped += dropped
-        self.decoder.rewind(0)
-        self.decoder.prefill(reply.history[reply.dropped : -1], policy)
+        self._decoder.rewind(0)
+        self._decoder.prefill(reply.history[reply.dropped : -1], policy)
         return True
 
     def _reuse(self, ids: list[int], policy: ExitPolicy) -> None:
@@ -320,4 +294,6 @@ class Session:
         A reproducible model keeps those only that it would run again in the same calls.
         """
         shared = common_prefix(self._ids, ids[:-1])
-        self.decoder.rewind(self.decoder.state.repeatable(shared, policy.depth) if self.model.reproducible else shared)
+        if self._model.reproducible:
+            shared = self._decoder.state.repeatable(shared, policy.depth)
+        self._decoder.rewind(shared)

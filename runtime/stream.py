@@ -1,20 +1,19 @@
-"""`Stream`: tokens as they come, for `for` and for `async for`, which another thread may stop."""
+"""`TokenStream`: tokens as they come, for `for` and for `async for`, which another thread may stop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
 from types import TracebackType
+from typing import Self
 
 from rrt_edge.runtime.decoding.reply import Generation, Token, thought_of
+from rrt_edge.runtime.interfaces import Stream
+from rrt_edge.runtime.system.options import shown
 
 
-class Stream:
-    """The tokens of one reply. The model runs as they are asked for.
-
-    Nothing runs on once the stream is closed, left (`with`, or the last reference gone) or cancelled: within one block
-    step, prompts included. The session keeps what it held of the conversation by then.
-    """
+class TokenStream(Stream):
+    """A `Stream` of what a generator yields."""
 
     def __init__(
         self,
@@ -25,7 +24,10 @@ class Stream:
         self._tokens, self._cancel, self._generation = tokens, cancel, generation
         self._taken: list[Token] = []
 
-    def __iter__(self) -> Stream:
+    def __repr__(self) -> str:
+        return f"Stream(tokens so far: {len(self._taken)}, text={shown(self.text)})"
+
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Token:
@@ -33,7 +35,7 @@ class Stream:
         self._taken.append(token)
         return token
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Token:
@@ -55,7 +57,7 @@ class Stream:
     def _next(self) -> Token | None:
         return next(self, None)
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -63,7 +65,7 @@ class Stream:
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> Stream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

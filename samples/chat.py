@@ -24,7 +24,7 @@ with Model.load(sys.argv[1]) as model:
         asked = [*messages, {"role": "user", "content": question}]
         reply = ""
         try:
-            for token in session.chat(asked):
+            for token in session.stream(asked):
                 print(token.text, end="", flush=True)
                 reply += token.text
         except KeyboardInterrupt:

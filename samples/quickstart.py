@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import rrt_edge
-from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime import Model
 
 source = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pydoc" / "teacher"
 
@@ -23,6 +23,6 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"bundle of {exported.bytes:,} bytes; unshared it would take {exported.unshared_bytes:,}")
     print(f"verified against the checkpoint: {rrt_edge.verify(bundle, source=recursive).ok}")
     with Model.load(bundle) as model:
-        for token in model.stream("What does print do?", Sampling(max_tokens=20)):
+        for token in model.stream("What does print do?", max_tokens=20):
             print(token.text, end="", flush=True)
         print()

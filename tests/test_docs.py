@@ -2,10 +2,12 @@
 
 A ```python block runs behind those above it on its page, in a folder that holds `bundle` (the demo's), `recursive` (its
 checkpoint) and `teacher`. One that must not run has a comment in front of it: <!-- not run: the reason -->
+What one prints stands in a ```text block right behind it; there `...` is any text.
 """
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,26 +40,32 @@ OPERATOR = re.compile(r"[|<>&;]+")
 
 @dataclass(frozen=True)
 class Block:
-    """A code block of a page, the line its code begins at, and the reason where it must not run."""
+    """A code block of a page, the line its code begins at, the reason where it must not run, and what it prints."""
 
     page: Path
     line: int
     language: str
     code: str
     not_run: str | None
+    printed: str = ""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(page: Path) -> list[Block]:
-    found, comment = [], ""
+    found, comment, behind_python = [], "", False
     for token in MarkdownIt().parse(page.read_text("utf-8")):
         if token.type in ("fence", "code_block"):
             fenced = token.type == "fence"
             reason = NOT_RUN.search(comment)
             line = (token.map or [0, 0])[0] + fenced + 1
-            found.append(Block(page, line, token.info.strip(), token.content, reason[1] if reason else None))
+            block = Block(page, line, token.info.strip(), token.content, reason[1] if reason else None)
+            if behind_python and block.language == "text":
+                found[-1] = replace(found[-1], printed=token.content)
+            else:
+                found.append(block)
+        behind_python = token.type == "fence" and token.info.strip() == "python"
         comment = token.content if token.type == "html_block" else ""
     return found
 
@@ -184,16 +192,34 @@ def test_the_pictures_are_what_their_script_draws(tmp_path: Path) -> None:
     }
 
 
+def test_the_public_names_are_those_of_the_sources(tmp_path: Path) -> None:
+    page = DOCS / "reference" / "names.md"
+    subprocess.run([sys.executable, "-P", "-B", str(DOCS / "public_names.py"), str(tmp_path / "page")], check=True)
+    assert (tmp_path / "page").read_text("utf-8") == page.read_text("utf-8"), "run python docs/public_names.py"
+    names = {name for module in (rrt_edge, rrt_edge.runtime, rrt_edge.exporters) for name in module.__all__}
+    assert len(names) <= 40
+    listed = re.findall(r"^(?:class |def )?(\w+)(?:\(.*|:| = .*)$", page.read_text("utf-8"), re.M)
+    assert names <= set(listed)
+
+
 # The pages
 
 
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found], ids=lambda page: page.name)
-def test_the_python_of_a_page_runs(page: Path, workplace: Path) -> None:
+def test_the_python_of_a_page_runs_and_prints_what_it_shows(
+    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     namespace = {"__name__": "__main__"}
     for block in PYTHON[page]:
         if block.not_run is None:
             code = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
+            capsys.readouterr()
             exec(compile(code, str(page), "exec"), namespace)
+            printed = capsys.readouterr().out
+            assert checker.check_output(block.printed, printed.rstrip("\n") + "\n" if printed else "", flags), (
+                f"{block} prints\n{printed}"
+            )
 
 
 def test_few_blocks_do_not_run() -> None:

@@ -56,6 +56,7 @@ def calibrate(
     from rrt_edge.runtime import Model
     from rrt_edge.runtime.bundle.exit_curve import CurvePoint, thinned
     from rrt_edge.runtime.bundle.manifest import Manifest
+    from rrt_edge.runtime.loaded import insides
     from rrt_edge.runtime.scoring.calibration import calibrate as run
     from rrt_edge.runtime.scoring.calibration import check_promise, depth_costs, speed_up
     from rrt_edge.runtime.scoring.metrics import curve
@@ -69,7 +70,7 @@ def calibrate(
         raise BadInputError(f"{bundle}: {why}, so no token can leave early")
     with Model.load(bundle, device="cpu") as model, progress_bar(Console(stderr=True), not as_json) as progress:
         scores, examples = bundle_scores(model, data, max_length, progress)
-        costs = depth_costs(model.runner, max((example.ids for example in examples), key=len)[:64])
+        costs = depth_costs(insides(model).runner, max((example.ids for example in examples), key=len)[:64])
     points = curve(scores)
     results = {point: run(scores, promised, confidence, points) for point, promised in promises.items()}
     kept = {point: result.threshold for point, result in results.items() if result.threshold is not None}

@@ -66,9 +66,10 @@ def _scores(model: Path, data: Path, max_length: int, progress: Progress | None)
     check_kind(data)
     if (model / "manifest.json").is_file():
         from rrt_edge.runtime import Model
+        from rrt_edge.runtime.loaded import insides
 
         with Model.load(model, device="cpu") as loaded:
-            return bundle_scores(loaded, data, max_length, progress)[0], loaded.exits
+            return bundle_scores(loaded, data, max_length, progress)[0], insides(loaded).exits
     fields = check_recursive(model)
     with importing():
         import torch
@@ -88,10 +89,11 @@ def _scores(model: Path, data: Path, max_length: int, progress: Progress | None)
 
 def bundle_scores(model: Model, data: Path, max_length: int, progress: Progress | None) -> tuple[Scores, list[Example]]:
     """The scores of a bundle, and the texts they are of."""
+    from rrt_edge.runtime.loaded import insides
     from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
 
     examples = read_examples(model, data, min(max_length, model.context))
-    return score_bundle(model.runner, counted(examples, progress, SCORED)), examples
+    return score_bundle(insides(model).runner, counted(examples, progress, SCORED)), examples
 
 
 def scores_table(model: str, rows: Mapping[str, Score], tokens: int, reliability: Reliability | None) -> Table:

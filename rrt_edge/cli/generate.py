@@ -26,7 +26,7 @@ from rrt_edge.cli.terminal import Thoughts, depth_text, legend
 from rrt_edge.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from rrt_edge.runtime import Stats, Token
+    from rrt_edge.runtime import Prompt, Stats, Token
 
 
 @command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
@@ -53,19 +53,18 @@ def generate(
     with load_model(bundle, values) as model:
         sampling = model.sampling(**fields)
         if text is None:
-            request: str | list[int] = _parse_ids(str(prompt_ids))
-        elif raw or model.template is None:
-            request = text
+            request: Prompt = _parse_ids(str(prompt_ids))
+        elif system and not raw and model.template is not None:
+            request = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         else:
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": text})
-            request = model.encode_chat(messages, chat_template_kwargs=variables)
+            request = text
         session = model.session(lazy_prompt=lazy_prompt)
         console = Console(highlight=False, soft_wrap=True)
         thoughts = Thoughts(console, lambda token: depth_text(token, console) if show_depth else Text(token.text))
-        tokens = []
-        for token in session.stream(request, sampling, exit_policy, context_full=context_full):
-            tokens.append(token)
+        stream = session.stream(
+            request, sampling, exit_policy, raw=raw, context_full=context_full, chat_template_kwargs=variables
+        )
+        for token in stream:
             if as_json:
                 continue
             thoughts.add(token)
@@ -73,7 +72,7 @@ def generate(
                 console.print(depth_text(token, console), end="")
             else:
                 click.echo(token.text, nl=False)
-        generation = session.generation(tokens)
+        generation = stream.generation
     if as_json:
         return print_json(_generation_json(generation))
     stats = generation.stats

@@ -68,7 +68,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
     def _score(self, before: list[int], text: list[int]) -> Scored:
         ids = (before + text)[-self.bundle.context :]
         text = text[-(len(ids) - 1) :]
-        if not self._session.decoder.state.rule.exact:  # what is held depends on where its tokens left
+        if self._session.kv_rule != "exact":  # what is held depends on where its tokens left
             self._session = self.bundle.session(lazy_prompt=False)
         total, greedy, at = 0.0, True, 0
         for logits in self._session.logits(ids[:-1], len(text), self.policy):  # [n, V]
@@ -104,7 +104,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]
                 stop=tuple([stop] if isinstance(stop, str) else stop),
                 seed=0,
             )
-            replies.append("".join(token.text for token in self._session.stream(ids, sampling, self.policy)))
+            replies.append(self._session.generate(ids, sampling, self.policy).text)
         return replies
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

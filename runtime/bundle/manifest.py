@@ -79,7 +79,7 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """The contents of manifest.json.
 
@@ -99,6 +99,13 @@ class Manifest:
     verification: dict[str, Any] | None = None
     cost: Cost | None = None
     examples: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shape = self.architecture
+        return (
+            f"Manifest({shape.family}, loops={shape.loops}, vocabulary={shape.vocabulary}, "
+            f"context_length={shape.context_length}, bits={self.quantization.bits}, kv_rule={self.kv_rule!r})"
+        )
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:

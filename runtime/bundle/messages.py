@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rrt_edge.runtime.errors import BadInputError
@@ -26,6 +26,65 @@ class MessageError(BadInputError):
     def __init__(self, index: int, field: str, complaint: str) -> None:
         super().__init__(f"message {index + 1}: {complaint}", f"messages[{index}]{field}")
         self.index, self.field, self.complaint = index, field, complaint
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation in the chat template: in replies to these alone a thought is told from the answer.
+
+    Attributes:
+        continues: the assistant has begun to speak, and the reply goes on.
+    """
+
+    def __init__(self, ids: Iterable[int] = (), continues: bool = False) -> None:
+        super().__init__(ids)
+        self.continues = continues
+
+
+def as_messages(messages: object) -> list[Message]:
+    """Messages in a list of their own; each is `checked` when it is rendered.
+
+    Raises:
+        BadInputError: they are no list, but a text, say; says what is for that.
+    """
+    if isinstance(messages, str):
+        raise BadInputError(
+            f"messages {shown(messages)}: must be a list of messages, "
+            f'like [{{"role": "user", "content": {shown(messages)}}}]; generate and stream take a text as it is'
+        )
+    if isinstance(messages, Mapping):
+        raise BadInputError(f"messages: must be a list of messages, not one alone; give [{shown(messages)}]")
+    if isinstance(messages, bytes) or not isinstance(messages, Iterable):
+        raise BadInputError(f'messages {shown(messages)}: must be a list of {{"role": ..., "content": ...}}')
+    return list(messages)
+
+
+def is_conversation(prompt: object) -> bool:
+    """Whether a prompt is messages, not a text or token ids.
+
+    Raises:
+        BadInputError: it is none of the three; says what it should be.
+    """
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, bytes):
+        raise BadInputError(f"prompt {shown(prompt)}: must be a text, not bytes; decode it")
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence | Collection):
+        one = f"; one message goes into a list, [{shown(prompt)}]" if isinstance(prompt, Mapping) else ""
+        raise BadInputError(f"prompt {shown(prompt)}: must be a text, messages or token ids{one}")
+    first = next(iter(prompt), None)
+    if isinstance(first, str):
+        remedy = "give one at a time, or submit each to an Engine"
+        raise BadInputError(f"prompt {shown(prompt)}: is a list of texts; {remedy}")
+    return isinstance(first, Mapping)
+
+
+def without_oldest_turn(messages: list[Message]) -> list[Message] | None:
+    """Messages but for the oldest turn that another follows, what is said from one message of the user to the next; a
+    system's stay. None where there is no such turn."""
+    roles = [message["role"] for message in messages]
+    first = next((at for at, role in enumerate(roles) if role != "system"), len(roles))
+    end = next((at for at in range(first + 1, len(roles)) if roles[at] == "user"), first)
+    return messages[:first] + messages[end:] if end > first else None
 
 
 def checked(messages: Sequence[Message]) -> list[dict[str, Any]]:

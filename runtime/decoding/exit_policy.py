@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.runner import NEVER
+from rrt_edge.runtime.system.names import changed_fields, init_says_meant
 from rrt_edge.runtime.system.options import plain_number, shown
 
 POINTS = {"fast": 0.95, "balanced": 0.99, "faithful": 0.999}  # operating points: the agreement with full depth promised
@@ -82,7 +83,8 @@ class Exits:
             raise BadInputError(f"exit policy: {error}") from None
 
 
-@dataclass(frozen=True)
+@init_says_meant
+@dataclass(frozen=True, repr=False)
 class ExitPolicy:
     """Leave after `depth` loops at the latest (None: all), or at the first whose gate reaches `threshold`.
 
@@ -114,6 +116,9 @@ class ExitPolicy:
             _bounded("mean-depth", self.mean_depth, float, 1, MOST_LOOPS)
         if self.ms_per_token is not None:
             _bounded("ms-per-token", self.ms_per_token, float, LEAST_MS, MOST_MS)
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
 
     @property
     def has_budget(self) -> bool:

@@ -40,7 +40,9 @@ class Grammar:
             except ValueError as error:
                 raise BadInputError(f"json-schema: not valid JSON ({error})") from error
         if not isinstance(schema, Mapping | bool):
-            raise BadInputError("json-schema: must be a JSON object")
+            name = schema.__name__ if hasattr(schema, "model_json_schema") and isinstance(schema, type) else ""
+            remedy = f"; of a pydantic class give Grammar.json_schema({name}.model_json_schema())" if name else ""
+            raise BadInputError(f"json-schema: must be a JSON object{remedy}")
         try:
             return cls("json-schema", json.dumps(schema))
         except (TypeError, ValueError, RecursionError) as error:

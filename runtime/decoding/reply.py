@@ -12,6 +12,7 @@ from rrt_edge.runtime.decoding.sampler import Picked, Sampler
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.thought import Piece, ReplyText
 from rrt_edge.runtime.system.memory import peak_memory_bytes
+from rrt_edge.runtime.system.options import shown
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Stats:
     text_accepted: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """A generation; `finish_reason` is `stop` (the model, a stop string or a stop id ended it), `length` or
     `cancelled`. `text` is the answer, without the `thought`."""
@@ -81,6 +82,11 @@ class Generation:
     tokens: tuple[Token, ...]
     finish_reason: str
     stats: Stats
+
+    def __repr__(self) -> str:
+        thought = f", thought={shown(self.thought)}" if self.thought else ""
+        end = f"finish_reason={self.finish_reason!r}, tokens: {len(self.tokens)}"
+        return f"Generation(text={shown(self.text)}{thought}, {end})"
 
     @property
     def thought(self) -> str:

@@ -18,6 +18,7 @@ from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError, as_ours, let_go
 from rrt_edge.runtime.running.hidden import Hidden, joined
 from rrt_edge.runtime.running.runner import NEVER, Part, PartDone, last_stayed
+from rrt_edge.runtime.system.options import shown
 
 PART_ROWS = MOST_WAITING + 1  # rows that wait are caught up in parts of so many
 MakePipeline = Callable[..., Pipeline | None]  # as `Loaded.pipeline`
@@ -62,6 +63,10 @@ class Request:
         self._replying = False
         self._now = policy  # for the token under way
         self._last = 0
+
+    def __repr__(self) -> str:
+        state = f"finish_reason={self.finish_reason!r}" if self.finish_reason else "not ended"
+        return f"Request({self.number}, tokens so far: {len(self.tokens)}, {state}, text={shown(self.text)})"
 
     def fail(self, error: BaseException) -> None:
         """End it with an error of its own."""

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.system.names import changed_fields, init_says_meant
 from rrt_edge.runtime.system.options import check_options, option, plain_number, shown
 
 MOST_COUNT = (1 << 31) - 1  # of tokens, ids and replies: no model has as many
 SEEDS = 1 << 64  # a negative seed stands for the one that is so much larger
+MAKERS = "Grammar.json_schema(schema), Grammar.regex(pattern) or Grammar.lark(text)"
 LONGEST_STOP = 1000  # characters: each token's text is searched for it
 
 
@@ -49,7 +51,8 @@ def _read_bias(pairs: Any) -> dict[int, float]:
     return biases
 
 
-@dataclass(frozen=True)
+@init_says_meant
+@dataclass(frozen=True, repr=False)
 class Sampling:
     """How tokens are chosen.
 
@@ -118,6 +121,10 @@ class Sampling:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("stop", str), ("stop_ids", int)):  # one alone, or a list of them, is what was meant
+            value = getattr(self, name)
+            if isinstance(value, kind | list):
+                object.__setattr__(self, name, tuple(value) if isinstance(value, list) else (value,))
         check_options(self)
         bias = {int(token): float(bias) for token, bias in self.logit_bias.items()}
         object.__setattr__(self, "logit_bias", bias)
@@ -126,10 +133,14 @@ class Sampling:
             message = f"max-length {shown(self.max_length)}: must be a whole number, 1 or more, or none"
             raise BadInputError(message, "max_length")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
-            raise BadInputError(f"grammar {shown(self.grammar)}: must be a Grammar, or none", "grammar")
+            message = f"grammar {shown(self.grammar)}: must be a Grammar; give {MAKERS}"
+            raise BadInputError(message, "grammar")
         if self.min_tokens > self.max_tokens:
             message = f"min-tokens {self.min_tokens}: must not be above max-tokens {self.max_tokens}"
             raise BadInputError(message, "min_tokens")
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
 
     def most_tokens(self, prompt_tokens: int) -> int:
         """Tokens at most of the reply to a prompt of so many."""

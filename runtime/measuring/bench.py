@@ -28,6 +28,7 @@ from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.sequence import SequenceState
 from rrt_edge.runtime.engine import Engine
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.measuring.exit_traces import joined, read_recorded, trace
 from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
 from rrt_edge.runtime.model import Model
@@ -183,13 +184,14 @@ def bench(bundle: Path, settings: Settings, progress: Callable[[int, int, str], 
     device = device_for(settings.device, (case.rule for case in cases))
     with Model.load(bundle, context=context, threads=settings.threads, device=device) as model:
         load = time.perf_counter() - started
-        model.manifest = dataclasses.replace(model.manifest, eos_token_ids=())  # so that every reply has its length
-        model.drafting.reads_text = False
+        loaded = insides(model)
+        loaded.manifest = dataclasses.replace(loaded.manifest, eos_token_ids=())  # so that every reply has its length
+        loaded.drafting.reads_text = False
         for name, case in zip(names, cases, strict=True):
             policy = model.policy(case.exit_policy(model, settings, 0))
-            state = SequenceState(model.runner, model.kv_rule(case.rule))
+            state = SequenceState(loaded.runner, loaded.kv_rule(case.rule))
             with _drafting(model, case, 0):
-                if case.simulated and model.pipeline(state, policy) is None:
+                if case.simulated and loaded.pipeline(state, policy) is None:
                     raise BadInputError(f"test {name!r}: nothing is drafted there")
         runs: dict[Case, list[_Run]] = {case: [] for case in cases}
         _measure(model, Case("decode", "full", model.manifest.kv_rule, 1), dataclasses.replace(settings, new=4), 0)
@@ -225,12 +227,13 @@ class _Run:
 @contextmanager
 def _drafting(model: Model, case: Case, seed: int) -> Iterator[None]:
     """Let drafts stand as a case states."""
-    own = model.drafting
-    model.drafting = case.drafting(seed) or own
+    loaded = insides(model)
+    own = loaded.drafting
+    loaded.drafting = case.drafting(seed) or own
     try:
         yield
     finally:
-        model.drafting = own
+        loaded.drafting = own
 
 
 def _measure(model: Model, case: Case, settings: Settings, repeat: int) -> _Run:
@@ -247,7 +250,7 @@ def _measure_drafting(model: Model, case: Case, settings: Settings, repeat: int)
     new = 1 if case.kind == "prefill" else settings.new
     policy = case.exit_policy(model, settings, repeat)
     session = model.session(kv_rule=case.rule)
-    generation = session.generation(list(session.stream(prompts[0], Sampling(max_tokens=new), policy)))
+    generation = session.generate(prompts[0], Sampling(max_tokens=new), policy)
     stats = generation.stats
     if case.kind == "prefill":
         depth = policy.depth or model.loops

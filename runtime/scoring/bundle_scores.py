@@ -9,21 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.decoding.prompt_chunks import CHUNK
-from rrt_edge.runtime.loaded import Loaded
+from rrt_edge.runtime.loaded import Holder, insides
 from rrt_edge.runtime.running.hidden import Hidden
 from rrt_edge.runtime.running.runner import AnyRunner, Call
 from rrt_edge.runtime.scoring.examples import Example, tokenized_records
 from rrt_edge.runtime.scoring.metrics import Scores, joined, scores_of
 
 
-def read_examples(model: Loaded, path: Path, max_tokens: int) -> list[Example]:
+def read_examples(model: Holder, path: Path, max_tokens: int) -> list[Example]:
     """The texts of a file as a bundle's tokenizer and chat template have them, each cut to `max_tokens`.
 
     Raises:
         BadInputError: the file cannot be read, a record of it is neither a text nor a chat, or it is a chat and the
             bundle has no chat template or one that refuses it.
     """
-    examples = tokenized_records(path, model.tokenizer, model.template)
+    loaded = insides(model)
+    examples = tokenized_records(path, loaded.tokenizer, loaded.template)
     return [Example(example.ids[:max_tokens], example.scored[:max_tokens]) for example in examples]
 
 

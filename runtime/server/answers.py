@@ -11,6 +11,7 @@ from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.decoding.token_bytes import in_text
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.protocol import Ask
 
@@ -81,7 +82,7 @@ class Answers:
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         def entry(id: int, logprob: float | None) -> dict[str, Any]:
-            content = self.model.token_bytes(id)
+            content = insides(self.model).token_bytes(id)
             return {"token": in_text(content), "logprob": logprob, "bytes": list(content)}
 
         def entries(tokens: Sequence[Token]) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ class Answers:
         decoder, offset, offsets = getincrementaldecoder("utf-8")("replace"), 0, []
         for token in tokens:
             offsets.append(offset)
-            offset += len(decoder.decode(self.model.token_bytes(token.id)))
+            offset += len(decoder.decode(insides(self.model).token_bytes(token.id)))
         return {
             "tokens": [self._text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
@@ -115,7 +116,7 @@ class Answers:
 
     def _text(self, token: int) -> str:
         """A token as completions tell it: in words of its own where it is a part of a character."""
-        content = self.model.token_bytes(token)
+        content = insides(self.model).token_bytes(token)
         text = in_text(content)
         return text if text.encode() == content else f"bytes:{text}"
 

@@ -23,6 +23,7 @@ from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.engine import KV_BUDGET, Engine
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.answers import Answers
 from rrt_edge.runtime.server.api_error import ApiError, api_error, is_cancelled, named
@@ -184,7 +185,7 @@ class _Application:
 
     def _busy(self) -> ApiError:
         """Says when to come again: a second for each round of the engine's slots that waits."""
-        slots = self.model.runner.slots
+        slots = insides(self.model).runner.slots
         seconds = 1 + len(self.engine.waiting) // slots
         message = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
         return ApiError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
@@ -220,11 +221,11 @@ class _Application:
             "gate_trained": manifest.gate.trained,
             "threshold": manifest.gate.threshold,
             "points": manifest.gate.points,
-            "depths": list(self.model.exits.readable),
+            "depths": list(insides(self.model).exits.readable),
             "curve": [dataclasses.asdict(point) for point in manifest.gate.curve],
             "examples": list(manifest.examples),
-            "exit_policy": self.options.exit_policy or self.model.exits.own_policy,
-            "kv_rule": self.engine.kv_rule.name,
+            "exit_policy": self.options.exit_policy or insides(self.model).exits.own_policy,
+            "kv_rule": self.engine.kv_rule,
             "max_tokens": self.options.most_tokens,
             "default_max_tokens": self._default_tokens(),
         }

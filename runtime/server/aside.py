@@ -16,7 +16,7 @@ from rrt_edge.runtime.decoding import grammar_trial
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.grammar_trial import GrammarTrials
 from rrt_edge.runtime.errors import BadInputError, as_ours
-from rrt_edge.runtime.loaded import Loaded
+from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError, is_cancelled
 from rrt_edge.runtime.server.worker import Busy
 from rrt_edge.runtime.system.children import Asking, TooSlowError
@@ -70,7 +70,7 @@ class Trials:
     that those which are compiled at once do not wait for them.
     """
 
-    def __init__(self, model: Loaded, most_waiting: int) -> None:
+    def __init__(self, model: Model, most_waiting: int) -> None:
         self._model, self._most_waiting = model, most_waiting
         self._quick, self._slow = _Lane(QUICK_TRIALS, QUICK_SECONDS), _Lane(SLOW_TRIALS, grammar_trial.LIMITS.seconds)
         self._lock = threading.Lock()

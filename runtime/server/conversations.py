@@ -7,7 +7,7 @@ from typing import Any
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.messages import MessageError, check_objects, checked, text_of
 from rrt_edge.runtime.errors import BadInputError, about
-from rrt_edge.runtime.loaded import NO_TOOLS
+from rrt_edge.runtime.loaded import NO_TOOLS, insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.fields import Fields
@@ -27,7 +27,7 @@ def read_prompt(fields: Fields, model: Model) -> list[int]:
     tools = _tools(fields, model.template)
     try:
         messages = _messages(fields.get("messages"))
-        model.check_length("".join(map(text_of, messages)))
+        insides(model).check_length("".join(map(text_of, messages)))
         if model.template is not None and model.template.takes_objects(tools):
             messages = [_with_objects(message) for message in messages]
         with about("messages"):

@@ -11,6 +11,7 @@ from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.errors import about
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError, named
 from rrt_edge.runtime.server.conversations import read_prompt
@@ -178,7 +179,7 @@ def _ids(prompt: str | list[int], model: Model) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
     with about("prompt"):
-        model.check_length(prompt)
+        insides(model).check_length(prompt)
         return model.encode(prompt) or list(model.manifest.eos_token_ids[:1])
 
 

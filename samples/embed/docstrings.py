@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime import Model
 
 
 def functions(folder: Path) -> Iterator[tuple[str, str]]:
@@ -37,9 +37,8 @@ def main() -> None:
         def summary(function: tuple[str, str]) -> str:
             name, text = function
             question = f"What does {name} do? Its docstring: {text}"
-            stream = model.chat([{"role": "user", "content": question}], Sampling(max_tokens=60, stop=("\n",)),
-                                context_full="truncate-left")  # fmt: skip
-            return f"{name}: {''.join(token.text for token in stream)}"
+            reply = model.generate(question, max_tokens=60, stop="\n", temperature=0, context_full="truncate-left")
+            return f"{name}: {reply.text}"
 
         for line in pool.map(summary, functions(arguments.folder)):
             print(line, flush=True)

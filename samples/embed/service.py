@@ -16,8 +16,6 @@ from rrt_edge.runtime import Model, RRTEdgeError
 class Service:
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.sampling = model.sampling(max_tokens=200)  # the rest as the bundle's makers chose
-        self.policy = "full" if model.manifest.gate.threshold is None else "threshold"
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client: each line it sends is the next turn of its conversation."""
@@ -27,7 +25,7 @@ class Service:
                 messages.append({"role": "user", "content": line})
                 reply = ""
                 try:
-                    async with session.chat(messages, self.sampling, self.policy) as stream:
+                    async with session.stream(messages, max_tokens=200) as stream:
                         async for token in stream:
                             reply += token.text
                             writer.write(token.text.encode())

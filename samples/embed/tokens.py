@@ -12,7 +12,7 @@ question = sys.argv[2] if len(sys.argv) > 2 else "What does os.path.join do?"
 with Model.load(sys.argv[1]) as model:
     session = model.session()
     tokens = []
-    for token in session.chat([{"role": "user", "content": question}]):
+    for token in session.stream(question):
         print(token.text, end="", flush=True)
         tokens.append(token)
 

@@ -24,8 +24,6 @@ class Window(App[None]):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.session = model, model.session()
-        self.sampling = model.sampling(max_tokens=200)  # the rest as the bundle's makers chose
-        self.policy = "full" if model.manifest.gate.threshold is None else "threshold"
         self.messages: list[dict[str, str]] = []
 
     def compose(self) -> ComposeResult:
@@ -55,7 +53,7 @@ class Window(App[None]):
         asked = [*self.messages, {"role": "user", "content": question}]
         reply = ""
         try:
-            async with self.session.chat(asked, self.sampling, self.policy) as stream:
+            async with self.session.stream(asked, max_tokens=200) as stream:
                 async for token in stream:
                     reply += token.text
                     shown.update(reply)

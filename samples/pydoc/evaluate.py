@@ -72,7 +72,7 @@ def evaluate_bundle(model: Model, chats: list[Chat], exit_policy: str, traces: P
     """Greedy answers with the runtime, and what they cost; the depths of their tokens go into `traces`."""
     answers, stats, lines = [], [], []
     for chat in chats:
-        generation = model.generate(model.encode_chat(chat[:1]), Sampling(max_tokens=LONGEST), exit_policy)
+        generation = model.generate(chat[:1], Sampling(max_tokens=LONGEST), exit_policy)
         answers.append(generation.text)
         stats.append(generation.stats)
         lines.append(json.dumps({"tokens": [{"depth": token.depth} for token in generation.tokens]}))

@@ -73,18 +73,18 @@ def test_the_bundle_is_the_source_at_every_loop(looped: Path, bundle: Path) -> N
     loops = len(logits)
     with Model.load(bundle) as model:
         cache, whole = KVCache(model.manifest.architecture), KVCache(model.manifest.architecture)
-        binding, other = model.runner.bind(), model.runner.bind()
+        binding, other = model._loaded.runner.bind(), model._loaded.runner.bind()
         for start in range(0, len(TEXT), 512):
             ids = np.array(TEXT[start : start + 512])
             rows, stayed, asked = ids, np.ones(len(ids), np.float32), tuple(range(len(ids)))
             for depth in range(1, loops + 1):
                 call = Call(rows, start, depth, depth, logit_rows=asked, stayed=stayed)
-                done = model.runner.run(binding, cache, call)
+                done = model._loaded.runner.run(binding, cache, call)
                 rows, stayed = done.hidden, 1 - done.gate
                 expected = logits[depth - 1, start : start + 512].numpy()
                 assert np.abs(done.logits - expected).max() < NEAR
                 assert np.abs(done.gate - left[depth - 1, start : start + 512].numpy()).max() < NEAR
-            done = model.runner.run(other, whole, Call(ids, start, 1, loops, logit_rows=asked))
+            done = model._loaded.runner.run(other, whole, Call(ids, start, 1, loops, logit_rows=asked))
             assert np.abs(done.logits - logits[-1, start : start + 512].numpy()).max() < NEAR
 
 
@@ -96,7 +96,7 @@ def test_tokens_leave_where_the_formula_says_and_full_depth_goes_on_from_them(
     logits, left = reference(source, TEXT[:60])
     expected = (left >= threshold).float().argmax(0) + 1
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         depths = []
         for position, token in enumerate(TEXT[:50]):
             step = decoder.step(token, ExitPolicy(threshold=threshold))
@@ -150,8 +150,8 @@ def test_drafts_come_from_the_second_loop_and_full_depths_tokens_stand(
             np.testing.assert_allclose(*gates, atol=NEAR)
             assert drafted.stats.drafted > 60 and full.stats.drafted == 0
         assert together.count([1, 3]) > 30 and together.count([2, 4]) > 30
-        pipeline = model.pipeline(model.session().decoder.state, model.policy("full"))
-        assert pipeline is not None and model.pipeline(model.session().decoder.state, model.policy("depth=2")) is None
+        state, pipeline = model.session()._decoder.state, model._loaded.pipeline
+        assert pipeline(state, model.policy("full")) is not None and pipeline(state, model.policy("depth=2")) is None
 
 
 def test_a_model_without_a_gate_is_read_after_its_last_loop_alone(tmp_path: Path) -> None:

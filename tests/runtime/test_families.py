@@ -67,7 +67,7 @@ def test_one_sequence_far_past_its_window(made: Callable[..., tuple[Path, Path]]
     exits = [loops] * 150 + rng.integers(1, loops + 1, 180).tolist()
     expected = depth_logits(folder, rule, ids, exits)
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner, KV_RULES[rule])
+        decoder = Decoder(model._loaded.runner, KV_RULES[rule])
         decoder.prefill(ids[:150], ExitPolicy())
         for position in range(150, 330):
             step = decoder.step(ids[position], ExitPolicy(depth=exits[position]))
@@ -143,7 +143,7 @@ def test_8_bit_caches_slide_too(made: Callable[..., tuple[Path, Path]]) -> None:
     _, bundle = made("gemma3", "exact", 8)
     ids = np.random.default_rng(6).integers(2, 300, 300).tolist()
     with Model.load(bundle) as model:
-        whole, stepped = Decoder(model.runner), Decoder(model.runner)
+        whole, stepped = Decoder(model._loaded.runner), Decoder(model._loaded.runner)
         whole.prefill(ids[:-1], ExitPolicy())
         stepped.prefill(ids[:100], ExitPolicy())
         for token in ids[100:-1]:
@@ -158,7 +158,7 @@ def test_skip_and_last_are_refused_where_attention_slides(made: Callable[..., tu
         with Model.load(bundle) as model, pytest.raises(BadInputError, match=f"kv-rule {rule}: does not go with this"):
             model.session(kv_rule=rule)
     with Model.load(bundle, kv_rule="auto", kv_budget_bytes=1) as model:
-        assert model.rule.name == "exact"
+        assert model._loaded.rule.name == "exact"
     config = AutoModelForCausalLM.from_pretrained(folder).config.text_config
     with pytest.raises(BadInputError, match="kv_rule skip does not go with a model whose attention slides"):
         rrt_edge.RecursiveConfig(text_config=config, loops=2, kv_rule="skip")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Grammar, Model, Request, RRTEdgeError, Sampling
+from rrt_edge.runtime import BadInputError, Engine, ExitPolicy, Grammar, Model, RRTEdgeError, Sampling
 from rrt_edge.runtime.decoding.exit_policy import Steering
+from rrt_edge.runtime.decoding.request import Request
 from rrt_edge.runtime.decoding.sampler import Sampler
 from rrt_edge.runtime.decoding.thought import ReplyText
 from rrt_edge.runtime.errors import OutOfMemoryError
@@ -262,6 +263,7 @@ def test_a_policy_deeper_than_the_model_is_refused(model: Model) -> None:
 @pytest.mark.parametrize("prompt", [[10**400], [-1], [1.5], [True], ["5"], [None], "\ud800", "half \udfff"])
 def test_prompts_that_hold_no_tokens_are_refused(model: Model, prompt: Any) -> None:
     refused(lambda: model.stream(prompt))
+    refused(lambda: model.stream(prompt, raw=True))
 
 
 def test_options_of_the_engine_are_checked(model: Model) -> None:

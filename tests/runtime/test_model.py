@@ -31,7 +31,7 @@ def test_greedy_text_is_transformers(model: Model, recursive: Path) -> None:
     for prompt in ("The cat", "dog eats the", "日本 sees"):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         expected = theirs.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
-        generation = model.generate(prompt, Sampling(max_tokens=40))
+        generation = model.generate(prompt, Sampling(max_tokens=40), raw=True)
         assert [token.id for token in generation.tokens] == expected
         assert generation.text == tokenizer.decode([token for token in expected if token != 1])
         assert all(token.depth == 3 for token in generation.tokens)
@@ -65,15 +65,15 @@ def test_statistics_add_up(model: Model) -> None:
 def test_the_same_seed_repeats_and_another_does_not(model: Model) -> None:
     def ids(seed: int) -> list[int]:
         sampling = Sampling(temperature=1.5, seed=seed, max_tokens=20)
-        return [token.id for token in model.stream("The", sampling)]
+        return [token.id for token in model.stream("The", sampling, raw=True)]
 
     assert ids(1) == ids(1) != ids(2)
 
 
 def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
-    whole = model.generate("The cat", Sampling(max_tokens=40)).text
+    whole = model.generate("The cat", Sampling(max_tokens=40), raw=True).text
     stop = whole[6:9]
-    cut = model.generate("The cat", Sampling(max_tokens=40, stop=(stop,)))
+    cut = model.generate("The cat", Sampling(max_tokens=40, stop=(stop,)), raw=True)
     assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
 
 
@@ -92,12 +92,12 @@ def test_a_session_reuses_what_it_holds_and_answers_as_a_fresh_one(model: Model)
     messages = [{"role": "user", "content": "cat"}]
     for turn in range(3):
         fresh = list(model.chat(messages, Sampling(max_tokens=12), "threshold=0.5"))
-        rows = session.decoder.block_rows
+        rows = session._decoder.block_rows
         ours = list(session.chat(messages, Sampling(max_tokens=12), "threshold=0.5"))
         assert [token.id for token in ours] == [token.id for token in fresh]
         if turn:
             prompt = len(model.encode_chat(messages))
-            assert session.decoder.block_rows - rows < 3 * (prompt + 12)
+            assert session._decoder.block_rows - rows < 3 * (prompt + 12)
         text = "".join(token.text for token in ours)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "dog"}]
     shorter = messages[:1]
@@ -106,13 +106,13 @@ def test_a_session_reuses_what_it_holds_and_answers_as_a_fresh_one(model: Model)
 
 def test_a_stream_left_early_can_be_followed_by_another(model: Model) -> None:
     session = model.session()
-    stream = session.stream("The cat", Sampling(max_tokens=30), "threshold=0.5")
+    stream = session.stream("The cat", Sampling(max_tokens=30), "threshold=0.5", raw=True)
     for _ in range(4):
         next(stream)
     stream.close()
     assert session.stats.generated_tokens == 4
-    again = [token.id for token in session.stream("The cat", Sampling(max_tokens=30))]
-    assert again == [token.id for token in model.stream("The cat", Sampling(max_tokens=30))]
+    again = [token.id for token in session.stream("The cat", Sampling(max_tokens=30), raw=True)]
+    assert again == [token.id for token in model.stream("The cat", Sampling(max_tokens=30), raw=True)]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_wrong_prompts_are_refused_at_once(model: Model) -> None:
         ([5] * 600, "512"),
     ):
         with pytest.raises(BadInputError, match=message):
-            model.stream(prompt)
+            model.stream(prompt, raw=True)
 
 
 def test_a_closed_model_says_so(bundle: Path) -> None:
@@ -246,20 +246,20 @@ def test_a_template_that_loses_words_is_told_of_when_loading(
 
 def test_chats_take_tools_and_further_variables(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools | tojson }}{{ enable_thinking }}"
-    monkeypatch.setattr(model, "template", ChatTemplate(source, {}))
+    monkeypatch.setattr(model._loaded, "template", ChatTemplate(source, {}))
     messages, tools = [{"role": "user", "content": "Hi"}], [{"name": "f"}]
     ids = model.encode_chat(messages, tools=tools, chat_template_kwargs={"enable_thinking": False})
     assert model.tokenizer.decode(ids) == 'Hi[{"name": "f"}]False'
     stream = model.chat(messages, Sampling(max_tokens=3), tools=tools, chat_template_kwargs={"enable_thinking": False})
     assert list(stream) and stream.generation.stats.prompt_tokens == len(ids)
-    monkeypatch.setattr(model, "template", ChatTemplate("{{ messages[0].content }}", {}))
+    monkeypatch.setattr(model._loaded, "template", ChatTemplate("{{ messages[0].content }}", {}))
     with pytest.raises(BadInputError, match="tools: not supported by this model"):
         model.chat(messages, tools=tools)
 
 
 def test_a_call_goes_with_its_answer_where_the_context_is_full(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "{% for m in messages %}{{ m.role[0] }}{% endfor %}"
-    monkeypatch.setattr(model, "template", ChatTemplate(source, {}))
+    monkeypatch.setattr(model._loaded, "template", ChatTemplate(source, {}))
     calling = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     turn = [{"role": "user", "content": "?"}, calling, {"role": "tool", "content": "9"}, calling | {"content": "9"}]
     system = {"role": "system", "content": "Be brief"}

@@ -106,7 +106,7 @@ def test_rewinding_forgets_the_end(model: Model) -> None:
     session = model.session()
     session.generate(PROMPT, Sampling(max_tokens=10))
     session.rewind(3)
-    assert session.ids == PROMPT[:3] and session.decoder.length == 3
+    assert session.ids == PROMPT[:3] and session._decoder.length == 3
     assert (
         session.generate(PROMPT, Sampling(max_tokens=10)).text == model.generate(PROMPT, Sampling(max_tokens=10)).text
     )
@@ -128,7 +128,7 @@ def test_a_full_context_shifts_and_the_reply_goes_on_from_the_newer_half(bundle:
         history = list(PROMPT)
         for token in stream:
             history.append(token.id)
-            assert session.decoder.length <= 64
+            assert session._decoder.length <= 64
         assert len(stream.generation.tokens) == 150 and stream.generation.finish_reason == "length"
         assert session.ids == history[-1 - len(session.ids) : -1]
     if policy != "threshold=0.5":

@@ -50,14 +50,14 @@ def test_async_for_gives_the_same_tokens_without_blocking(model: Model) -> None:
 def test_a_cancelled_task_stops_within_a_block_step(model: Model, calls: list[int]) -> None:
     """Also in the middle of a long prompt: no call of the graph begins behind the one under way."""
     session, begun = model.session(lazy_prompt=False), threading.Event()
-    run, threads = session.decoder._run, []
+    run, threads = session._decoder._run, []
 
     def slow(*given: object) -> object:
         threads.append(threading.get_ident())
         begun.set()
         return run(*given)  # type: ignore[arg-type]
 
-    session.decoder._run = slow  # type: ignore[method-assign,assignment]
+    session._decoder._run = slow  # type: ignore[method-assign,assignment]
 
     async def main() -> None:
         async def ask() -> None:
@@ -73,7 +73,7 @@ def test_a_cancelled_task_stops_within_a_block_step(model: Model, calls: list[in
     asyncio.run(main())
     before = len(calls)
     assert session.finish_reason == "cancelled" and threads[0] != threading.get_ident()
-    assert len(session.ids) == session.decoder.length < len(LONG)  # whole chunks of the prompt are kept
+    assert len(session.ids) == session._decoder.length < len(LONG)  # whole chunks of the prompt are kept
     assert len(calls) == before  # and nothing runs on
     assert [token.id for token in session.stream(LONG, Sampling(max_tokens=5))] == [
         token.id for token in model.stream(LONG, Sampling(max_tokens=5))
@@ -83,24 +83,24 @@ def test_a_cancelled_task_stops_within_a_block_step(model: Model, calls: list[in
 def test_another_thread_cancels_between_chunks_of_a_prompt_and_of_waiting_rows(model: Model, calls: list[int]) -> None:
     """The prompt's deeper loops wait for the first token to go deeper: they too end within a block step."""
     session = model.session(lazy_prompt=True)
-    session.decoder.prefill(LONG, ExitPolicy(), lazy=True)
-    session.hold(session.decoder, list(LONG))
+    session._decoder.prefill(LONG, ExitPolicy(), lazy=True)
+    session._hold(session._decoder, list(LONG))
     stream = session.stream([*LONG, 7], Sampling(max_tokens=50), "threshold=1")
-    run, count = session.decoder._run, 0
+    run, count = session._decoder._run, 0
 
     def cancelling(*given: object) -> object:
         nonlocal count
         count += 1
         if count == 2:
             threading.Thread(target=stream.cancel).start()
-            while not session.decoder.cancelled:
+            while not session._decoder.cancelled:
                 pass
         return run(*given)  # type: ignore[arg-type]
 
-    session.decoder._run = cancelling  # type: ignore[method-assign,assignment]
+    session._decoder._run = cancelling  # type: ignore[method-assign,assignment]
     assert list(stream) == [] and count == 2
-    session.decoder._run = run  # type: ignore[method-assign]
-    assert session.finish_reason == "cancelled" and session.decoder.length == len(LONG)
+    session._decoder._run = run  # type: ignore[method-assign]
+    assert session.finish_reason == "cancelled" and session._decoder.length == len(LONG)
     expected = model.generate([*LONG, 7], Sampling(max_tokens=9), "threshold=1")
     assert session.generate([*LONG, 7], Sampling(max_tokens=9), "threshold=1").text == expected.text
 
@@ -126,7 +126,7 @@ def test_a_stream_that_is_left_frees_its_keys_and_values(model: Model, left: str
         if left == "closed":
             stream.close()
             assert next(stream, None) is None
-        return weakref.ref(session.decoder.state.cache)
+        return weakref.ref(session._decoder.state.cache)
 
     cache = leave()
     before = len(calls)

@@ -66,11 +66,11 @@ def test_raw_prompts_and_models_without_markers_are_not_split(thinking: Model, m
     rendered, ids = thinking.template.render(CHAT), thinking.encode_chat(CHAT)
     raw = f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"
     for prompt in (rendered, list(ids)):
-        generation = thinking.generate(prompt, Sampling(think_tokens=0))
+        generation = thinking.generate(prompt, Sampling(think_tokens=0), raw=True)
         assert (generation.text, generation.thought) == (raw, "")
         assert all(token.thought is None for token in generation.tokens)
     assert thinking.generate(ids).thought == THOUGHT
-    assert model.thinking is None
+    assert model._loaded.thinking is None
     stream = model.chat(CHAT, Sampling(max_tokens=20, think_tokens=0))
     assert all(token.thought is None for token in stream) and stream.generation.stats.generated_tokens == 20
 

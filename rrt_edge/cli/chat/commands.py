@@ -16,6 +16,7 @@ from rrt_edge.cli.chat.file import load_chat, save_chat
 from rrt_edge.cli.terminal import legend, size, two_columns
 from rrt_edge.runtime.decoding.exit_policy import offered
 from rrt_edge.runtime.errors import BadInputError
+from rrt_edge.runtime.loaded import insides
 
 if TYPE_CHECKING:
     from rrt_edge.cli.chat.conversation import Chat
@@ -70,9 +71,10 @@ def execute(chat: Chat, line: str) -> None:
 
 def choices(model: Model) -> dict[str, tuple[str, ...] | None]:
     """Return what may follow each command, for completion; None stands for the name of a file."""
-    depths = tuple(map(str, model.exits.readable))
+    exits = insides(model).exits
+    depths = tuple(map(str, exits.readable))
     files = dict.fromkeys(("/save", "/load"))
-    policies = tuple(offered(model.exits))
+    policies = tuple(offered(exits))
     return {**files, "/depth": depths, "/policy": policies, "/depth-view": SWITCH, "/plain": SWITCH}
 
 

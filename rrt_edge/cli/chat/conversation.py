@@ -16,11 +16,12 @@ from rich.text import Text
 from rrt_edge.cli.chat.view import MarkdownView, View, bare, footer, styled, visible
 from rrt_edge.cli.terminal import depth_text, legend
 from rrt_edge.runtime import BadInputError, ContextFullError, RRTEdgeError
+from rrt_edge.runtime.loaded import insides
 
 if TYPE_CHECKING:
     from rrt_edge.cli.chat.keys import Keyboard, Stop
     from rrt_edge.runtime import Model, Sampling, Session, Token
-    from rrt_edge.runtime.session import ContextFull
+    from rrt_edge.runtime.interfaces import ContextFull
 
 
 class Chat:
@@ -67,7 +68,7 @@ class Chat:
         self.session = new_session()
         self._retries = 0  # of the last message
         self._status = 0
-        self.set_policy(model.exits.own_policy if exit_policy is None else exit_policy)
+        self.set_policy(insides(model).exits.own_policy if exit_policy is None else exit_policy)
         if system:
             self.set_system(system)
         self.keyboard, self._execute = keyboard, execute
@@ -154,7 +155,7 @@ class Chat:
         """Stream the reply to the last of some messages, and make both the conversation."""
         sampling = self.sampling.choice(retries)
         try:
-            stream = self.session.chat(
+            stream = self.session.stream(
                 messages, sampling, self.exit_policy,
                 context_full=self.context_full, chat_template_kwargs=self._variables,
             )  # fmt: skip

@@ -39,7 +39,7 @@ def test_each_logit_is_its_depths_logit_of_the_final_text(
     ids = rng.integers(2, 300, 150).tolist()
     expected = depth_logits(folder, ids)
     with Model.load(tmp_path / "bundle") as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         prompt = int(rng.integers(1, 12))
         decoder.prefill(ids[:prompt], ExitPolicy())
         depths = []
@@ -53,7 +53,7 @@ def test_each_logit_is_its_depths_logit_of_the_final_text(
 
 def test_every_row_runs_each_depth_once_in_the_end(bundle: Path) -> None:
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         for token in range(2, 40):
             decoder.step(token, ExitPolicy(depth=1 + token % 2))
         assert decoder.state.cache.lengths[0] == 38 and decoder.state.cache.lengths[2] == 0
@@ -65,7 +65,7 @@ def test_every_row_runs_each_depth_once_in_the_end(bundle: Path) -> None:
 
 def test_leaving_early_saves_the_rows_it_says(bundle: Path) -> None:
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         for token in range(2, 22):
             assert decoder.step(token, ExitPolicy(threshold=0.0)).depth == 1
         assert decoder.block_rows == 20
@@ -75,7 +75,7 @@ def test_long_waits_are_caught_up_in_chunks(bundle: Path, recursive: Path, monke
     monkeypatch.setattr(prompt_chunks, "CHUNK", 8)
     ids = np.random.default_rng(0).integers(2, 300, 61).tolist()
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         decoder.prefill(ids[:20], ExitPolicy(depth=2))
         for token in ids[20:60]:
             decoder.step(token, ExitPolicy(depth=1))
@@ -89,7 +89,7 @@ def test_rewinding_forgets_exactly_what_is_behind(bundle: Path, recursive: Path,
     rng = np.random.default_rng(keep)
     first, second = rng.integers(2, 300, (2, 20)).tolist()
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         for index, token in enumerate(first):
             decoder.step(token, ExitPolicy(depth=1 + index % 3 if index < 12 else 1))
         decoder.rewind(keep)
@@ -105,7 +105,7 @@ def test_an_interrupted_step_leaves_a_decoder_that_starts_anew(
 ) -> None:
     ids = [5, 9, 30, 41]
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         decoder.prefill(ids, ExitPolicy(depth=1))
         run = Decoder._run
         calls = iter([True, False])
@@ -129,7 +129,7 @@ def test_generated_tokens_wait_no_longer_than_the_limit(
     monkeypatch.setattr(decoder_module, "MOST_WAITING", 5)
     ids = np.random.default_rng(0).integers(2, 300, 41).tolist()
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         decoder.prefill(ids[:20], ExitPolicy(), lazy=True)
         longest = 0
         for token in ids[20:40]:
@@ -143,7 +143,7 @@ def test_generated_tokens_wait_no_longer_than_the_limit(
 def test_a_lazy_prompt_runs_deeper_only_for_a_deeper_token(bundle: Path, recursive: Path) -> None:
     ids = np.random.default_rng(1).integers(2, 300, 30).tolist()
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         decoder.prefill(ids[:28], ExitPolicy(), lazy=True)
         assert decoder.state.cache.lengths == [28, 0, 0] and decoder.block_rows == 28
         shallow = decoder.step(ids[28], ExitPolicy(threshold=0.0))
@@ -172,7 +172,7 @@ def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monk
     monkeypatch.setattr(prompt_chunks, "CHUNK", 64)
     ids = np.random.default_rng(4).integers(2, 300, 400).tolist()
     with Model.load(bundle) as model:
-        decoder, rows = Decoder(model.runner), []
+        decoder, rows = Decoder(model._loaded.runner), []
         run = decoder._run
         monkeypatch.setattr(decoder, "_run", lambda moving, *rest: rows.append(len(moving)) or run(moving, *rest))
         decoder.prefill(ids[:-1], ExitPolicy())
@@ -186,8 +186,8 @@ def test_scores_over_a_long_past_are_bounded(bundle: Path, recursive: Path, monk
 def test_prompts_are_lazy_by_default_where_the_threshold_is_calibrated(bundle: Path, calibrated: float | None) -> None:
     with Model.load(bundle) as model:
         gate = dataclasses.replace(model.manifest.gate, threshold=calibrated)
-        model.manifest = dataclasses.replace(model.manifest, gate=gate)
+        model._loaded.manifest = dataclasses.replace(model.manifest, gate=gate)
         for policy, lazy in (("threshold=0", calibrated is not None), ("full", False)):
             session = model.session()
             list(session.stream(list(range(5, 25)), Sampling(max_tokens=1), policy))
-            assert (session.decoder.state.cache.lengths[2] == 0) == lazy
+            assert (session._decoder.state.cache.lengths[2] == 0) == lazy

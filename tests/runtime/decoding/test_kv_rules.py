@@ -64,7 +64,7 @@ def test_each_logit_is_torchs_under_the_rule(
     depths = [loops] * 20 + rng.integers(1, loops + 1, 70).tolist()
     expected = depth_logits(folder, rule, [ids], [depths])
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner, KV_RULES[rule])
+        decoder = Decoder(model._loaded.runner, KV_RULES[rule])
         decoder.prefill(ids[:20], ExitPolicy())
         for position in range(20, 90):
             step = decoder.step(ids[position], ExitPolicy(depth=depths[position]))
@@ -122,7 +122,7 @@ def test_tokens_that_leave_for_long_are_caught_up_in_parts(
     depths = [3] * 5 + [1] * 24 + [2] * 2 + [1] * 20 + [3, 1, 2, 2, 2, 2, 2, 2, 3]
     expected = {name: depth_logits(folder, name, [ids], [depths])[2, 0, -1] for name in RULES}
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner, KV_RULES[rule])
+        decoder = Decoder(model._loaded.runner, KV_RULES[rule])
         decoder.prefill(ids[:5], ExitPolicy())
         logits = [decoder.step(ids[at], ExitPolicy(depth=depths[at])).logits for at in range(5, 60)][-1]
         policy = ExitPolicy(trace=tuple(depths[4:]))
@@ -151,5 +151,5 @@ def test_the_rule_travels_in_the_manifest(make_recursive: Callable[..., Path], t
     export(folder, tmp_path / "bundle", bits=32)
     with Model.load(tmp_path / "bundle") as loaded:
         assert loaded.manifest.kv_rule == rule
-        assert loaded.session().decoder.state.rule.name == rule
-        assert loaded.session(kv_rule="exact").decoder.state.rule.name == "exact"
+        assert loaded.session()._decoder.state.rule.name == rule
+        assert loaded.session(kv_rule="exact").kv_rule == "exact"

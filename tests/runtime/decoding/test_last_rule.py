@@ -127,7 +127,7 @@ def test_each_logit_is_that_of_the_definition(made: Made, name: str, kv_bits: in
     depths = np.random.default_rng(loops).integers(1, loops + 1, 70).tolist()
     expected = Defined(folder, rounds=kv_bits == 8).text(ids[:31], ids[31:], depths, CHUNK)
     with Model.load(bundle) as model:
-        decoders = {rule: Decoder(model.runner, KV_RULES[rule]) for rule in ("last", "exact", "latest")}
+        decoders = {rule: Decoder(model._loaded.runner, KV_RULES[rule]) for rule in ("last", "exact", "latest")}
         for decoder in decoders.values():
             decoder.prefill(ids[:30], ExitPolicy())
         apart = dict.fromkeys(decoders, 0.0)
@@ -151,7 +151,7 @@ def test_tokens_leave_where_the_definition_has_them_leave(made: Made, name: str,
     defined, ids, depths = Defined(folder), some_ids(7, 60), []
     defined.call(ids[:CHUNK], 4)
     with Model.load(bundle) as model:
-        decoder = Decoder(model.runner, LAST)
+        decoder = Decoder(model._loaded.runner, LAST)
         decoder.prefill(ids[:CHUNK], ExitPolicy())
         for token in ids[CHUNK:]:
             step = decoder.step(token, ExitPolicy(threshold=threshold))
@@ -262,14 +262,14 @@ def test_keys_and_values_take_what_one_loop_takes(made: Made) -> None:
         for rule in ("exact", "last"):
             session = model.session(kv_rule=rule)
             session.generate(some_ids(1, 100), Sampling(max_tokens=28), "full")
-            sizes[rule] = model.runner.budget.used
-            held = [*session.decoder.state.cache.buffers(1), *session.decoder.state.cache.buffers(4)]
+            sizes[rule] = model._loaded.runner.budget.used
+            held = [*session._decoder.state.cache.buffers(1), *session._decoder.state.cache.buffers(4)]
             arrays = {id(plane): plane.nbytes for plane in held}
             assert sum(arrays.values()) == sizes[rule] // (2 if rule == "exact" else 1)
             del session, held
-            assert model.runner.budget.used == 0
+            assert model._loaded.runner.budget.used == 0
         assert sizes["exact"] == 4 * sizes["last"] == shape.kv_bytes(128)
-        assert shape.kv_bytes(10) == 4 * shape.kv_bytes(10, LAST) == model.runner.kv_bytes(10)
+        assert shape.kv_bytes(10) == 4 * shape.kv_bytes(10, LAST) == model._loaded.runner.kv_bytes(10)
         ids = some_ids(2, 20)
         for rule, together in (("exact", 1), ("last", 4)):
             engine = Engine(model, kv_rule=rule, kv_budget_bytes=shape.kv_bytes(40))
@@ -282,10 +282,10 @@ def test_keys_and_values_take_what_one_loop_takes(made: Made) -> None:
 def test_what_does_not_go_with_it_is_refused_in_words(made: Made, make_bundle: Callable[..., Path]) -> None:
     with Model.load(made["two"][1], kv_rule="last") as model:
         assert (
-            model.session().decoder.state.rule is LAST
+            model.session()._decoder.state.rule is LAST
             and model.generate([5], Sampling(max_tokens=1)).stats.kv_rule == "last"
         )
-        assert model.session(kv_rule="exact").decoder.state.rule.exact
+        assert model.session(kv_rule="exact").kv_rule == "exact"
         assert model.generate([5], Sampling(max_tokens=9), "lossless").stats.drafted == 0  # rows do not wait
     with Model.load(make_bundle(loops=1)) as model, pytest.raises(BadInputError, match=r"kv-rule last: .* one loop"):
         model.session(kv_rule="last")
@@ -305,7 +305,7 @@ def test_auto_takes_the_own_rule_where_its_keys_and_values_fit(
         whole = model.manifest.architecture.kv_bytes(100)
     for budget, name in ((whole, "exact"), (whole - 1, "last")):
         with caplog.at_level("INFO"), Model.load(bundle, kv_rule="auto", context=100, kv_budget_bytes=budget) as model:
-            assert model.rule.name == Engine(model).kv_rule.name == name
+            assert model._loaded.rule.name == Engine(model).kv_rule == name
             assert model.generate([5, 6], Sampling(max_tokens=1)).stats.kv_rule == name
         assert f"kv-rule {name}: " in caplog.text
         caplog.clear()
@@ -314,6 +314,6 @@ def test_auto_takes_the_own_rule_where_its_keys_and_values_fit(
     for free, name in ((2 * whole, "exact"), (2 * whole - 1, "last")):
         (tmp_path / "memory.max").write_text(str(1000 + free))
         with Model.load(bundle, kv_rule="auto", context=100) as model:
-            assert model.rule.name == name
+            assert model._loaded.rule.name == name
     with Model.load(make_bundle(loops=1), kv_rule="auto", context=100) as model:
-        assert model.rule.name == "exact"
+        assert model._loaded.rule.name == "exact"

@@ -32,7 +32,7 @@ def two_loops(make_bundle: Callable[..., Path]) -> Iterator[tuple[Model, Model]]
 @pytest.fixture
 def three(three_loops: tuple[Model, Model]) -> tuple[Model, Model]:
     """A model of three loops that has not drafted yet, and the same that never drafts."""
-    three_loops[0].drafting = Drafting()
+    three_loops[0]._loaded.drafting = Drafting()
     return three_loops
 
 
@@ -40,7 +40,7 @@ def three(three_loops: tuple[Model, Model]) -> tuple[Model, Model]:
 def pair(request: pytest.FixtureRequest) -> tuple[Model, Model]:
     """As `three`, of two or three loops."""
     piped, plain = request.getfixturevalue("two_loops" if request.param == 2 else "three_loops")
-    piped.drafting = Drafting()
+    piped._loaded.drafting = Drafting()
     return piped, plain
 
 
@@ -125,7 +125,7 @@ def test_a_step_serves_a_token_where_drafts_stand(pair: tuple[Model, Model]) -> 
         def verdict(self, token: int, draft: int) -> int:
             return draft
 
-    piped.drafting = Sure()
+    piped._loaded.drafting = Sure()
     stats = piped.generate(PROMPT, KINDS["greedy"]).stats
     loops = piped.loops
     assert stats.drafted == stats.accepted == 49
@@ -136,7 +136,7 @@ def test_a_step_serves_a_token_where_drafts_stand(pair: tuple[Model, Model]) -> 
 def test_what_follows_rejected_drafts_is_computed_from_whole_tokens(pair: tuple[Model, Model]) -> None:
     """Half of the drafts do not stand, at other depths in turn: each token's log probability is a fresh session's."""
     piped, plain = pair
-    piped.drafting = Confident()
+    piped._loaded.drafting = Confident()
     sampling = Sampling(max_tokens=40, logprobs=0, logit_bias=FREE)
     reply = piped.generate(PROMPT, sampling)
     assert 0 < reply.stats.accepted < reply.stats.drafted
@@ -150,23 +150,23 @@ def test_what_follows_rejected_drafts_is_computed_from_whole_tokens(pair: tuple[
 def test_a_conversation_goes_on_behind_drafts(three: tuple[Model, Model], tmp_path: Path) -> None:
     """Forks, saved conversations and other policies at every moment of a reply."""
     piped, plain = three
-    piped.drafting = Confident()
+    piped._loaded.drafting = Confident()
     session = piped.session()
     stream = session.stream(PROMPT, Sampling(max_tokens=12, logit_bias=FREE))
     text = list(PROMPT)
     for token in stream:
-        piped.drafting = Drafting()  # of the others, whose tokens are what the model says
+        piped._loaded.drafting = Drafting()  # of the others, whose tokens are what the model says
         text.append(token.id)
         assert session.ids in (text[:-1], text)
         session.save(tmp_path / "talk.safetensors")
         fork, saved = session.fork(), piped.load_session(tmp_path / "talk.safetensors")
         for copy, policy in ((fork, "depth=1"), (saved, "threshold=0.5")):
-            assert copy.ids == session.ids and copy.decoder.length == len(copy.ids)
+            assert copy.ids == session.ids and copy._decoder.length == len(copy.ids)
             theirs = plain.session(lazy_prompt=False).stream([*text, 9], Sampling(max_tokens=5), policy)
             assert [token.id for token in copy.stream([*text, 9], Sampling(max_tokens=5), policy)] == [
                 token.id for token in theirs
             ]
-    assert session.ids == text[:-1] and session.decoder.length == len(text) - 1
+    assert session.ids == text[:-1] and session._decoder.length == len(text) - 1
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -188,7 +188,7 @@ def test_stopping_early_keeps_what_was_read(three: tuple[Model, Model]) -> None:
         stream = session.stream(PROMPT, Sampling(max_tokens=50))
         read = [next(stream).id for _ in range(count)]
         stream.close()
-        assert session.ids == [*PROMPT, *read][:-1] and session.decoder.length == len(session.ids)
+        assert session.ids == [*PROMPT, *read][:-1] and session._decoder.length == len(session.ids)
         again = [token.id for token in session.stream([*PROMPT, *read], Sampling(max_tokens=9), "full")]
         assert again == [token.id for token in plain.stream([*PROMPT, *read], Sampling(max_tokens=9), "full")]
 
@@ -199,18 +199,18 @@ def test_cancelling_between_two_steps_of_a_token_leaves_whole_tokens(
 ) -> None:
     piped, plain = three
     session = piped.session()
-    advance = session.decoder.advance
+    advance = session._decoder.advance
     steps = iter(range(100))
 
     def cancelled_later(parts: Any) -> Any:
-        session.decoder.cancelled = next(steps) == 7
+        session._decoder.cancelled = next(steps) == 7
         return advance(parts)
 
-    monkeypatch.setattr(session.decoder, "advance", cancelled_later)
+    monkeypatch.setattr(session._decoder, "advance", cancelled_later)
     read = [token.id for token in session.stream(PROMPT, Sampling(max_tokens=50, logit_bias=FREE))]
     assert session.finish_reason == "cancelled" and 0 < len(read) < 8
-    assert session.ids == [*PROMPT, *read][:-1] and session.decoder.length == len(session.ids)
-    monkeypatch.setattr(session.decoder, "advance", advance)
+    assert session.ids == [*PROMPT, *read][:-1] and session._decoder.length == len(session.ids)
+    monkeypatch.setattr(session._decoder, "advance", advance)
     rest = [token.id for token in session.stream([*PROMPT, *read], Sampling(max_tokens=9))]
     assert rest == [token.id for token in plain.stream([*PROMPT, *read], Sampling(max_tokens=9))]
 
@@ -225,7 +225,7 @@ def test_a_full_context_shifts_at_the_same_token(bundle: Path) -> None:
             tokens = []
             for token in session.stream(PROMPT, sampling, context_full="shift"):
                 tokens.append(token)
-                assert session.decoder.length <= 64
+                assert session._decoder.length <= 64
             replies.append([token.id for token in tokens])
     assert replies[0] == replies[1]
 
@@ -251,7 +251,7 @@ def test_requests_of_an_engine_draft_beside_each_other(three: tuple[Model, Model
 
 def test_an_engine_serves_a_token_a_step_where_drafts_stand(three: tuple[Model, Model]) -> None:
     piped, _ = three
-    piped.drafting = drafting = Confident()
+    piped._loaded.drafting = drafting = Confident()
     drafting.verdict = lambda token, draft: draft  # type: ignore[method-assign]
     engine = Engine(piped)
     requests = [engine.submit([5 + at], Sampling(max_tokens=30, logit_bias=FREE)) for at in range(2)]
@@ -272,14 +272,14 @@ def test_the_parts_of_a_request_fail_together_and_others_go_on(
     good, bad = (engine.submit(prompt, Sampling(max_tokens=20, logit_bias=FREE)) for prompt in ([9, 10], [11, 12]))
     while len(bad.tokens) < 3:
         engine.step()
-    step, cache = piped.runner.step, bad.held.state.cache
+    step, cache = piped._loaded.runner.step, bad.held.state.cache
 
     def fails(binding: Any, parts: Any) -> Any:
         if any(part.cache is cache and part.depth == 2 for part in parts):
             raise RRTEdgeError("worn out")
         return step(binding, parts)
 
-    monkeypatch.setattr(piped.runner, "step", fails)
+    monkeypatch.setattr(piped._loaded.runner, "step", fails)
     list(engine.run())
     assert bad.finish_reason == "error" and "worn out" in str(bad.error)
     assert said(good.tokens) == said(plain.generate([9, 10], Sampling(max_tokens=20, logit_bias=FREE)).tokens)
@@ -288,7 +288,7 @@ def test_the_parts_of_a_request_fail_together_and_others_go_on(
 @pytest.mark.usefixtures("always_draft")
 def test_drafts_that_are_no_numbers_are_not_made(three: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     piped = three[0]
-    step = piped.runner.step
+    step = piped._loaded.runner.step
 
     def damaged(binding: Any, parts: Any) -> Any:
         done = step(binding, parts)
@@ -297,7 +297,7 @@ def test_drafts_that_are_no_numbers_are_not_made(three: tuple[Model, Model], mon
                 outcome.logits[:] = np.nan
         return done
 
-    monkeypatch.setattr(piped.runner, "step", damaged)
+    monkeypatch.setattr(piped._loaded.runner, "step", damaged)
     ours, theirs = (model.generate(PROMPT, Sampling(max_tokens=20)) for model in three)
     same(list(ours.tokens), list(theirs.tokens))
 

@@ -173,8 +173,8 @@ def test_logits_without_a_finite_maximum_are_an_error(logits: list[float], tempe
         ("repetition_penalty", float("nan")),
         ("seed", 0.5),
         ("max_tokens", None),
-        ("stop", "word"),
-        ("stop", ["word"]),
+        ("stop", b"word"),
+        ("stop", {"word"}),
         ("stop", (1,)),
     ],
 )

@@ -18,6 +18,7 @@ from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.bundle.tokenizer import read_tokenizer
+from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
@@ -59,12 +60,13 @@ def on_device(
         bundle, manifest.architecture, opened,
         context=context, budget=KVBudget(budget), precision=precision, profile=profile,
     )  # fmt: skip
-    return Model(manifest, runner, read_tokenizer(bundle), ChatTemplate.from_folder(bundle), context, device)
+    loaded = Loaded(manifest, runner, read_tokenizer(bundle), ChatTemplate.from_folder(bundle), context, device)
+    return Model._of(loaded, str(bundle))
 
 
 def forced(model: Model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """A text fed token by token, each through every depth: logits [depths, S, V], gates [depths, S]."""
-    runner = model.runner
+    runner = model._loaded.runner
     binding, cache = runner.bind(), runner.new_cache()
     logits: list[list[np.ndarray]] = [[] for _ in range(model.loops)]
     gates: list[list[float]] = [[] for _ in range(model.loops)]
@@ -125,8 +127,8 @@ def main(bundle: str, device: str, precision: str, profile: str) -> None:
     told = asdict(compare(Path(bundle), device, precision))
     with on_device(Path(bundle), device, precision=precision, profile=Path(profile)) as model:
         model.generate("def", Sampling(max_tokens=3))
-        assert isinstance(model.runner, DeviceGraph)
-        told["ran"] = [[*key, times] for key, times in profiled(model.runner)["block"].items()]
+        assert isinstance(model._loaded.runner, DeviceGraph)
+        told["ran"] = [[*key, times] for key, times in profiled(model._loaded.runner)["block"].items()]
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]

@@ -46,7 +46,7 @@ def main(bundle: Path) -> None:
         session = model.session()
         session.generate(SHORT, REPLY)
         vulkan.limit_memory(vulkan.memory_used() + (40 << 20))
-        cache, errors = model.runner.new_cache(), []
+        cache, errors = model._loaded.runner.new_cache(), []
         for rows in (40000, 50000, 60000):  # as a long conversation grows, without running it
             try:
                 for depth in range(1, model.loops + 1):

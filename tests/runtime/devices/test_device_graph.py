@@ -56,7 +56,7 @@ def make_family(case: str, folder: Path, bits: int = 32) -> tuple[Path, list[np.
 
 def logits_at(model: Model, depth: int, pieces: list[tuple[int, int]]) -> np.ndarray:
     """Logits of `IDS` that ran so many loops, fed in pieces."""
-    runner, found = model.runner, []
+    runner, found = model._loaded.runner, []
     binding, cache = runner.bind(), runner.new_cache()
     for start, stop in pieces:
         call = Call(IDS[start:stop], start, 1, depth, logit_rows=range(stop - start))
@@ -90,7 +90,7 @@ def test_looped_models_say_what_their_formulas_say(kind: str, tmp_path: Path) ->
                 assert np.abs(logits_at(model, depth, pieces) - expected[depth - 1].numpy()).max() < 1e-4
         if kind != "ouro":
             return
-        decoder, depths = Decoder(model.runner), []
+        decoder, depths = Decoder(model._loaded.runner), []
         for position, token in enumerate(ids):
             step = decoder.step(token, ExitPolicy(threshold=0.7))
             depths.append(step.depth)
@@ -137,8 +137,8 @@ def test_replies_are_the_loop_graphs(bundle: Path, policy: str, temperature: flo
 
 def test_attention_that_takes_few_rows_gets_few(bundle: Path) -> None:
     with on_device(bundle) as ours, Model.load(bundle) as theirs:
-        assert isinstance(ours.runner, DeviceGraph)
-        ours.runner.most_rows = 5
+        assert isinstance(ours._loaded.runner, DeviceGraph)
+        ours._loaded.runner.most_rows = 5
         for policy in ("full", "threshold=0.5"):
             expected = theirs.generate(PROMPTS[-1], Sampling(max_tokens=20), policy)
             assert ours.generate(PROMPTS[-1], Sampling(max_tokens=20), policy).text == expected.text
@@ -233,7 +233,7 @@ def test_only_the_rule_exact_runs_on_devices(bundle: Path, recursive: Path, tmp_
         for rule in ("latest", "last"):
             with pytest.raises(DeviceError, match=f"kv-rule {rule}: runs on the CPU only"):
                 model.session(kv_rule=rule)
-        assert fitting_rule(model.manifest, model.runner.rules, 100, 1).name == "exact"
+        assert fitting_rule(model.manifest, model._loaded.runner.rules, 100, 1).name == "exact"
     shutil.copytree(recursive, tmp_path / "trained")
     config = json.loads((tmp_path / "trained" / "config.json").read_text("utf-8"))
     for rule in ("skip", "propagate"):

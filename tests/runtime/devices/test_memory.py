@@ -33,13 +33,13 @@ def load(bundle: Path, way: str, budget: int | None) -> Model:
 
 def used(model: Model) -> int:
     gc.collect()
-    return int(model.runner.budget.used)  # type: ignore[attr-defined]
+    return int(model._loaded.runner.budget.used)  # type: ignore[attr-defined]
 
 
 def test_buffers_grow_in_steps(endless: Path) -> None:
     with on_device(endless, context=4000) as model:
         layers = model.manifest.architecture.layers_per_block
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         rooms = set()
         for start in range(0, 1500, 50):
             decoder.prefill(LONG[start : start + 50], ExitPolicy())
@@ -136,9 +136,9 @@ def test_where_the_shared_step_does_not_fit_requests_take_turns(
 def test_what_an_engine_counts_is_what_a_device_takes(endless: Path) -> None:
     with on_device(endless, context=4000) as model:
         for tokens in (1, 200, 257, 1000, 1500):
-            decoder = Decoder(model.runner)
+            decoder = Decoder(model._loaded.runner)
             decoder.prefill(LONG[:tokens], ExitPolicy())
-            assert used(model) <= model.runner.kv_bytes(tokens) <= 2 * used(model)
+            assert used(model) <= model._loaded.runner.kv_bytes(tokens) <= 2 * used(model)
             del decoder
 
 
@@ -185,6 +185,6 @@ def test_close_gives_the_memory_back(request: pytest.FixtureRequest, device: str
 
 def test_the_device_graph_counts_its_own_budget(endless: Path) -> None:
     with on_device(endless, context=4000, budget=1 << 30) as model:
-        assert isinstance(model.runner, DeviceGraph) and model.runner.budget.limit == 1 << 30
+        assert isinstance(model._loaded.runner, DeviceGraph) and model._loaded.runner.budget.limit == 1 << 30
         model.generate(LONG[:10], Sampling(max_tokens=2))
     assert model.device == "cpu"

@@ -47,9 +47,9 @@ def test_products_and_attention_run_on_the_device(webgpu: str, demo: Path, tmp_p
         for prompt in ("def", "class", "import"):
             engine.submit(prompt, Sampling(max_tokens=3))
         list(engine.run())
-        assert isinstance(model.runner, DeviceGraph)
-        ran = profiled(model.runner)
-        shape, most = model.manifest.architecture, model.runner.slots
+        assert isinstance(model._loaded.runner, DeviceGraph)
+        ran = profiled(model._loaded.runner)
+        shape, most = model.manifest.architecture, model._loaded.runner.slots
     for form in ("block", "step"):
         heavy = {provider for kind, provider in ran[form] if kind in HEAVY}
         assert heavy == {"WebGpuExecutionProvider"}
@@ -126,7 +126,7 @@ def test_model_load_takes_it(webgpu: str, demo: Path) -> None:
     with Model.load(demo, device="webgpu") as model:
         generation = model.generate("def", Sampling(max_tokens=3))
         assert model.device == generation.stats.device == "webgpu"
-        assert isinstance(model.runner, DeviceGraph) and model.runner.precision == "float16"
+        assert isinstance(model._loaded.runner, DeviceGraph) and model._loaded.runner.precision == "float16"
 
 
 def test_verify_compares_a_device_with_the_source(webgpu: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_several_sequences_share_the_loop_graph(bundle: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Graph, "__init__", watched)
     with Model.load(bundle, device="cpu") as model:
-        assert isinstance(model.runner, BlockRunner)
+        assert isinstance(model._loaded.runner, BlockRunner)
         sampling, prompts = Sampling(max_tokens=12), [tokens(seed, 9) for seed in range(4)]
         alone = [[token.id for token in model.generate(prompt, sampling, "full").tokens] for prompt in prompts]
         for count in (2, 4):
@@ -166,6 +166,6 @@ def test_what_a_bundle_without_it_says_is_the_same(bundle: Path, tmp_path: Path)
     replies = []
     for folder, kind in ((bundle, BlockRunner), (older, Graph)):
         with Model.load(folder, device="cpu") as model:
-            assert type(model.runner) is kind
+            assert type(model._loaded.runner) is kind
             replies.append([token.id for token in model.generate(tokens(8, 9), Sampling(max_tokens=30), "full").tokens])
     assert replies[0] == replies[1]

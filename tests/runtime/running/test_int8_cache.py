@@ -50,7 +50,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
     ids = np.random.default_rng(3).integers(2, 300, 40)
     expected = torch_logits(folder, ids.tolist())
     with Model.load(tmp_path / "bundle") as model:
-        graph, binding = model.runner, model.runner.bind()
+        graph, binding = model._loaded.runner, model._loaded.runner.bind()
         for depth in range(1, loops + 1):
             cache, seen = KVCache(model.manifest.architecture), []
             for start, stop in [(0, 17), (17, 18), (18, 19), (19, 40)]:
@@ -67,7 +67,7 @@ def test_every_depth_is_torchs_with_the_same_rounding(
 
 def test_a_row_takes_a_byte_a_number_and_a_scale(make_bundle: Callable[..., Path]) -> None:
     with Model.load(make_bundle(kv_bits=8)) as model:
-        decoder = Decoder(model.runner)
+        decoder = Decoder(model._loaded.runner)
         decoder.prefill(list(range(2, 60)), ExitPolicy())
         planes = decoder.state.cache.buffers(3)
         assert [plane.dtype for plane in planes] == [np.int8, np.int8, np.float32, np.float32]

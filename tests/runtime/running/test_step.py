@@ -36,7 +36,7 @@ def test_rows_at_mixed_depths_equal_torch(make_recursive: Callable[..., Path], t
     texts = [rng.integers(2, 300, length).tolist() for length in (30, 17, 24, 9, 12)]
     expected = [depth_outputs(folder, ids) for ids in texts]
     with Model.load(tmp_path / "bundle") as model:
-        graph, binding = model.runner, model.runner.bind()
+        graph, binding = model._loaded.runner, model._loaded.runner.bind()
         caches = [KVCache(model.manifest.architecture) for _ in texts]
         hidden = [[np.zeros((0, 72), np.float32)] * loops for _ in texts]  # after each depth, all rows so far
         seen: set[frozenset[int]] = set()
@@ -69,7 +69,7 @@ def test_rows_at_mixed_depths_equal_torch(make_recursive: Callable[..., Path], t
 def test_a_session_runs_both_forms_in_turn(bundle: Path) -> None:
     ids = np.arange(5, 14)
     with Model.load(bundle) as model:
-        graph, binding = model.runner, model.runner.bind()
+        graph, binding = model._loaded.runner, model._loaded.runner.bind()
         whole, stepped = KVCache(model.manifest.architecture), KVCache(model.manifest.architecture)
         once = graph.run(binding, whole, Call(ids, 0, 1, 3, logit_rows=[8]))
         rows: np.ndarray = ids

@@ -48,7 +48,7 @@ def test_nothing_stands_before_the_runner_where_nobody_asks(
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
     with Model.load(bundle) as model:
-        assert type(model.runner) is BlockRunner
+        assert type(model._loaded.runner) is BlockRunner
         model.generate("The cat", Sampling(max_tokens=3))
     assert capfd.readouterr().err == ""
 
@@ -64,7 +64,7 @@ def test_rows_exits_and_gates_are_those_of_the_reply(traced_model: Model, capfd:
         first, _, last = call["depths"].partition("-")
         end = int(last or first) if call["exit"] == "-" else int(call["exit"])
         block_rows += (int(call["rows"]) + int(call["waiting"])) * (end - int(first) + 1)
-    assert block_rows == session.decoder.block_rows
+    assert block_rows == session._decoder.block_rows
     exits = [(int(call["exit"]), call["gate"]) for call in calls if call["exit"] != "-"]
     assert exits == [(token.depth, f"{token.gate:.5f}>=0.5") for token in reply.tokens]
     assert len({token.depth for token in reply.tokens}) > 1
@@ -93,7 +93,7 @@ def test_rows_that_waited_and_rows_held(
     with (
         on_device(bundle) if runner == "device" else Model.load(propagating if rule == "propagate" else bundle) as model
     ):
-        decoder = Decoder(traced(model.runner) if runner == "device" else model.runner, KV_RULES[rule])
+        decoder = Decoder(traced(model._loaded.runner) if runner == "device" else model._loaded.runner, KV_RULES[rule])
         capfd.readouterr()
         decoder.prefill([3, 4, 5, 6, 7], ExitPolicy(depth=1))
         decoder.step(8, ExitPolicy(depth=2))
@@ -125,8 +125,8 @@ def test_sequences_that_share_a_step_have_a_line_each(traced_model: Model, capfd
 
 
 def test_what_a_runner_has_beyond_the_protocol_is_still_there(traced_model: Model) -> None:
-    assert isinstance(traced_model.runner.session, InferenceSession)  # type: ignore[attr-defined]
-    assert traced_model.runner.bits == 32 and KV_RULES["exact"] in traced_model.runner.rules
+    assert isinstance(traced_model._loaded.runner.session, InferenceSession)  # type: ignore[attr-defined]
+    assert traced_model._loaded.runner.bits == 32 and KV_RULES["exact"] in traced_model._loaded.runner.rules
     traced_model.close()
 
 

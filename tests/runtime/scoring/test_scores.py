@@ -35,7 +35,7 @@ def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Pat
     model = AutoModelForCausalLM.from_pretrained(recursive).eval()
     theirs = score_checkpoint(model, read(data, AutoTokenizer.from_pretrained(recursive), 200))
     with Model.load(bundle) as loaded:
-        ours = score_bundle(loaded.runner, read_examples(loaded, data, 200))
+        ours = score_bundle(loaded._loaded.runner, read_examples(loaded, data, 200))
     np.testing.assert_array_equal(ours.text, theirs.text)
     np.testing.assert_array_equal(ours.right, theirs.right)
     np.testing.assert_array_equal(ours.agrees, theirs.agrees)
@@ -49,10 +49,10 @@ def test_a_bundle_scores_as_its_checkpoint_in_torch(bundle: Path, recursive: Pat
 def test_a_threshold_scores_as_the_runtime_leaves(bundle: Path, data: Path) -> None:
     with Model.load(bundle) as model:
         examples = read_examples(model, data, 200)
-        scores = score_bundle(model.runner, examples)
+        scores = score_bundle(model._loaded.runner, examples)
         threshold, at = 0.5, 0
         for example in examples:
-            decoder = Decoder(model.runner)
+            decoder = Decoder(model._loaded.runner)
             for position, token in enumerate(example.ids[:-1]):
                 step = decoder.step(token, ExitPolicy(threshold=threshold))
                 if example.scored[position + 1]:
@@ -193,7 +193,7 @@ def test_nothing_to_score_is_said(bundle: Path, recursive: Path, tmp_path: Path)
 
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": ""}))
     with Model.load(bundle) as model, pytest.raises(BadInputError, match="the data holds nothing to score"):
-        score_bundle(model.runner, read_examples(model, tmp_path / "data.jsonl", 99))
+        score_bundle(model._loaded.runner, read_examples(model, tmp_path / "data.jsonl", 99))
     with pytest.raises(BadInputError, match="the data holds nothing to score"):
         score_checkpoint(AutoModelForCausalLM.from_pretrained(recursive), [])
     assert torch.is_grad_enabled()

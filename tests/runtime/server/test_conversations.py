@@ -36,7 +36,7 @@ def read(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> Read:
 
     def text(template: str | None, *messages: dict[str, Any], **fields: Any) -> str:
         special = {"bos_token": "", "eos_token": ""}
-        monkeypatch.setattr(loaded, "template", template and ChatTemplate(template, special))
+        monkeypatch.setattr(loaded._loaded, "template", template and ChatTemplate(template, special))
         ask = read_chat({"messages": list(messages), **fields}, loaded, None, 100)
         return str(loaded.tokenizer.decode(ask.prompts[0], skip_special_tokens=False))
 

@@ -84,10 +84,9 @@ def test_the_demo_is_proved_at_four_bits(demo: Path, data: Path) -> None:
 def test_the_demo_answers(demo: Path, policy: str) -> None:
     with Model.load(demo) as model:
         for question, answer in QUESTIONS.items():
-            session = model.session()
-            tokens = list(session.chat([{"role": "user", "content": question}], exit_policy=policy))
-            assert session.generation(tokens).text == answer
-            assert (session.stats.mean_depth == 2) == (policy == "full")
+            reply = model.generate(question, exit_policy=policy)
+            assert reply.text == answer
+            assert (reply.stats.mean_depth == 2) == (policy == "full")
 
 
 def test_the_demos_operating_points_keep_their_promises(demo: Path, data: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_demos_operating_points_keep_their_promises(demo: Path, data: Path) 
     points = Manifest.read(demo).gate.points
     assert points.keys() == POINTS.keys() and points["fast"] <= points["balanced"] <= points["faithful"]
     with Model.load(demo, device="cpu") as model:
-        scores = score_bundle(model.runner, read_examples(model, data / "heldout.jsonl", 512))
+        scores = score_bundle(model._loaded.runner, read_examples(model, data / "heldout.jsonl", 512))
     for name, promised in POINTS.items():
         failures = round((1 - scores.at_threshold(points[name]).agreement) * scores.tokens)
         assert binomial_tail(failures, scores.tokens, 1 - promised) < 0.05, (name, failures)

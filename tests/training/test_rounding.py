@@ -293,7 +293,7 @@ def test_all_stages_go_with_it_for_another_rule_and_in_bfloat16(
     ours = {key: value for key, value in log["gate"][-1].items() if key.startswith("eval_perplexity")}
     export(tmp_path / "out", tmp_path / "bundle")
     with Model.load(tmp_path / "bundle", device="cpu") as model:
-        scores = score_bundle(model.runner, read_examples(model, data, 512))
+        scores = score_bundle(model._loaded.runner, read_examples(model, data, 512))
     for depth in range(1, 4):  # the evaluation was of the rounded model; the bundle's activations are rounded too
         assert ours[f"eval_perplexity_{depth}"] == pytest.approx(scores.at_depth(depth).perplexity, rel=0.1)
 

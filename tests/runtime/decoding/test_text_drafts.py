@@ -81,7 +81,7 @@ def both(
     """A reply with drafts from the text and without."""
     piped, plain = pair
     theirs = plain.session(lazy_prompt=False).generate(prompt, sampling, policy)
-    piped.drafting = Copying([*prompt, *(token.id for token in theirs.tokens)], **options)
+    piped._loaded.drafting = Copying([*prompt, *(token.id for token in theirs.tokens)], **options)
     return piped.generate(prompt, sampling, policy), theirs
 
 
@@ -156,7 +156,7 @@ def test_a_conversation_goes_on_between_tokens_that_ran_together(models: Any, tm
     sampling = Sampling(max_tokens=20, logit_bias=FREE)
     reply = [token.id for token in plain.generate(PROMPT, sampling).tokens]
     for count in range(1, 20):
-        piped.drafting = Copying([*PROMPT, *reply], wrong=7)
+        piped._loaded.drafting = Copying([*PROMPT, *reply], wrong=7)
         session = piped.session()
         stream = session.stream(PROMPT, sampling)
         text = [*PROMPT, *(next(stream).id for _ in range(count))]
@@ -166,7 +166,7 @@ def test_a_conversation_goes_on_between_tokens_that_ran_together(models: Any, tm
         stream.close()
         assert session.ids == text[:-1] and session.decoder.length == len(session.ids)
         theirs = plain.session(lazy_prompt=False).generate([*text, 9], Sampling(max_tokens=5), "threshold=0.5")
-        piped.drafting = Drafting()
+        piped._loaded.drafting = Drafting()
         for copy in copies:
             assert copy.decoder.length == len(copy.ids)
             assert said(copy.generate([*text, 9], Sampling(max_tokens=5), "threshold=0.5").tokens) == said(
@@ -180,7 +180,7 @@ def test_a_full_context_shifts_at_the_same_token(bundle: Path) -> None:
     for reproducible in (True, False):
         with Model.load(bundle, context=64, reproducible=reproducible) as model:
             if replies:
-                model.drafting = Copying([*PROMPT, *replies[0]], wrong=11)
+                model._loaded.drafting = Copying([*PROMPT, *replies[0]], wrong=11)
             session = model.session()
             replies.append([])
             for token in session.stream(PROMPT, sampling, context_full="shift"):
@@ -209,14 +209,14 @@ def test_requests_of_an_engine_take_several_tokens_from_a_step(
     replies = ([token.id for token in reply.tokens] for reply in theirs)
     foreseen = iter([*each[0], *reply] for each, reply in zip(asked, replies, strict=True))
     drafting = Copying([], wrong=6, piped=True)
-    make = piped.pipeline
+    make = piped._loaded.pipeline
 
-    def pipeline(state: Any, policy: Any, leaves: bool = False) -> Any:
+    def pipeline(*arguments: Any, **options: Any) -> Any:
         drafting.text = next(foreseen)  # requests begin in order
-        return make(state, policy, leaves)
+        return make(*arguments, **options)
 
-    piped.drafting = drafting
-    monkeypatch.setattr(piped, "pipeline", pipeline)
+    piped._loaded.drafting = drafting
+    monkeypatch.setattr(piped._loaded, "pipeline", pipeline)
     engine = Engine(piped, prompt_rows=5)
     requests = [engine.submit(*each) for each in asked]
     came = list(engine.run())
@@ -241,7 +241,7 @@ def test_a_reply_that_copies_is_copied_by_itself(models: Any) -> None:
         def stepped_together(self, rows: int, seconds: float, sequences: int = 1) -> None:
             super().stepped_together(rows, 1e-9 * (1 + 0.2 * rows), sequences)
 
-    piped.drafting = Timed()
+    piped._loaded.drafting = Timed()
     ours = piped.generate(prompt, Sampling(max_tokens=200, logit_bias=FREE))
     same(list(ours.tokens), list(theirs.tokens))
     repeats = sum(a.id == b.id for a, b in zip(theirs.tokens[:-20], theirs.tokens[20:], strict=True))

@@ -149,15 +149,15 @@ def test_costs_on_a_busy_machine_are_possible(bundle: Path, monkeypatch: pytest.
     ticking = Ticking({1: 0.4, 2: 0.7, 3: 1.0}, delayed)
     run = Decoder.step
 
-    def step(self: Decoder, token: int, policy: ExitPolicy) -> object:
-        result = run(self, token, policy)
+    def step(self: Decoder, token: int, policy: ExitPolicy, watch: int | None = None) -> object:
+        result = run(self, token, policy, watch)
         ticking.step(policy.depth or 3)
         return result
 
     monkeypatch.setattr(Decoder, "step", step)
     monkeypatch.setattr(time, "perf_counter", lambda: ticking.now)
     with Model.load(bundle, device="cpu") as model:
-        costs = depth_costs(model.runner, [20, 30, 40])
+        costs = depth_costs(model._loaded.runner, [20, 30, 40])
     assert all(depth / 3 <= cost <= 1 for depth, cost in enumerate(costs, 1)) and costs[-1] == 1
     if not delayed:
         assert costs == pytest.approx([0.4, 0.7, 1.0])

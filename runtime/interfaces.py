@@ -44,6 +44,7 @@ class SamplingFields(TypedDict, total=False):
     logprobs: int | None
     max_length: int | None
     grammar: Grammar | None
+    first_loop: bool
 
 
 class ReplyOptions(SamplingFields, total=False):

@@ -135,6 +135,7 @@ def test_a_stream_that_is_left_frees_its_keys_and_values(model: Model, left: str
 
 
 def test_an_interrupt_leaves_a_session_that_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model._loaded.drafting, "reads_text", False)  # a run for each token
     session, run, count = model.session(), BlockRunner.run, 0
 
     def interrupted(self: BlockRunner, *given: object, **named: object) -> object:
@@ -145,7 +146,7 @@ def test_an_interrupt_leaves_a_session_that_goes_on(model: Model, monkeypatch: p
         return run(self, *given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlockRunner, "run", interrupted)
-    stream, tokens = session.stream(PROMPT, Sampling(max_tokens=20), "depth=1"), []  # a run for each token
+    stream, tokens = session.stream(PROMPT, Sampling(max_tokens=20), "depth=1"), []
     with pytest.raises(KeyboardInterrupt):
         for token in stream:
             tokens.append(token.id)

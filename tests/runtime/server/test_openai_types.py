@@ -75,7 +75,7 @@ def cases(module: Any) -> list[Any]:
 @pytest.fixture(scope="module")
 def loaded(bundle: Path) -> Iterator[Model]:
     with Model.load(bundle) as model:
-        model.template = ChatTemplate(TEMPLATE, {})
+        model._loaded.template = ChatTemplate(TEMPLATE, {})
         yield model
 
 

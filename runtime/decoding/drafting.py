@@ -22,7 +22,6 @@ STEPS, TOKENS = 5, 20  # times of which the running means are about the mean
 OUTLIER = 2.0  # a time counts for no more than so many times the mean: the machine did something else
 LEAST_RUN, MOST_RUN = 64, 1024  # tokens after which the way that lost is tried again; twice as many each time it loses
 TRIAL = 16  # tokens of such a trial; one is enough to time full depth without drafts
-HOPELESS = 0.1  # chance to stand below which no draft is worth its row
 GAIN = 0.95  # of the time of a token: rows of a text run together where they promise no more than that
 TIMED_AGAIN = 64  # tokens that ran together, after which it is timed again what a token takes without
 PASSED_OVER = (
@@ -184,8 +183,6 @@ class Drafting:
         steps = _measured(self._together, sequences) or _measured(self._steps, sequences)
         for drafts, chance in enumerate(chances, 1):
             stands *= chance
-            if stands < HOPELESS:
-                break
             tokens += stands
             rows = others + drafts + 1
             each = last * _seconds(steps, rows) * (drafts + 1) / rows / tokens

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 SIZES = (2, 1)  # last tokens that stood before, by preference
 EDGES = (1, 3, 9)  # places are counted together where a number of tokens between two agree
-PRIOR = 2.0  # tokens that the next shorter agreement counts for; of the shortest, half of them were right
+FIRST = 0.2  # the chance where the fewest agree, before anything was seen: too low to pay until some were right
+PRIOR = 2.0  # tokens that the next shorter agreement counts for
 MEMORY = 0.95  # of the counts, at each token
 
 
@@ -54,8 +55,9 @@ class Lookup:
             for size in SIZES:
                 self._behind[tuple(self._text[-size:])] = len(self._text)
 
-    def guesses(self, behind: Sequence[int], most: int) -> list[Guess]:
-        """What may follow the text and the tokens `behind` it, at most so many tokens."""
+    def guesses(self, behind: Sequence[int], most: int, least: float = 0.0) -> list[Guess]:
+        """What may follow the text and the tokens `behind` it: at most so many tokens, and while they are likely enough
+        that all of them do."""
         text, place = self._text, self._place
         if behind:
             text = text.copy()
@@ -63,10 +65,15 @@ class Lookup:
                 text.append(token)
                 place = self._on(place, token, text)
         guesses: list[Guess] = []
+        all_right = 1.0
         while place is not None and len(guesses) < most:
+            chance = self._chance(place.agree)
+            all_right *= chance
+            if all_right < least:
+                break
             at = place.next  # where the text ends it goes on with what was guessed
             token = text[at] if at < len(text) else guesses[at - len(text)].token
-            guesses.append(Guess(token, self._chance(place.agree)))
+            guesses.append(Guess(token, chance))
             place = _Place(at + 1, place.agree + 1)
         return guesses
 
@@ -82,7 +89,7 @@ class Lookup:
 
     def _chance(self, agree: int) -> float:
         """How likely a token is right where so many before it agree."""
-        chance = 0.5
+        chance = FIRST
         for index in range(_index(agree) + 1):
             chance = (PRIOR * chance + self._right[index]) / (PRIOR + self._seen[index])
         return chance

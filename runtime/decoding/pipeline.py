@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,17 @@ from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
 
 Float = NDArray[np.float32]
 MOST_TOGETHER = 8  # rows
+HOPELESS = (
+    0.25  # chance to stand below which no draft from the text is worth its row: a second costs as much of the first
+)
+
+
+class _Reading(NamedTuple):
+    """What a row says at a depth where it may be read."""
+
+    depth: int
+    gate: float
+    logits: Float
 
 
 @dataclass(eq=False)
@@ -44,6 +55,7 @@ class _Row:
     depth: int = 0
     gate: float = 0.0
     logits: Float | None = None  # at that depth, where they were asked for
+    readings: list[_Reading] = field(default_factory=list)  # of what follows, in order of depth
     answered: bool = False  # it left early: what follows it is known
     gates: list[float] = field(default_factory=list)  # of the depths so far, but the model's last
     watched: int | None = None  # what the depth that is watched says will follow it
@@ -91,7 +103,7 @@ class Pipeline:
         self._others, self._sequences = 0, 1  # of that step: rows of other sequences, and sequences
         self._began = 0.0
         self._cutoff = NEVER  # the least certainty of the draft that it may lead to
-        self._cost = 0.0  # and the least chance to stand
+        self._rows_behind = 1  # of the step behind it, if nothing is drafted
 
     @property
     def is_empty(self) -> bool:
@@ -136,7 +148,8 @@ class Pipeline:
             sequences: those in the step, this one among them.
         """
         if self.is_empty:
-            copied = self._several(history, [], remaining, others, sequences)
+            guesses = self._guesses(history, [], remaining)
+            copied = self._several(guesses, [], others, sequences)
             self._entering, self._together = [_Row(history[-1]), *copied], bool(copied)
             drafts.text_drafted += len(copied)
         return self._together
@@ -171,7 +184,7 @@ class Pipeline:
             least = 0.0
         elif moving[-1] is self._rows[-1] and depth in self._draft_depths and not self._together:
             self._cutoff = self._drafting.cutoff(rows, self._sequences)
-            self._cost = self._drafting.cost(rows, self._sequences)
+            self._rows_behind = rows
             least = min(least, self._cutoff if self._gated or self._cutoff == NEVER else 0.0)
         if depth == self._watch and not moving[0].answered:
             least = 0.0
@@ -200,6 +213,8 @@ class Pipeline:
                 row.depth, row.gate = row.depth + 1, float(part.gate[index])
                 row.logits = part.logits[index] if len(part.logits) else None
                 row.gates += [row.gate] if row.depth < self._state.loops else []
+                if row.logits is not None and (row.depth == self.last or row.depth in self._exits):
+                    row.readings.append(_Reading(row.depth, row.gate, row.logits))
             self._state.leave(rows[0].depth, part.hidden)
         self._rows = [row for row in self._rows if not (row.answered and row.depth == self.last)]
         self._look(history, sampler)
@@ -223,16 +238,17 @@ class Pipeline:
     ) -> Picked | None:
         """The token that follows `history`, where the steps so far led to one; arguments as for `take`."""
         first = next((row for row in self._rows if not row.answered), None)
-        if first is None or first.logits is None:
+        if first is None:
             return None
-        if first.depth < self.last and not (first.depth in self._exits and first.gate >= threshold):
+        reading = next((each for each in first.readings if each.depth == self.last or each.gate >= threshold), None)
+        if reading is None:
             return None
         behind = self._rows[self._rows.index(first) + 1 :]
-        token = sampler.pick(first.logits, history)
+        token = sampler.pick(reading.logits, history)
         if behind:
             token = self._drafting.verdict(token, behind[0].token)
-        picked = sampler.picked(token, first.depth, first.gate, first.logits, tuple(first.gates), first.watched)
-        first.answered, first.logits = True, None
+        picked = sampler.picked(token, *reading, tuple(first.gates[: reading.depth]), first.watched)
+        first.answered, first.logits, first.readings = True, None, []
         if first.depth == self.last:
             del self._rows[0]
         self._judge(token, behind, drafts)
@@ -267,14 +283,16 @@ class Pipeline:
         if newest.answered or newest.depth not in self._draft_depths or len(open_rows) >= remaining:
             return
         behind = open_rows[1:]
-        several = self._several(history, behind, remaining, self._others, self._sequences)
+        guesses = self._guesses(history, behind, remaining)
+        several = self._several(guesses, behind, self._others, self._sequences)
         if several:
             self._entering, self._together = several, True
             drafts.text_drafted += len(several)
             return
         best = self._of_depth(newest, [*history, *(row.token for row in behind)], sampler)
-        for guess in self._guesses(history, behind, 1):
-            if guess.chance > (self._cost if best is None else best.chance):
+        for guess in guesses[:1]:
+            least = self._drafting.cost(self._rows_behind, self._sequences) if best is None else best.chance
+            if guess.chance > least:
                 best = _Row(*guess)
         if best is not None:
             self._entering = [best]
@@ -291,24 +309,22 @@ class Pipeline:
             return None
         return _Row(token, self._drafting.chance(certainty), certainty)
 
-    def _several(
-        self, history: Sequence[int], behind: Sequence[_Row], remaining: int, others: int, sequences: int
-    ) -> list[_Row]:
+    def _several(self, guesses: Sequence[Guess], behind: Sequence[_Row], others: int, sequences: int) -> list[_Row]:
         """Drafts from the text that had better run together with the rows on their way, those `behind` the first."""
         seconds = self._times.seconds
-        guesses = self._guesses(history, behind, min(MOST_TOGETHER, remaining) - 1 - len(behind))
         if not guesses or seconds is None or self._exits:
             return []
         chances = [*(row.chance for row in behind), *(guess.chance for guess in guesses)]
         count = self._drafting.together(chances, self.last, seconds, others, sequences) - len(behind)
         return [_Row(*guess) for guess in guesses[: max(count, 0)]]
 
-    def _guesses(self, history: Sequence[int], behind: Sequence[_Row], most: int) -> list[Guess]:
-        """What the text says may follow, before anything that ends it."""
+    def _guesses(self, history: Sequence[int], behind: Sequence[_Row], remaining: int) -> list[Guess]:
+        """What the text says may follow the rows on their way, before anything that ends it."""
         if self._lookup is None:
             return []
         self._lookup.follow(history)
-        guesses = self._lookup.guesses([row.token for row in behind], most)
+        most = min(MOST_TOGETHER, remaining) - 1 - len(behind)
+        guesses = self._lookup.guesses([row.token for row in behind], most, HOPELESS)
         end = next((index for index, guess in enumerate(guesses) if guess.token in self._ends), len(guesses))
         return guesses[:end]
 

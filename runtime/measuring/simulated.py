@@ -57,5 +57,5 @@ class _Repeating(Lookup):
     def follow(self, history: Sequence[int]) -> None:
         self._first = history[0]
 
-    def guesses(self, behind: Sequence[int], most: int) -> list[Guess]:
+    def guesses(self, behind: Sequence[int], most: int, least: float = 0.0) -> list[Guess]:
         return [Guess(self._first, self._share)] * most

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rrt_edge.runtime.decoding.lookup import SIZES, Lookup
+from rrt_edge.runtime.decoding.lookup import FIRST, SIZES, Lookup
 
 
 def tokens(lookup: Lookup, behind: list[int], most: int) -> list[int]:
@@ -81,7 +81,7 @@ def test_chances_are_what_came_true_in_the_reply() -> None:
     copying, other = Lookup(), Lookup()
     for lookup in (copying, other):
         lookup.follow([*prompt, 100])
-        assert all(guess.chance == 0.5 for guess in lookup.guesses([], 8))
+        assert all(guess.chance == FIRST for guess in lookup.guesses([], 8))
     history = [*prompt, 100]
     chances = []
     for token in prompt[1:41]:
@@ -96,6 +96,13 @@ def test_chances_are_what_came_true_in_the_reply() -> None:
         other.follow(history)
     other.follow([*history, 100])
     assert other.guesses([], 1)[0].chance < 0.1
+
+
+def test_guesses_end_where_it_is_unlikely_that_all_are_right() -> None:
+    lookup = Lookup()
+    lookup.follow([1, 2, 3, 4, 5, 1])
+    assert len(lookup.guesses([], 5, FIRST)) == 1 and lookup.guesses([], 5, FIRST + 0.01) == []
+    assert len(lookup.guesses([], 5, FIRST**3)) == 3
 
 
 def test_it_learns_anew_where_the_reply_changes() -> None:

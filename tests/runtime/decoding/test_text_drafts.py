@@ -44,10 +44,10 @@ class Foreseen(Lookup):
     def follow(self, history: Sequence[int]) -> None:
         self._length = len(history)
 
-    def guesses(self, behind: Sequence[int], most: int) -> list[Guess]:
+    def guesses(self, behind: Sequence[int], most: int, least: float = 0.0) -> list[Guess]:
         first = self._length + len(behind)
         return [
-            Guess((token + (self._wrong > 0 and place % self._wrong == 0)) % 300, 0.9)
+            Guess(token ^ (self._wrong > 0 and place % self._wrong == 0), 0.9)
             for place, token in enumerate(self._foreseen[first : first + most], first)
         ]
 
@@ -261,20 +261,20 @@ PAIRS = {1: 10.0, 2: 12.0, 3: 18.0, 4: 20.0, 5: 26.0, 6: 28.0, 7: 35.0, 8: 36.0}
 
 def test_as_many_run_together_as_bring_tokens_soonest() -> None:
     drafting = drafting_of(PAIRS)
-    assert [drafting.together([chance] * 7, 2, 0.020) for chance in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0, 0, 1, 3, 7]
+    assert [drafting.together([chance] * 7, 2, 0.020) for chance in (0.0, 0.2, 0.5, 0.9, 1.0)] == [0, 0, 1, 3, 7]
     assert drafting.together([0.9, 0.1, 0.9, 0.9], 2, 0.020) == 1
     assert drafting.together([1.0], 2, 0.020) == 1 and drafting.together([], 2, 0.020) == 0
     assert drafting.together([0.8] * 7, 2, 0.013) == 0  # where the pipeline is as fast
     assert drafting.together([1.0] * 7, 1, 0.010) == 7
-    assert drafting_of({1: 10.0, 2: 20.0, 3: 30.0}).together([1.0] * 7, 2, 0.020) == 0
+    assert drafting_of({rows: 10.0 * rows for rows in PAIRS}).together([1.0] * 7, 2, 0.020) == 0
 
 
 def test_what_was_not_measured_follows_from_what_was() -> None:
-    assert drafting_of({1: 10.0}).together([1.0] * 7, 2, 0.020) == 7
+    assert drafting_of({1: 10.0}).together([1.0] * 7, 2, 0.020) == 5  # six take three times one, and eight four times
     assert Drafting().together([1.0] * 7, 2, 0.020) == 0  # nothing was
     drafting = Drafting()
     drafting.stepped(1, 0.010)
-    assert drafting.together([1.0] * 7, 2, 0.020) == 7
+    assert drafting.together([1.0] * 7, 2, 0.020) == 5
 
 
 def test_beside_others_a_row_more_must_pay() -> None:
@@ -292,7 +292,7 @@ def test_times_of_a_busy_moment_are_forgotten() -> None:
     drafting = drafting_of({1: 10.0, 2: 90.0, 8: 400.0})
     assert [drafting.together([1.0] * 7, 2, 0.020) for _ in range(PASSED_OVER)] == [0] * PASSED_OVER
     drafting.stepped(1, 0.010)
-    assert drafting.together([1.0] * 7, 2, 0.020) == 7
+    assert drafting.together([1.0] * 7, 2, 0.020) == 5
 
 
 def test_what_a_token_takes_without_is_timed_again() -> None:

@@ -76,6 +76,7 @@ class BlockEmitter(ABC, Generic[Surroundings]):
     """Emits the layers of the block into a graph, all but attention itself."""
 
     rms_norm = "RMSNormalization"
+    prefix = "block"  # of the names of weights, in front of the layer's number
 
     def __init__(self, spec: BlockSpec, bits: Bits, linears: Linears) -> None:
         self.spec, self.bits, self.linears = spec, bits, linears
@@ -132,7 +133,7 @@ class BlockEmitter(ABC, Generic[Surroundings]):
         self, graph: Builder, index: int, weights: LayerWeights, stream: Residual, around: Surroundings
     ) -> tuple[Residual, list[str]]:
         """One layer. Returns (the stream behind it, each plane of the cache: new rows, or what holds them)."""
-        name, norms = f"block.{index}", weights.norms
+        name, norms = f"{self.prefix}.{index}", weights.norms
 
         def before(role: str, stream: Residual) -> tuple[str, str]:
             if role not in norms:

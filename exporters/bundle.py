@@ -32,9 +32,11 @@ from rrt_edge.exporters.checkpoint_weights import (
 from rrt_edge.exporters.checks import check_export, converting, is_bundle
 from rrt_edge.exporters.cost import Reference, cost, set_apart
 from rrt_edge.exporters.data_rounding import RoundedToTexts
+from rrt_edge.exporters.dry_run import shared_weight_bytes
 from rrt_edge.exporters.ends import reply_ends
 from rrt_edge.exporters.examples import examples_of
 from rrt_edge.exporters.loop_graph import emit
+from rrt_edge.exporters.merged_graph import check_mergeable
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
 from rrt_edge.exporters.repair import Repaired
 from rrt_edge.exporters.source_blocks import SourceBlocks
@@ -66,7 +68,8 @@ class ExportReport:
     """`unshared_bytes` is what the bundle would take without sharing, at the same bits; the tables are by part.
 
     `cost` is what the bits cost, where there was `data` of several texts: on every ninth of them, which is set apart.
-    `spent` is where `max_size` put 8 bits.
+    `spent` is where `max_size` put 8 bits. `shared_bytes` is what it would take with one block for all depths, where
+    adapters are merged.
     """
 
     bundle: str
@@ -79,6 +82,7 @@ class ExportReport:
     peak_memory_bytes: int
     cost: Cost | None = None
     spent: tuple[Spent, ...] = ()
+    shared_bytes: int | None = None
 
 
 def export(
@@ -96,6 +100,7 @@ def export(
     repair_rank: int = 0,
     max_size: int | None = None,
     kv_bits: int = 32,
+    merge_adapters: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; a checkpoint that is not recursive is converted first.
@@ -123,6 +128,8 @@ def export(
         max_size: bytes that the whole bundle may take, with `bits` 4 and `data`: from all at 4 bits on, matrices get 8
             in the order of the divergence that this saves for its bytes (`rrt_edge.exporters.divergence`).
         kv_bits: how the runtime keeps keys and values: 32 (float) or 8 (integers, about a quarter of the memory).
+        merge_adapters: each depth gets weights of its own, with its adapters in them: a small model, whose tokens take
+            as long as the calls of kernels, is faster, with more bytes and memory. No loop makes drafts then.
 
     Raises:
         BadInputError: the source, an option or the place for the bundle is wrong.
@@ -141,6 +148,7 @@ def export(
         repair_rank=repair_rank,
         max_size=max_size,
         kv_bits=kv_bits,
+        merge_adapters=merge_adapters,
     )
     return _export(source, Path(bundle), options, progress)
 
@@ -220,12 +228,14 @@ def _export_recursive(
             reference = Reference(weights, windows, dtype) if windows else None
             weights, inside = _rounded(weights, texts, plan, dtype, options.repair_rank, progress)
         spec = dataclasses.replace(spec_of(weights.config), kv_bits=options.kv_bits)
+        if options.merge_adapters:
+            check_mergeable(checkpoint.folder, spec.architecture)
         outer = outer_weights(weights, spec, outside)
         if blocks is not None:
             plan = blocks.plan(outer.embedding, outer.head)
         assert plan is not None
         layers = watched(layer_weights(weights, spec, inside), spec.layers, progress)
-        weight_bytes = emit(spec, plan, outer, layers, folder)
+        weight_bytes = emit(spec, plan, outer, layers, folder, options.merge_adapters)
         del inside, layers, outer  # they hold much, and what follows needs memory too
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if blocks is not None else options.bits
@@ -233,9 +243,10 @@ def _export_recursive(
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         write_generation_config(checkpoint, folder)
         provenance = {"init": weights.config.init, **_trained_for(weights.config)}
+        shared = shared_weight_bytes(weights.config, spec, plan) if options.merge_adapters else None
         write_manifest(
-            weights.config, spec, bits, plan, weight_bytes, folder,
-            eos_token_ids=eos, provenance=provenance, examples=examples_of(checkpoint.folder),
+            weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance,
+            examples=examples_of(checkpoint.folder), shared_weight_bytes=shared,
         )  # fmt: skip
         measured = _check_runs(folder, reference, windows)
         total = sum(path.stat().st_size for path in folder.iterdir())
@@ -251,6 +262,7 @@ def _export_recursive(
         peak_memory_bytes=peak_memory_bytes(),
         cost=measured,
         spent=tuple(spent),
+        shared_bytes=None if shared is None else total + shared - sum(weight_bytes.values()),
     )
 
 
@@ -316,6 +328,7 @@ def write_manifest(
     eos_token_ids: tuple[int, ...],
     provenance: dict[str, str],
     examples: tuple[str, ...] = (),
+    shared_weight_bytes: int | None = None,
 ) -> None:
     """Write manifest.json, the last file of a bundle: it lists the others, of which the graph repeats what it says."""
     manifest = Manifest(
@@ -329,6 +342,7 @@ def write_manifest(
         provenance={**provenance, "rrt_edge": __version__, "onnx": onnx.__version__},
         files={},
         examples=examples,
+        shared_weight_bytes=shared_weight_bytes,
     )
     _declare(folder, manifest)
     dataclasses.replace(manifest, files=list_files(folder)).write(folder)

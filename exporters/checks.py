@@ -10,7 +10,7 @@ from rrt_edge.conversion.folder import RECURSIVE, check_source
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.options import SOURCE, ExportOptions
-from rrt_edge.model.sharing import check_sharing, own_loops
+from rrt_edge.model.sharing import LOOPS, check_sharing, own_loops
 from rrt_edge.runtime.bundle.manifest import FILE
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.scoring.corpus import check_kind
@@ -61,6 +61,8 @@ def check_source_options(source: Path | str, fields: dict[str, Any], options: Ex
         raise BadInputError(f"{source}: has adapters, which data fits anew; repair-rank is for a model without")
     if options.max_size is not None and (own_loops(fields) or fields.get("norm_inside")):
         raise BadInputError(f"{source}: max-size does not go with looped models of others; give bits")
+    if options.merge_adapters:
+        _check_merged(source, fields, options, recursive)
     if not recursive:
         shares = own_loops(fields) is None and options.loops != 1
         if options.data is not None and (shares or options.rank):
@@ -69,6 +71,16 @@ def check_source_options(source: Path | str, fields: dict[str, Any], options: Ex
             )
         check_sharing_of(source, fields, converting(options))
     return options
+
+
+def _check_merged(source: Path | str, fields: dict[str, Any], options: ExportOptions, recursive: bool) -> None:
+    ranks = [fields.get("rank"), *(fields.get("component_ranks") or {}).values()] if recursive else [options.rank]
+    if (fields.get("loops", LOOPS) if recursive else options.loops) == 1 or not any(ranks):
+        raise BadInputError(f"{source}: has no adapters of several depths to merge; leave out merge-adapters")
+    if own_loops(fields) or fields.get("norm_inside"):
+        raise BadInputError(f"{source}: merge-adapters does not go with looped models of others; leave it out")
+    if fields.get("kv_rule") == "propagate":
+        raise BadInputError(f"{source}: merge-adapters does not go with the KV rule propagate; leave it out")
 
 
 def converting(options: ExportOptions) -> ConvertOptions:
@@ -92,11 +104,13 @@ def check_verification(source: Path | str, text: Path | str | None) -> None:
         raise BadInputError(f"{text}: no such text file")
 
 
-def check_shape(shape: str, loops: int, rank: int) -> None:
+def check_shape(shape: str, loops: int, rank: int, merge_adapters: bool = False) -> None:
     """
     Raises:
-        BadInputError: there is no such shape, or loops or rank cannot be.
+        BadInputError: there is no such shape, loops or rank cannot be, or there are no adapters to merge.
     """
     if shape not in SHAPES:
         raise BadInputError(f"shape {shape!r}: choose from {', '.join(SHAPES)}")
     check_sharing(SHAPES[shape]["num_hidden_layers"], loops, rank)
+    if merge_adapters and (loops == 1 or not rank):
+        raise BadInputError("merge-adapters: there are none of several depths; give loops above 1 and a rank")

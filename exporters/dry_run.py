@@ -41,11 +41,22 @@ class Shapes:
         """Nothing is held."""
 
 
+def shared_weight_bytes(config: RecursiveConfig, spec: BlockSpec, plan: Bits) -> int:
+    """Bytes of the weights of the graphs whose depths share one block."""
+    return sum(_emitted(spec, plan, Shapes(config), None)[0].bytes_by_part.values())
+
+
 def emitted_bytes(spec: BlockSpec, plan: Bits, shapes: Shapes, matrix: Read | None = None) -> int:
     """Bytes of the graphs and their weights; `matrix` reads a matrix, where it is not of floats."""
+    weights, graphs = _emitted(spec, plan, shapes, matrix)
+    return weights.end + graphs
+
+
+def _emitted(spec: BlockSpec, plan: Bits, shapes: Shapes, matrix: Read | None) -> tuple[Weights, int]:
+    """The weights, and the bytes of the graphs."""
     read: Read = (lambda name: shapes.tensor(name).numpy()) if matrix is None else matrix
     unscaled = dataclasses.replace(spec, residual_scale=1.0)  # to scale a matrix would take its memory
     weights, outer = Weights(), outer_weights(shapes, spec, read)
     with tempfile.TemporaryDirectory(prefix="rrt-edge-") as folder:
         emit_graphs(spec, plan, outer, layer_weights(shapes, unscaled, read), weights, Path(folder))
-        return weights.end + sum(path.stat().st_size for path in Path(folder).iterdir())
+        return weights, sum(path.stat().st_size for path in Path(folder).iterdir())

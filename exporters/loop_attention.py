@@ -55,7 +55,7 @@ class LoopBlock(BlockEmitter[LoopSurroundings]):
         self, graph: Builder, index: int, weights: LayerWeights, x: str, around: LoopSurroundings
     ) -> tuple[str, list[str]]:
         """(what attention adds [B, S, hidden], new rows of each plane [B, KV, N, width])."""
-        name = f"block.{index}"
+        name = f"{self.prefix}.{index}"
         q, k, v = self._queries_keys_values(graph, name, weights, x, around, index)
         planes = [k, v]
         if self.spec.kv_bits == 8:

@@ -17,6 +17,7 @@ from rrt_edge.exporters.embedding_and_head import OuterWeights, embed, exit_gate
 from rrt_edge.exporters.linears import Linears, RowDepths
 from rrt_edge.exporters.loop_attention import LoopBlock, LoopSurroundings, Propagated
 from rrt_edge.exporters.masks import Masks, Rows
+from rrt_edge.exporters.merged_graph import merged_graph
 from rrt_edge.exporters.rotary import Rotations
 from rrt_edge.exporters.spec import BlockSpec
 from rrt_edge.exporters.units import with_bits
@@ -30,14 +31,19 @@ OPSET, IR_VERSION = 23, 11
 
 
 def emit(
-    spec: BlockSpec, bits: Bits, outer: OuterWeights, layers: Iterable[LayerWeights], folder: Path
+    spec: BlockSpec, bits: Bits, outer: OuterWeights, layers: Iterable[LayerWeights], folder: Path, merge: bool = False
 ) -> dict[str, int]:
     """Write the graphs and model.onnx.data, their weights, into `folder`; returns the bytes of weights by part.
 
-    `layers` is read one by one, so that no more than one layer is held in memory.
+    `layers` is read one by one, so that no more than one layer is held in memory. `merge`: adapters into weights of
+    each depth.
     """
     with WeightFile(folder) as weights:
-        emit_graphs(spec, bits, outer, layers, weights, folder)
+        if merge:
+            model = merged_graph(spec, bits, outer, with_bits(layers, bits), weights)
+            (folder / "model.onnx").write_bytes(model.SerializeToString())
+        else:
+            emit_graphs(spec, bits, outer, layers, weights, folder)
         return weights.bytes_by_part
 
 

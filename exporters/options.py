@@ -85,6 +85,11 @@ class ExportOptions:
     kv_bits: int = option(
         32, "How keys and values are kept while running; 8: a quarter of the memory.", choices=KV_BITS
     )
+    merge_adapters: bool = option(
+        False,
+        "Give each depth weights of its own, its adapters in them: faster for small models, in more bytes and memory; "
+        "no loop makes drafts.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -100,6 +105,10 @@ class ExportOptions:
             raise BadInputError("repair-rank: adapters take up what rounding lost on some texts; give them with data")
         if self.max_size is not None:
             self._check_budget()
+        if self.merge_adapters and self.data is not None:
+            raise BadInputError("data rounds the block that depths share; leave it out with merge-adapters")
+        if self.merge_adapters and self.kv_bits != 32:
+            raise BadInputError(f"kv-bits {self.kv_bits} does not go with merge-adapters; leave it out")
         if self.eight_bit and self.bits not in (None, 4):
             raise BadInputError(f"eight-bit parts go with bits 4, not {self.bits}")
 

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from rrt_edge.exporters.block import LayerWeights, Norm
 from rrt_edge.exporters.bundle import plan_bits, watched, write_manifest
 from rrt_edge.exporters.checks import SHAPES, check_shape, is_bundle
+from rrt_edge.exporters.dry_run import shared_weight_bytes
 from rrt_edge.exporters.embedding_and_head import GateWeights, HazardWeights, OuterWeights
 from rrt_edge.exporters.loop_graph import emit
 from rrt_edge.exporters.options import ExportOptions, WeightBits
@@ -40,15 +41,17 @@ def random_bundle(
     block_size: int = BLOCK,
     kv_rule: KVRuleName = "exact",
     kv_bits: int = 32,
+    merge_adapters: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write a bundle of random weights; its tokenizer has one word for each token, and no token ends a reply.
 
     Raises:
-        BadInputError: there is no such shape, or loops, rank, bits, block size or KV bits cannot be.
+        BadInputError: there is no such shape, or loops, rank, bits, block size or KV bits cannot be, or there are no
+            adapters to merge.
     """
-    check_shape(shape, loops, rank)
-    options = ExportOptions(bits=bits, block_size=block_size, kv_bits=kv_bits)
+    check_shape(shape, loops, rank, merge_adapters)
+    options = ExportOptions(bits=bits, block_size=block_size, kv_bits=kv_bits, merge_adapters=merge_adapters)
     text = LlamaConfig(**SHAPES[shape], eos_token_id=None)
     config = RecursiveConfig(text_config=text, loops=loops, rank=rank, kv_rule=kv_rule)
     spec = dataclasses.replace(spec_of(config), kv_bits=kv_bits)
@@ -56,11 +59,15 @@ def random_bundle(
     rng = np.random.default_rng(0)
     with new_folder(bundle, "bundle", is_bundle) as folder:
         layers = watched(_layers(spec, rng), spec.layers, progress)
-        weight_bytes = emit(spec, plan, _outer(spec, rng), layers, folder)
+        weight_bytes = emit(spec, plan, _outer(spec, rng), layers, folder, merge_adapters)
         words = {f"w{index}": index for index in range(spec.vocabulary)}
         Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
         provenance = {"shape": shape, "weights": "random"}
-        write_manifest(config, spec, bits, plan, weight_bytes, folder, eos_token_ids=(), provenance=provenance)
+        shared = shared_weight_bytes(config, spec, plan) if merge_adapters else None
+        write_manifest(
+            config, spec, bits, plan, weight_bytes, folder, eos_token_ids=(), provenance=provenance,
+            shared_weight_bytes=shared,
+        )  # fmt: skip
 
 
 def _random(rng: np.random.Generator, *shape: int) -> Float:

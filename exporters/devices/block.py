@@ -51,7 +51,7 @@ class DeviceBlock(BlockEmitter[DeviceSurroundings]):
 
         B is 1 where there are several slots; else each text of a batch has a past of its own.
         """
-        spec, name = self.spec, f"block.{index}"
+        spec, name = self.spec, f"{self.prefix}.{index}"
         heads, kv_heads, size = spec.heads, spec.kv_heads, spec.head_dim
         qkv = self.linear(graph, f"{name}.qkv", [weights.q, weights.k, weights.v], x, around.depths)
         qkv = self.queries_keys_normed(graph, name, weights, qkv, ("q", "k", "v"), around.depths)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="For --shape.",
 )
+@click.option("--merge-adapters", is_flag=True, help="For --shape: weights of its own for each depth.")
 @click.option("--keep", type=click.Path(path_type=Path), help="For --shape: keep the bundle here, and reuse it.")
 @section("What is measured")
 @click.option(
@@ -78,8 +79,8 @@ if TYPE_CHECKING:
 @guarded
 def bench(
     bundle: Path | None, shape: str | None, random_weights: bool, loops: int, rank: int, bits: str, block_size: str,
-    kv_rule: Any, kv_bits: str, keep: Path | None, tests: str | None, traces: Path | None, as_json: bool,
-    **settings: Any,
+    kv_rule: Any, kv_bits: str, merge_adapters: bool, keep: Path | None, tests: str | None, traces: Path | None,
+    as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure prefill and decode of a bundle by exit policy, KV rule and batch. Leave the machine alone meanwhile."""
     if (bundle is None) == (shape is None):
@@ -93,7 +94,7 @@ def bench(
         where = bundle or keep or Path(folder) / "bundle"
         if shape is not None and not (where / "manifest.json").is_file():
             made = {"loops": loops, "rank": rank, "bits": int(bits), "block_size": int(block_size)}
-            made |= {"kv_rule": kv_rule, "kv_bits": int(kv_bits)}
+            made |= {"kv_rule": kv_rule, "kv_bits": int(kv_bits), "merge_adapters": merge_adapters}
             _write_random(shape, where, console, as_json, **made)
         rows = _measure(where, settings, console, as_json)
     name = where.name if shape is None else f"{shape} {loops} x, rank {rank}, {bits} bits"
@@ -104,7 +105,7 @@ def bench(
 
 
 def _write_random(shape: str, where: Path, console: Console, as_json: bool, **options: Any) -> None:
-    check_shape(shape, options["loops"], options["rank"])
+    check_shape(shape, options["loops"], options["rank"], options["merge_adapters"])
     with importing():
         from rrt_edge.exporters.shapes import random_bundle
 

@@ -45,7 +45,8 @@ def export(paths: tuple[Path, ...], as_json: bool, **flags: Any) -> None:
     with progress_bar(console, not as_json) as progress:
         report = run(str(source), bundle, **vars(options), progress=progress)
     if as_json:
-        names = ("bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes")
+        names = ["bundle", "bytes", "unshared_bytes", "bits", "seconds", "peak_memory_bytes"]
+        names += [] if report.shared_bytes is None else ["shared_bytes"]
         cost = None if report.cost is None else dataclasses.asdict(report.cost)
         spent = {"spent": list(map(dataclasses.asdict, report.spent))} if report.spent else {}
         return print_json({**{name: getattr(report, name) for name in names}, "cost": cost, **spent})
@@ -90,6 +91,9 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("graph, tokenizer, manifest", rest, rest)
     share = f"{report.bytes / report.unshared_bytes:.0%}"
     table.add_row("total", f"{size(report.bytes)} ({share})", size(report.unshared_bytes), style="bold")
+    if report.shared_bytes is not None:
+        more = f"{report.bytes / report.shared_bytes:.2f} times"
+        table.add_row("with one block for all depths", f"{size(report.shared_bytes)} (this is {more})", "")
     if report.cost is not None:
         depths = ", ".join(f"{depth.kl:.4f} ({depth.top1_agreement:.1%})" for depth in report.cost.depths)
         where = f"on {report.cost.positions:,} tokens set apart"

@@ -124,6 +124,11 @@ def _either(numbers: Sequence[int]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def _merged_text(manifest: Manifest) -> str:
+    here, shared = sum(manifest.weight_bytes.values()), manifest.shared_weight_bytes or 0
+    return f"merged into weights of each depth: {size(here)} instead of {size(shared)}"
+
+
 def _fields_text(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
@@ -157,6 +162,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         *((("8 bits in the block", _layers_text(bits.eight_bit)),) if bits.eight_bit else ()),
         *((f"weights: {part}", size(count)) for part, count in manifest.weight_bytes.items()),
         ("weights of the unshared model", size(manifest.unshared_weight_bytes)),
+        *((("adapters", _merged_text(manifest)),) if manifest.merged else ()),
         *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),
         *((name, f"{size(file.bytes)}, sha256 {file.sha256[:12]}...") for name, file in manifest.files.items()),
     ]

@@ -24,7 +24,7 @@ METADATA = 14  # the number of the field in ONNX's ModelProto; an entry has its 
 def declaration(manifest: Manifest) -> str:
     """All that a manifest says of the graph, its weights and what they were trained for, as JSON."""
     gate = {"kind": manifest.gate.kind, "trained": manifest.gate.trained}
-    facts = {
+    facts: dict[str, Any] = {
         "architecture": dataclasses.asdict(manifest.architecture),
         "gate": gate,
         "quantization": dataclasses.asdict(manifest.quantization),
@@ -32,6 +32,8 @@ def declaration(manifest: Manifest) -> str:
         "weight_bytes": manifest.weight_bytes,
         "unshared_weight_bytes": manifest.unshared_weight_bytes,
     }
+    if manifest.merged:
+        facts["shared_weight_bytes"] = manifest.shared_weight_bytes
     return json.dumps(facts, sort_keys=True)
 
 

@@ -6,9 +6,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrt_edge.runtime.bundle.architecture import Architecture, Windows
-from rrt_edge.runtime.bundle.kv_rules import KVRule
-from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS
+from rrt_edge.runtime.bundle.architecture import Windows
+from rrt_edge.runtime.bundle.manifest import DEVICE_GRAPHS, Manifest
 from rrt_edge.runtime.bundle.manifest_reader import Fields
 from rrt_edge.runtime.errors import BundleError, one_line
 from rrt_edge.runtime.system.archive_errors import DAMAGED
@@ -119,10 +118,13 @@ def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def why_cpu_only(bundle: Path, architecture: Architecture, rule: KVRule) -> str | None:
+def why_cpu_only(bundle: Path, manifest: Manifest) -> str | None:
     """Return why a bundle runs on the CPU only, or None where devices can run it."""
+    architecture, rule = manifest.architecture, manifest.rule
     if not rule.on_devices:
         return f"it was trained for the KV rule {rule}, which devices do not follow"
+    if manifest.merged:
+        return "its adapters are merged into weights of each depth, and devices run the block that depths share"
     unfit = why_unfit(architecture.windows or (), architecture.head_dim)
     if unfit is None and not (bundle / DEVICE_GRAPHS).is_file():
         return f"it holds no {DEVICE_GRAPHS}; export it again"

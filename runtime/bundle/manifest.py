@@ -85,6 +85,8 @@ class Manifest:
 
     `verification` records a check passed under loosened tolerances, `cost` what export measured where it had texts.
     `examples` are questions to begin with.
+    `shared_weight_bytes`: what the weights would take with one block for all depths, where adapters are merged into
+    weights for each.
     """
 
     architecture: Architecture
@@ -99,6 +101,7 @@ class Manifest:
     verification: dict[str, Any] | None = None
     cost: Cost | None = None
     examples: tuple[str, ...] = ()
+    shared_weight_bytes: int | None = None
 
     def __repr__(self) -> str:
         shape = self.architecture
@@ -161,6 +164,9 @@ class Manifest:
             verification=verification,
             cost=None if fields.get("cost") is None else Cost.read(fields.table("cost"), architecture.loops),
             examples=_examples(fields),
+            shared_weight_bytes=None
+            if fields.get("shared_weight_bytes") is None
+            else fields.count("shared_weight_bytes", 0, 1 << 50),
         )
         beyond = [token for token in manifest.eos_token_ids if token >= manifest.architecture.vocabulary]
         if (manifest.gate.kind == "hazard") != (architecture.looping.gate == "hazard"):
@@ -170,6 +176,11 @@ class Manifest:
         if version > 1 and fields.get(DIGEST) != digest(fields.values):
             raise fields.fail(DIGEST, "is not that of the other fields; the file was changed or damaged")
         return manifest
+
+    @property
+    def merged(self) -> bool:
+        """Whether each depth has weights of its own, its adapters merged into them."""
+        return self.shared_weight_bytes is not None
 
     @property
     def rule(self) -> KVRule:

@@ -310,7 +310,9 @@ def _row(
     speed, manifest = median("tokens_per_second"), model.manifest
     weights = manifest.weight_bytes
     once = weights.get("head", weights["embedding"]) / case.batch if case.kind == "decode" else 0
-    block = weights["block"] + weights.get("lora", 0) + weights["norms"]
+    block: float = weights["block"] + weights.get("lora", 0) + weights["norms"]
+    if manifest.merged:
+        block /= model.loops  # a step reads one depth's
     cached = settings.prompt + settings.new // 2 if case.kind == "decode" else 0
     cache = cached * manifest.architecture.kv_bytes_per_token * median("mean_depth") / model.loops
     read = median("passes_per_token") * block + once + cache

@@ -32,12 +32,11 @@ from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.cpu_runner import CPURunner
 from rrt_edge.runtime.running.hidden import on_host
 from rrt_edge.runtime.running.kv_budget import KVBudget
-from rrt_edge.runtime.running.runner import NEVER, Call, Part, PartDone, Pass, stayed_of
+from rrt_edge.runtime.running.runner import ALWAYS, NEVER, Call, Part, PartDone, Pass, stayed_of
 from rrt_edge.runtime.system.closing import still_open
 from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
 Float = NDArray[np.float32]
-ALWAYS = -1.0  # a threshold that every gate reaches
 SHARED = 3  # sequences from which on a step of the loop graph is faster than a call for each
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class BlockRunner(CPURunner):
             mmap: map the weights; else they are read.
         """
         super().__init__(bundle / BLOCK_GRAPH, architecture, threads, context, budget, mmap)
-        self._check_contract()
+        self.check_contract(block_inputs(architecture), block_outputs(architecture))
         self._open_loop_graph = loop_graph
         self._loop_graph: Graph | None = None
         self._opening = threading.Lock()
@@ -146,16 +145,6 @@ class BlockRunner(CPURunner):
             done.append(PartDone(hidden[entry], gate[entry], logits[answered : answered + reached]))
             answered += reached
         return done
-
-    def _check_contract(self) -> None:
-        inputs = {tensor.name: (tensor.onnx_type, tensor.shape) for tensor in block_inputs(self.architecture)}
-        actual = {value.name: (value.type, tuple(value.shape)) for value in self.session.get_inputs()}
-        outputs = {tensor.name: tensor.onnx_type for tensor in block_outputs(self.architecture)}
-        made = {value.name: value.type for value in self.session.get_outputs()}
-        wrong = [name for name in {**inputs, **actual} if inputs.get(name) != actual.get(name)]
-        wrong += [name for name in {**outputs, **made} if outputs.get(name) != made.get(name)]
-        if wrong:
-            raise BundleError(f"{self.path}: is not the graph its manifest describes ({', '.join(wrong[:3])})")
 
 
 def _together(parts: Sequence[Part[KVCache]]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.architecture import Architecture
-from rrt_edge.runtime.bundle.contract import LONG_CONTEXT
+from rrt_edge.runtime.bundle.contract import LONG_CONTEXT, GraphTensor
 from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES, KVRule
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.cpu_cache import KVCache
@@ -61,6 +62,20 @@ class CPURunner:
             raise BundleError(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
         self._session: onnxruntime.InferenceSession | None = session
         self._closing = Closing()
+
+    def check_contract(self, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) -> None:
+        """
+        Raises:
+            BundleError: the graph has not these inputs, or not these outputs of these types.
+        """
+        expected = {tensor.name: (tensor.onnx_type, tensor.shape) for tensor in inputs}
+        actual = {value.name: (value.type, tuple(value.shape)) for value in self.session.get_inputs()}
+        results = {tensor.name: tensor.onnx_type for tensor in outputs}
+        made = {value.name: value.type for value in self.session.get_outputs()}
+        wrong = [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]
+        wrong += [name for name in {**results, **made} if results.get(name) != made.get(name)]
+        if wrong:
+            raise BundleError(f"{self.path}: is not the graph its manifest describes ({', '.join(wrong[:3])})")
 
     @property
     def session(self) -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""Opens a bundle's runner on a device: the loop graph on the CPU, the block driven depth by depth elsewhere."""
+"""Opens a bundle's runner on a device: the CPU's graphs, or the block driven depth by depth elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rrt_edge.runtime.running.devices.device import OpenDevice
 from rrt_edge.runtime.running.devices.runner import DeviceGraph
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.load_options import LoadOptions
+from rrt_edge.runtime.running.merged import MergedRunner
 from rrt_edge.runtime.running.runner import AnyRunner
 from rrt_edge.runtime.running.tracing import traced
 
@@ -47,12 +48,14 @@ def open_runner(
     budget, threads = KVBudget(options.kv_budget_bytes), options.threads
     if device == "cpu":
         shape, rule, folder = manifest.architecture, manifest.rule, graph_folder or bundle
+        if manifest.merged:
+            return MergedRunner(folder, shape, threads, context, budget, options.mmap)
         if (bundle / BLOCK_GRAPH).is_file() and has_block_graph(shape, rule.projects):
             loop_graph = partial(Graph, folder, shape, rule, threads, context, budget, options.mmap)
             return BlockRunner(folder, shape, threads, context, budget, options.mmap, loop_graph)
         return Graph(folder, shape, rule, threads, context, budget, options.mmap)
     opened = OpenDevice(device)
-    reason = why_cpu_only(bundle, manifest.architecture, manifest.rule)
+    reason = why_cpu_only(bundle, manifest)
     if reason is not None:
         raise DeviceError(f"device {device}: {bundle} runs on the CPU only, for {reason}")
     return DeviceGraph(bundle, manifest.architecture, opened, context=context, threads=threads, budget=budget)

@@ -20,6 +20,7 @@ from rrt_edge.runtime.running.hidden import Hidden
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 NEVER = 2.0  # a threshold no probability reaches
+ALWAYS = -1.0  # one that every probability reaches
 
 
 class Cache(Protocol):

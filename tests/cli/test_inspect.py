@@ -104,3 +104,24 @@ def test_a_verification_of_which_nothing_is_known_is_shown(bundle: Path, tmp_pat
     copied = Path(shutil.copytree(bundle, tmp_path / "copied"))
     edit_manifest(copied, lambda fields: fields.update(verification={}))
     assert CliRunner().invoke(main, ["inspect", str(copied)]).exit_code == 0
+
+
+def test_merged_adapters_say_what_they_cost_when_exported_and_inspected(
+    recursive: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """And the documentation has every input and output of their graph."""
+    where, wide = str(tmp_path / "merged"), {"COLUMNS": "400"}
+    exported = (
+        CliRunner().invoke(main, ["export", str(recursive), where, "--bits", "32", "--merge-adapters"], env=wide).stdout
+    )
+    assert "with one block for all depths" in exported
+    times = re.search(r"this is ([0-9.]+) times", exported)
+    sizes = [sum(path.stat().st_size for path in Path(folder).iterdir()) for folder in (where, bundle)]
+    assert times is not None and float(times[1]) == pytest.approx(sizes[0] / sizes[1], rel=0.15)  # fewer graphs
+    assert "merged into weights of each depth: " in CliRunner().invoke(main, ["inspect", where], env=wide).stdout
+    contents = read_graph(Path(where) / "model.onnx")
+    section = (ROOT / "docs" / "graph.md").read_text("utf-8")
+    section = section.partition("## The graph of merged adapters")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z_.]+)`", section))
+    for value in [*contents.inputs, *contents.outputs]:
+        assert re.sub(r"\.\d+", ".l", re.sub(r"\.\d+", ".d", value.name, count=1), count=1) in named

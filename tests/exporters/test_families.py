@@ -20,7 +20,9 @@ from rrt_edge.exporters import export, verify
 from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH
 from rrt_edge.runtime.bundle.device_graphs import why_unfit
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.running.block import BlockRunner
+from rrt_edge.runtime.running.merged import MergedRunner
 from rrt_edge.runtime.running.runner import Call, Part
 from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
@@ -149,6 +151,38 @@ def test_the_block_graph_equals_torch_in_pieces_and_with_a_row_at_each_depth(
         moving = [(part.position, part.depth, outcome.hidden) for part, outcome in zip(parts, done, strict=True)]
     assert len(seen) == 11 * loops
     cell("piped", np.stack(seen), np.stack(theirs))
+    runner.close()
+
+
+def test_merged_adapters_equal_torch_at_every_depth_and_in_pieces(
+    made: Callable[[str], Path], case: str, cell: Cell, tmp_path: Path
+) -> None:
+    """A text whole through each number of depths; in pieces; and its last rows first through depth 1, then the rest."""
+    folder, loops = made(case), LOOPS[case]
+    architecture = Manifest.read(folder / "bundle").architecture
+    if why_unfit(architecture.windows or (), architecture.head_dim):
+        with pytest.raises(BadInputError, match="merge-adapters does not go with this model"):
+            export(folder / "recursive", tmp_path / "merged", bits=32, merge_adapters=True)
+        return
+    export(folder / "recursive", tmp_path / "merged", bits=32, merge_adapters=True)
+    assert verify(tmp_path / "merged").ok
+    expected, ids = torch_logits(folder / "recursive", TEXTS[0]), np.array(TEXTS[0])
+    runner = MergedRunner(tmp_path / "merged", architecture, 1)
+    binding = runner.bind()
+    whole = [
+        runner.run(binding, runner.new_cache(), Call(ids, 0, 1, depth, logit_rows=range(24))).logits
+        for depth in range(1, loops + 1)
+    ]
+    cell("merged", np.stack(whole), expected)
+    cache, seen = runner.new_cache(), []
+    for start, stop in ((0, 2), (2, 9), (9, 10), (10, 11), (11, 12)):
+        rows = range(stop - start)
+        seen.append(runner.run(binding, cache, Call(ids[start:stop], start, 1, loops, logit_rows=rows)).logits)
+    early = [runner.run(binding, cache, Call(ids[at : at + 1], at, 1, 1, logit_rows=(0,))) for at in range(12, 24)]
+    rest = Call(np.concatenate([done.hidden for done in early]), 12, 2, loops, logit_rows=range(12))
+    seen.append(runner.run(binding, cache, rest).logits)
+    cell("merged pieces", np.concatenate(seen), expected[-1])
+    cell("merged early", np.concatenate([done.logits for done in early]), expected[0, 12:])
     runner.close()
 
 

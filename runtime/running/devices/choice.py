@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 def choose_device(bundle: Path, manifest: Manifest) -> str:
     """The device that runs a bundle fastest here. Trials, failures and the choice are logged."""
-    reason = why_cpu_only(bundle, manifest.architecture, manifest.rule)
+    reason = why_cpu_only(bundle, manifest)
     if reason is not None:
         log.info("device cpu: %s", reason)
         return "cpu"

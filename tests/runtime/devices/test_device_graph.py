@@ -69,7 +69,7 @@ def test_every_family_says_what_torch_says(case: str, tmp_path: Path) -> None:
     bundle, expected = make_family(case, tmp_path)
     manifest = Manifest.read(bundle)
     if case in CPU_ONLY:
-        assert CPU_ONLY[case] in str(why_cpu_only(bundle, manifest.architecture, manifest.rule))
+        assert CPU_ONLY[case] in str(why_cpu_only(bundle, manifest))
         assert not (bundle / DEVICE_GRAPHS).exists()
         return
     with on_device(bundle, context=64) as model:
@@ -240,7 +240,7 @@ def test_only_the_rule_exact_runs_on_devices(bundle: Path, recursive: Path, tmp_
         (tmp_path / "trained" / "config.json").write_text(json.dumps({**config, "kv_rule": rule}), "utf-8")
         export(tmp_path / "trained", tmp_path / "bundle", bits=32)
         manifest = Manifest.read(tmp_path / "bundle")
-        reason = why_cpu_only(tmp_path / "bundle", manifest.architecture, manifest.rule)
+        reason = why_cpu_only(tmp_path / "bundle", manifest)
         assert reason is not None and f"trained for the KV rule {rule}" in reason
 
 

@@ -38,7 +38,7 @@ import onnxruntime
 import torch
 from conversion_quality import TEXT_TOKENS, load, texts_of
 from numpy.typing import NDArray
-from peers import GENAI, GENAI_NEEDS, environment, python
+from peers import GENAI, GENAI_NEEDS, make_environment, python
 from transformers import AutoTokenizer
 
 from rrt_edge.exporters import export
@@ -93,7 +93,7 @@ def main() -> None:
             seen = texts_in(data, tokenizer)
             rows += [llamas(arguments, kind, seen) for kind in arguments.types.split(",")]
         if arguments.genai:
-            environment(arguments.genai, GENAI_NEEDS, GENAI)
+            make_environment(arguments.genai, [GENAI, *GENAI_NEEDS])
             rows += [genais(arguments, kind) for kind in arguments.genai_types.split(",")]
         exact = of_folder(arguments.source)
         kinds = {"English": texts_of(lines[2000:2800])[: arguments.texts], "code": code()[: arguments.texts]}

@@ -1,76 +1,121 @@
 """llama.cpp and onnxruntime-genai beside rrt-edge: one random checkpoint of a shape, int4, the same threads and tokens.
 
-    python benchmarks/peers.py prepare [--shape tinyllama] [--folder build/peers]    once: 20 minutes or more
-    python benchmarks/peers.py run [--shape tinyllama] [--folder build/peers] [--threads 2] [--repeats 3]
+    python benchmarks/peers.py prepare    once: 20 minutes or more
+    python benchmarks/peers.py run [--shape tinyllama,smollm,demo] [--rows one,exits,batch4,batch8,questions]
+    python benchmarks/peers.py table [--into docs/benchmarks.md]    what was measured so far
 
-`prepare` makes an environment for each peer (they are no dependencies), a checkpoint of random weights, llama.cpp's
-Q4_0 and onnxruntime-genai's int4 of it, and our bundles of the shape, with random weights too; what is there is reused.
-`run` measures them in turn, each in a process of its own: a prompt of 256 tokens, then 128 new ones. The peers run the
-model unshared. It refuses to start while the machine is busy.
+`prepare` makes an environment with both peers (they are no dependencies; `--environment` names another that has them),
+a checkpoint of random weights, llama.cpp's Q4_0 and onnxruntime-genai's int4 of it, and our bundles of the shape, with
+random weights too; what is there is reused. `run` measures one part after another and keeps what it finds in
+`results.json` in the folder, from which all tables are printed. It refuses to start while the machine is busy, and runs
+a process again in whose time other work took part of the processors.
 
-Ours at full depth has several rows: without drafts; as it runs by itself, with the drafts that it makes and the share
-of them that stands on these weights; and *simulated*, where a stated share of all drafts stands. There only that is
-drawn: drafting, both rows, keys and values and dropped rows are really done (`rrt-edge bench --tests
-decode:full:accept=0.8`). The table says steps a token: how often the block's weights were read for one.
+A part is a shape and one kind of rows. Its models are run in turn, each in a process of its own, so many times; the
+tables show medians, and ratios within the part. The peers run the model unshared, with flash attention (llama.cpp), and
+once more with drafts from n-grams. Ours at full depth has rows without drafts, with a stated share of drafts that stand
+(*simulated*: that alone is drawn; drafting, both rows, keys and values and dropped rows are really done, `rrt-edge
+bench --tests decode:full:accept=0.8`), and as it runs by itself. The demo is trained: there the share is measured.
+"As before" is the same bundle without its block graph and without drafts, which is how all bundles ran earlier.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import datetime
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PROMPT, NEW = 256, 128
+from peer_tables import BLOCKS, PARTS, Contender, Measured, rewrite, tables
+
+PROMPTS = {"batch8": 64}  # tokens by kind of rows
+PROMPT, NEW = 256, 128  # otherwise, and new ones
+REPEATS = {"batch4": 2, "batch8": 2}  # by kind of rows, otherwise 3
 LLAMA_CPP, GENAI = "llama-cpp-python==0.3.36", "onnxruntime-genai==0.18.0"
-GENAI_NEEDS = ["torch==2.13.0", "transformers", "onnx-ir", "onnx", "sentencepiece"]
+GENAI_NEEDS = ["torch==2.13.0", "transformers", "onnx-ir", "onnx", "sentencepiece"]  # to build its models
+GGUF_NEEDS = ["gguf", "numpy", "safetensors", "ml_dtypes"]
 LOOPS = {"tinyllama": 2, "smollm": 3}
+RANK = 64
 MOST_BUSY = 0.1  # of the processors, by others, before a run
-HERE = Path(__file__).resolve()
+MOST_BESIDE, TRIES = 0.03, 3  # of the processors, by others, while a process is timed; how often it is
+PATIENCE = 20  # seconds within which the machine must become idle
+QUESTIONS, WARM_UP = 200, 20  # that the demo answers, and those before them that do not count
+LONGEST = 64  # tokens of an answer
+HERE = Path(__file__).resolve().parent
+DEMO = HERE.parent / "samples" / "pydoc"
 
 
-def prepare(folder: Path, shape: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    llama, genai = folder / "llama-cpp", folder / "genai"
-    environment(llama, ["gguf", "numpy", "safetensors", "ml_dtypes"], LLAMA_CPP)
-    environment(genai, GENAI_NEEDS, GENAI)
-    checkpoint = folder / shape / "checkpoint"
+def prepare(folder: Path, shape: str, environment: Path) -> None:
+    home = folder / shape
+    home.mkdir(parents=True, exist_ok=True)
+    if shape == "demo":
+        prepare_demo(home)
+        return
+    make_environment(environment, [LLAMA_CPP, GENAI, *GENAI_NEEDS, *GGUF_NEEDS])
+    checkpoint = home / "checkpoint"
     if not (checkpoint / "model.safetensors").is_file():
         write_checkpoint(checkpoint, shape)
-    gguf = folder / shape / "model-q4_0.gguf"
+    gguf = home / "llama.gguf"
     if not gguf.is_file():
-        child(llama, "write_gguf", str(checkpoint), str(gguf))
-    model = folder / shape / "genai"
-    if not (model / "genai_config.json").is_file():
-        builder = [str(python(genai)), "-m", "onnxruntime_genai.models.builder"]
-        subprocess.run([*builder, "-i", checkpoint, "-o", model, "-p", "int4", "-e", "cpu"], check=True)
+        subprocess.run([python(environment), HERE / "peer_runs.py", "write_gguf", checkpoint, gguf], check=True)
+    for size in BLOCKS:
+        model = home / f"genai-{size}"
+        if not (model / "genai_config.json").is_file():
+            builder = [python(environment), "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", model]
+            options = ["-p", "int4", "-e", "cpu", "--extra_options", f"block_size={size}"]
+            subprocess.run([*builder, *options], check=True)
     from rrt_edge.exporters.shapes import random_bundle
 
-    for rank in (0, 64):
-        bundle = folder / shape / f"bundle-{rank}"
-        if not (bundle / "manifest.json").is_file():
-            random_bundle(shape, bundle, loops=LOOPS[shape], rank=rank)
+    for size in BLOCKS:
+        for name, loops, rank in ((f"bundle-{size}", LOOPS[shape], RANK), (f"unshared-{size}", 1, 0)):
+            if not (home / name / "manifest.json").is_file():
+                random_bundle(shape, home / name, loops=loops, rank=rank, block_size=size)
+    as_before(home / f"bundle-{BLOCKS[0]}", home / "before")
 
 
-def python(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def prepare_demo(home: Path) -> None:
+    from rrt_edge import export
+
+    if not (home / "heldout.jsonl").is_file():
+        subprocess.run([sys.executable, DEMO / "recipe.py", home], check=True)
+    if not (home / "bundle" / "manifest.json").is_file():
+        export(DEMO / "recursive", home / "bundle", bits=4)
+    as_before(home / "bundle", home / "before")
 
 
-def environment(folder: Path, packages: list[str], peer: str) -> None:
-    """A virtual environment with a peer, its native code built for this machine and optimised."""
+def as_before(bundle: Path, copy: Path) -> None:
+    """The bundle without its block graph: as bundles were before, and ran."""
+    from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH
+    from rrt_edge.runtime.bundle.manifest import digest
+
+    if (copy / "manifest.json").is_file():
+        return
+    shutil.copytree(bundle, copy, dirs_exist_ok=True)
+    (copy / BLOCK_GRAPH).unlink()
+    fields = json.loads((copy / "manifest.json").read_text("utf-8"))
+    del fields["files"][BLOCK_GRAPH]
+    fields["sha256"] = digest(fields)
+    (copy / "manifest.json").write_text(json.dumps(fields, indent=2), "utf-8")
+
+
+def python(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_environment(folder: Path, packages: list[str]) -> None:
+    """A virtual environment with packages, llama.cpp among them built for this machine and optimised."""
     if (folder / "ready").is_file():
         return
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     flags = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"}
-    pip = [str(python(folder)), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *packages], check=True)
-    subprocess.run([*pip, "--no-binary", "llama-cpp-python", peer], check=True, env={**os.environ, **flags})
+    pip = [python(folder), "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python"]
+    subprocess.run([*pip, *packages], check=True, env={**os.environ, **flags})
     (folder / "ready").touch()
 
 
@@ -89,247 +134,191 @@ def write_checkpoint(folder: Path, shape: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1", eos_token="w2").save_pretrained(folder)
 
 
-def child(environment_folder: Path | None, function: str, *arguments: str) -> Any:
-    """Run a function of this file in an environment; returns what it returned."""
-    interpreter = str(python(environment_folder)) if environment_folder else sys.executable
-    command = [interpreter, str(HERE), "child", function, *arguments]
+def undisturbed(
+    contender: Contender, home: Path, threads: int, environment: Path, prompt: int
+) -> tuple[list[Measured], float]:
+    """One process of a contender, again where other work ran meanwhile; with the share of the processors that took."""
+    tries: list[tuple[float, list[Measured]]] = []
+    while not tries or (min(share for share, _ in tries) > MOST_BESIDE and len(tries) < TRIES):
+        started, used, own = time.perf_counter(), used_seconds(), children_seconds()
+        tests = measure(contender, home, threads, environment, prompt)
+        beside = used_seconds() - used - (children_seconds() - own)
+        tries.append((beside / (time.perf_counter() - started) / (os.cpu_count() or 1), tests))
+    share, tests = min(tries, key=lambda one: one[0])
+    return tests, share
+
+
+def used_seconds() -> float:
+    """Seconds that all processors have worked or were taken away for others, since the machine started."""
+    numbers = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return (sum(numbers) - numbers[3] - numbers[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def children_seconds() -> float:
+    """What the processes that were started and have ended worked."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def measure(contender: Contender, home: Path, threads: int, environment: Path, prompt: int) -> list[Measured]:
+    """One process of a contender: its tests, one after another."""
+    path = home / contender.file
+    settings: dict[str, Any] = {"threads": threads, "prompt": prompt, "new": NEW, "tests": contender.tests}
+    if contender.engine == "ours":
+        module = "rrt_edge.runtime.measuring.bench"
+        settings["repeats"] = 1
+        report = last_line([sys.executable, "-P", "-m", module, path, json.dumps(settings)])
+        if "rows" not in report:
+            raise SystemExit(f"{path}: {report['error']['message']}")
+        return [of_bench(row, prompt) for row in report["rows"]]
+    if contender.engine == "questions":
+        command = [sys.executable, HERE / "peers.py", "questions", path, json.dumps(settings)]
+        return [Measured(**run) for run in last_line(command)]
+    config = json.loads((home / "checkpoint" / "config.json").read_text())
+    settings["vocabulary"] = config["vocab_size"]
+    command = [python(environment), HERE / "peer_runs.py", contender.engine, path, json.dumps(settings)]
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    return [Measured(**run, bytes=size) for run in last_line(command)]
+
+
+def last_line(command: list[Any]) -> Any:
+    """What a process printed last, as JSON."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_gguf(checkpoint: str, out: str) -> None:
-    """The checkpoint as GGUF, without a vocabulary, quantised to Q4_0 by llama.cpp."""
-    import ctypes
-
-    import gguf
-    import llama_cpp
-    import ml_dtypes  # noqa: F401  numpy's bfloat16
-    import numpy as np
-    from safetensors.numpy import load_file
-
-    config = json.loads((Path(checkpoint) / "config.json").read_text())
-    tensors = load_file(Path(checkpoint) / "model.safetensors")
-    half = Path(out).with_suffix(".f16")
-    writer = gguf.GGUFWriter(str(half), "llama")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_rope_dimension_count(hidden // heads)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
-    names = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-    outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    outer["lm_head.weight"] = "output.weight"
-    for name, tensor in tensors.items():
-        target = outer.get(name)
-        if target is None:
-            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-            target = f"blk.{layer}.{names[part]}.weight"
-        writer.add_tensor(target, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-    status = llama_cpp.llama_model_quantize(str(half).encode(), out.encode(), ctypes.byref(parameters))
-    half.unlink()
-    if status:
-        raise SystemExit(f"llama.cpp could not quantise {half}")
+def of_bench(row: dict[str, Any], prompt: int) -> Measured:
+    """A row of `rrt-edge bench`; the time to the first token is that of the prompts with their first tokens."""
+    return Measured(
+        test=row["test"],
+        decode=row["tokens_per_second"],
+        prefill=row["batch"] * prompt / row["ttft_s"],
+        steps=row["steps_per_token"],
+        peak=row["peak_memory_bytes"],
+        bytes=row["bundle_bytes"],
+    )
 
 
-def figures(prefill: float, decode: float, path: Path) -> dict[str, float]:
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
-    return {
-        "prefill": PROMPT / prefill,
-        "decode": (NEW - 1) / decode,
-        "peak_mib": int(peak.split()[1]) / 1024,
-        "file_mb": size / 1e6,
-    }
+def answer_questions(bundle: Path, settings: dict[str, Any]) -> list[Measured]:
+    """The demo's held-out questions, one after another, greedily: tokens a second behind each answer's first."""
+    from rrt_edge.runtime import ExitPolicy, Model
+
+    lines = (bundle.parent / "heldout.jsonl").read_text("utf-8").splitlines()[: WARM_UP + QUESTIONS]
+    questions = [json.loads(line)["messages"][:1] for line in lines]
+    with Model.load(bundle, threads=settings["threads"]) as model:
+        undrafted = ExitPolicy(trace=(model.loops,) * LONGEST)
+        policies = {"full without drafts": undrafted, "full": ExitPolicy()}
+        return [answered(model, questions, test, policies[test], bundle) for test in settings["tests"]]
 
 
-def prompt_ids(vocabulary: int) -> list[int]:
-    import numpy as np
+def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: Path) -> Measured:
+    """What the answers to all but the first questions took."""
+    from rrt_edge.runtime import Sampling
 
-    ids: list[int] = np.random.default_rng(0).integers(3, vocabulary, PROMPT).tolist()
-    return ids
-
-
-def run_llama_cpp(path: str, threads: str, vocabulary: str) -> dict[str, float]:
-    import llama_cpp
-    import numpy as np
-
-    silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silence, None)
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = PROMPT + NEW, PROMPT, PROMPT
-    parameters.n_threads = parameters.n_threads_batch = int(threads)
-    context = llama_cpp.llama_init_from_model(model, parameters)
-
-    def feed(ids: list[int]) -> int:
-        array = (llama_cpp.llama_token * len(ids))(*ids)
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(ids))):
-            raise SystemExit("llama.cpp failed")
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(int(vocabulary),))
-        return int(logits.argmax())
-
-    return figures(*timed(feed, int(vocabulary)), Path(path))
-
-
-def run_genai(path: str, threads: str, vocabulary: str) -> dict[str, float]:
-    import onnxruntime_genai
-
-    config = onnxruntime_genai.Config(path)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": int(threads)}}}}))
-    model = onnxruntime_genai.Model(config)
-    parameters = onnxruntime_genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW, do_sample=False)
-    generator = onnxruntime_genai.Generator(model, parameters)
-    started = time.perf_counter()
-    generator.append_tokens(prompt_ids(int(vocabulary)))
-    generator.generate_next_token()
-    middle = time.perf_counter()
-    for _ in range(NEW - 1):
-        generator.generate_next_token()
-    return figures(middle - started, time.perf_counter() - middle, Path(path))
-
-
-def run_ours(path: str, threads: str, vocabulary: str, depth: str) -> dict[str, float]:
-    from rrt_edge.runtime import Model
-    from rrt_edge.runtime.decoding.decoder import Decoder
-    from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
-    from rrt_edge.runtime.decoding.sampler import Sampler
-    from rrt_edge.runtime.decoding.sampling import Sampling
-    from rrt_edge.runtime.loaded import insides
-
-    with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
-        decoder, sampler = Decoder(insides(model).runner), Sampler(Sampling())
-        policy = ExitPolicy(depth=int(depth)) if int(depth) else ExitPolicy()
-
-        def feed(ids: list[int]) -> int:
-            decoder.prefill(ids[:-1], policy)
-            return sampler.pick(decoder.step(ids[-1], policy).logits, ids)
-
-        return figures(*timed(feed, int(vocabulary)), Path(path))
-
-
-def run_drafts(path: str, threads: str, vocabulary: str, share: str) -> dict[str, float]:
-    """Full depth as it runs by itself, or with this share of all drafts standing, which is drawn."""
-    from rrt_edge.runtime import Model, Sampling
-    from rrt_edge.runtime.loaded import insides
-    from rrt_edge.runtime.measuring.simulated import SimulatedDrafting
-
-    with Model.load(path, context=PROMPT + NEW, threads=int(threads)) as model:
-        loaded = insides(model)
-        loaded.manifest = dataclasses.replace(loaded.manifest, eos_token_ids=())  # so that the reply has its length
-        if share:
-            loaded.drafting = SimulatedDrafting(float(share), 0)
-        stats = model.generate(prompt_ids(int(vocabulary)), Sampling(max_tokens=NEW), "full").stats
-        decode = (NEW - 1) / stats.decode_tokens_per_second
-        measured = figures(stats.time_to_first_token_s, decode, Path(path))
-        return {**measured, "steps": stats.steps_per_token, "stood": stats.accepted / max(stats.drafted, 1)}
-
-
-def timed(feed: Any, vocabulary: int) -> tuple[float, float]:
-    """Seconds of the prompt with the first token, and of the others."""
-    started = time.perf_counter()
-    token = feed(prompt_ids(vocabulary))
-    middle = time.perf_counter()
-    for _ in range(NEW - 1):
-        token = feed([token])
-    return middle - started, time.perf_counter() - middle
+    sampling = Sampling(max_tokens=LONGEST)
+    replies = [model.generate(model.encode_chat(question), sampling, policy).stats for question in questions][WARM_UP:]
+    several = [stats for stats in replies if stats.generated_tokens > 1]
+    drafted = sum(stats.drafted for stats in replies)
+    behind = [stats.generated_tokens - 1 for stats in several]
+    seconds = sum(count / stats.decode_tokens_per_second for count, stats in zip(behind, several, strict=True))
+    return Measured(
+        test=test,
+        decode=sum(behind) / seconds,
+        prefill=sum(stats.prompt_tokens for stats in replies) / sum(stats.time_to_first_token_s for stats in replies),
+        steps=sum(stats.steps_per_token * stats.generated_tokens for stats in replies)
+        / sum(stats.generated_tokens for stats in replies),
+        peak=replies[-1].peak_memory_bytes,
+        bytes=sum(file.stat().st_size for file in bundle.iterdir()),
+        stood=sum(stats.accepted for stats in replies) / drafted if drafted else None,
+    )
 
 
 def busy_share() -> float:
-    """The share of all processors' time that was used in the last second."""
-
-    def read() -> tuple[int, int]:
-        numbers = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-        return sum(numbers), numbers[3] + numbers[4]
-
-    before = read()
+    """What share of the processors others use just now."""
+    before = used_seconds()
     time.sleep(1)
-    total, idle = (after - first for after, first in zip(read(), before, strict=True))
-    return 1 - idle / total
+    return (used_seconds() - before) / (os.cpu_count() or 1)
 
 
-def run(folder: Path, shape: str, threads: int, repeats: int) -> None:
-    busy = busy_share()
+def processor() -> str:
+    """The processor's name, and which of the instructions that matter it has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    has = fields["flags"].split()
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "BF16"}
+    model = f"{fields['model name']}, family {fields['cpu family']} model {fields['model']}"
+    return f"{os.cpu_count()} cores, {model}: {', '.join(name for flag, name in names.items() if flag in has)}"
+
+
+def run(folder: Path, shape: str, rows: str, threads: int, repeats: int, environment: Path) -> None:
+    busy = next((share for share in (busy_share() for _ in range(PATIENCE)) if share <= MOST_BUSY), 1.0)
     if busy > MOST_BUSY:
         raise SystemExit(f"the machine is busy ({busy:.0%}): nothing is timed; stop what else runs and start again")
-    home, vocabulary = folder / shape, {"tinyllama": "32000", "smollm": "49152"}[shape]
-    count = str(threads)
-    contenders: dict[str, tuple[Path | None, tuple[str, ...]]] = {
-        "llama.cpp Q4_0": (folder / "llama-cpp", ("run_llama_cpp", str(home / "model-q4_0.gguf"), count, vocabulary)),
-        "onnxruntime-genai int4": (folder / "genai", ("run_genai", str(home / "genai"), count, vocabulary)),
-    }
-    for rank in (0, 64):
-        bundle = str(home / f"bundle-{rank}")
-        contenders[f"ours, rank {rank}, full without drafts"] = (None, ("run_ours", bundle, count, vocabulary, "0"))
-        contenders[f"ours, rank {rank}, full as it runs"] = (None, ("run_drafts", bundle, count, vocabulary, ""))
-        for share in ("0.8", "1"):
-            name = f"ours, rank {rank}, full, {float(share):.0%} of drafts stand (simulated)"
-            contenders[name] = (None, ("run_drafts", bundle, count, vocabulary, share))
-        contenders[f"ours, rank {rank}, depth=1"] = (None, ("run_ours", bundle, count, vocabulary, "1"))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, (environment_folder, call) in contenders.items():
-            found[name].append(child(environment_folder, *call))
-    medians = {
-        name: {key: statistics.median(one[key] for one in several) for key in several[0]}
-        for name, several in found.items()
-    }
-    llama, genai = (medians[name] for name in list(contenders)[:2])
-    print(f"{shape}, {threads} threads, prompt {PROMPT}, {NEW} new tokens, medians of {repeats} in turn\n")
-    columns = [
-        "decode tok/s",
-        "to llama.cpp",
-        "to genai",
-        "prefill tok/s",
-        "to llama.cpp",
-        "to genai",
-        "peak MiB",
-        "MB",
-    ]
-    print(f"| | {' | '.join([*columns, 'steps a token', 'drafts that stood'])} |")
-    print("|---" * (len(columns) + 3) + "|")
-    for name, one in medians.items():
-        cells = [
-            f"{one['decode']:.1f}", f"{one['decode'] / llama['decode']:.2f}", f"{one['decode'] / genai['decode']:.2f}",
-            f"{one['prefill']:.0f}", f"{one['prefill'] / llama['prefill']:.2f}",
-            f"{one['prefill'] / genai['prefill']:.2f}", f"{one['peak_mib']:.0f}", f"{one['file_mb']:.0f}",
-            *((f"{one['steps']:.2f}", f"{one['stood']:.0%}") if "steps" in one else ("-", "-")),
-        ]  # fmt: skip
-        print(f"| {name} | {' | '.join(cells)} |")
+    contenders = [one for one in PARTS[shape, rows] if (folder / shape / one.file).exists()]
+    started, prompt, beside = time.perf_counter(), PROMPTS.get(rows, PROMPT), 0.0
+    found: dict[str, list[list[dict[str, Any]]]] = {one.name: [] for one in contenders}
+    for repeat in range(repeats):
+        for one in contenders:
+            tests, share = undisturbed(one, folder / shape, threads, environment, prompt)
+            found[one.name].append([vars(test) for test in tests])
+            beside = max(beside, share)
+        results = read_results(folder)
+        results[f"{shape} {rows}"] = {
+            "date": datetime.date.today().isoformat(),
+            "seconds": round(time.perf_counter() - started),
+            "processor": processor(),
+            "threads": threads,
+            "beside": beside if beside > MOST_BESIDE else 0.0,
+            "repeats": repeat + 1,
+            "tokens": None if rows == "questions" else [prompt, NEW],
+            "versions": [LLAMA_CPP, GENAI, f"onnxruntime=={metadata.version('onnxruntime')}"],
+            "models": found,
+        }
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print(f"{shape}, {rows}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return results
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["child"]:
-        print(json.dumps(globals()[sys.argv[2]](*sys.argv[3:])))
+    if sys.argv[1:2] == ["questions"]:
+        answers = answer_questions(Path(sys.argv[2]), json.loads(sys.argv[3]))
+        print(json.dumps([vars(test) for test in answers]))
         return
+    shapes, kinds = (list(dict.fromkeys(part[at] for part in PARTS)) for at in (0, 1))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "run"])
-    parser.add_argument("--shape", default="tinyllama", choices=sorted(LOOPS))
+    parser.add_argument("what", choices=["prepare", "run", "table"])
+    parser.add_argument("--shape", default=",".join(shapes), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--rows", default=",".join(kinds), help="comma-separated (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("build/peers"))
+    parser.add_argument("--environment", type=Path, help="with both peers; by default made in the folder")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="default: 3, of batches 2")
+    parser.add_argument("--into", type=Path, help="a file whose tables are to be these, as well (docs/benchmarks.md)")
     arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    environment = (arguments.environment or folder / "environment").absolute()
+    chosen = [part for part in PARTS if part[0] in arguments.shape.split(",") and part[1] in arguments.rows.split(",")]
+    if not chosen:
+        parser.error(f"no such part: {', '.join(f'{shape} {rows}' for shape, rows in PARTS)}")
     if arguments.what == "prepare":
-        prepare(arguments.folder, arguments.shape)
-    else:
-        run(arguments.folder, arguments.shape, arguments.threads, arguments.repeats)
+        for shape in dict.fromkeys(shape for shape, _ in chosen):
+            prepare(folder, shape, environment)
+        return
+    if arguments.what == "run":
+        for shape, rows in chosen:
+            repeats = arguments.repeats or REPEATS.get(rows, 3)
+            run(folder, shape, rows, arguments.threads, repeats, environment)
+    lines = list(tables(read_results(folder)))
+    print("\n".join(lines))
+    if arguments.into:
+        rewrite(arguments.into, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""llama.cpp and onnxruntime-genai, each in a process of its own: `peers.py` starts this file in their environment.
+
+    python benchmarks/peer_runs.py llama_cpp|genai MODEL '{"threads": 2, "vocabulary": 32000, "prompt": 256, "new": 128, "tests": ["decode"]}'
+    python benchmarks/peer_runs.py write_gguf CHECKPOINT OUT
+
+Tests: `decode`, `decode:x4` (so many sequences at once) and `decode:ngram` (drafts from what the text said before, by
+the peer's own means). A first short run warms up. Prints one JSON object: the results of each test, in order.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WARM_UP = 4  # tokens
+
+
+class Run(NamedTuple):
+    """What one test took: the prompts with their first tokens, and the tokens behind them.
+
+    `steps`: calls of the model for `tokens`; `drafted` and `accepted`: tokens.
+    """
+
+    prompt_seconds: float
+    decode_seconds: float
+    tokens: int
+    steps: int
+    drafted: int = 0
+    accepted: int = 0
+
+
+Runner = Callable[[list[list[int]], int, bool], Run]
+
+
+def prompts_of(vocabulary: int, tokens: int, batch: int) -> list[list[int]]:
+    prompts: list[list[int]] = np.random.default_rng(0).integers(3, vocabulary, (batch, tokens)).tolist()
+    return prompts
+
+
+def measured(run: Runner, settings: dict[str, Any]) -> list[dict[str, float | str]]:
+    """The results of the tests, one after another."""
+    vocabulary, prompt, new = settings["vocabulary"], settings["prompt"], settings["new"]
+    run(prompts_of(vocabulary, prompt, 1), WARM_UP, False)
+    results: list[dict[str, float | str]] = []
+    for test in settings["tests"]:
+        option = test.partition(":")[2]
+        batch = int(option[1:]) if option.startswith("x") else 1
+        done = run(prompts_of(vocabulary, prompt, batch), new, option == "ngram")
+        result: dict[str, float | str] = {
+            "test": test,
+            "decode": done.tokens / done.decode_seconds,
+            "prefill": batch * prompt / done.prompt_seconds,
+            "steps": done.steps / done.tokens,
+            "peak": peak_memory_bytes(),
+        }
+        if option == "ngram":
+            result["stood"] = done.accepted / max(done.drafted, 1)
+        results.append(result)
+    return results
+
+
+def peak_memory_bytes() -> int:
+    """Of this process alone: `ru_maxrss` would say what the process that started it had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+
+
+def llama_cpp(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:
+    """Flash attention on; n-gram drafts are llama-cpp-python's prompt lookup, with its defaults."""
+    import llama_cpp as llama
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    silence = llama.llama_log_callback(lambda level, text, data: None)
+    llama.llama_log_set(silence, None)
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    lookup, vocabulary = LlamaPromptLookupDecoding(), settings["vocabulary"]
+
+    def run(prompts: list[list[int]], new: int, drafts: bool) -> Run:
+        batch, length = len(prompts), len(prompts[0])
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = batch * (length + new + drafts * lookup.num_pred_tokens)
+        parameters.n_seq_max, parameters.n_batch, parameters.n_ubatch = batch, length, length
+        parameters.n_threads = parameters.n_threads_batch = settings["threads"]
+        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        context = llama.llama_init_from_model(model, parameters)
+        memory = llama.llama_get_memory(context)
+        room = llama.llama_batch_init(max(length, batch), 0, 1)
+
+        def feed(rows: list[tuple[int, int, int]], logits: int) -> NDArray[np.int64]:
+            """The likeliest tokens behind the last `logits` of rows of token, position and sequence."""
+            room.n_tokens = len(rows)
+            for index, (token, position, sequence) in enumerate(rows):
+                room.token[index], room.pos[index] = token, position
+                room.n_seq_id[index], room.seq_id[index][0] = 1, sequence
+                room.logits[index] = index >= len(rows) - logits
+            if llama.llama_decode(context, room):
+                raise SystemExit("llama.cpp failed")
+            read = (llama.llama_get_logits_ith(context, index) for index in range(len(rows) - logits, len(rows)))
+            return np.array([np.ctypeslib.as_array(row, shape=(vocabulary,)).argmax() for row in read])
+
+        started = time.perf_counter()
+        last = [
+            int(feed([(token, place, sequence) for place, token in enumerate(prompt)], 1)[0])
+            for sequence, prompt in enumerate(prompts)
+        ]
+        middle = time.perf_counter()
+        steps = drafted = accepted = tokens = 0
+        if drafts:
+            text = [*prompts[0], last[0]]
+            while tokens < new - 1:
+                guess = lookup(np.array(text, np.intc)).tolist()[: new - 2 - tokens]
+                at = len(text) - 1
+                follows = feed([(token, at + i, 0) for i, token in enumerate([text[-1], *guess])], 1 + len(guess))
+                stood = next((i for i, token in enumerate(guess) if token != follows[i]), len(guess))
+                text += map(int, follows[: stood + 1])
+                llama.llama_memory_seq_rm(memory, 0, len(text) - 1, -1)
+                steps, drafted, accepted = steps + 1, drafted + len(guess), accepted + stood
+                tokens += stood + 1
+        else:
+            for steps in range(1, new):
+                rows = [(token, length + steps - 1, sequence) for sequence, token in enumerate(last)]
+                last = feed(rows, batch).tolist()
+                tokens += batch
+        ended = time.perf_counter()
+        llama.llama_batch_free(room)
+        llama.llama_free(context)
+        return Run(middle - started, ended - middle, tokens, steps, drafted, accepted)
+
+    return measured(run, settings)
+
+
+def genai(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:
+    """n-gram drafts are onnxruntime-genai's own."""
+    import onnxruntime_genai
+
+    config = onnxruntime_genai.Config(path)
+    threads = {"intra_op_num_threads": settings["threads"]}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+    model = onnxruntime_genai.Model(config)
+
+    def run(prompts: list[list[int]], new: int, drafts: bool) -> Run:
+        batch, length = len(prompts), len(prompts[0])
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        longest = length + new
+        parameters.set_search_options(max_length=longest, min_length=longest, do_sample=False, batch_size=batch)
+        if drafts:
+            parameters.set_speculative_options(ngram_size=2, ngram_chained_lookup=True)
+        generator = onnxruntime_genai.Generator(model, parameters)
+        started = time.perf_counter()
+        generator.append_tokens(np.array(prompts, np.int32))
+        generator.generate_next_token()
+        middle = time.perf_counter()
+        for _ in range(new - 1):
+            generator.generate_next_token()
+        ended = time.perf_counter()
+        prompt_seconds, decode_seconds, tokens = middle - started, ended - middle, batch * (new - 1)
+        if not drafts:
+            return Run(prompt_seconds, decode_seconds, tokens, new - 1)
+        stats = generator.get_speculative_stats()
+        steps = stats["target_forward_passes"] + stats["standard_fallback_steps"]
+        drafted, accepted = stats["draft_tokens_evaluated"], stats["draft_tokens_accepted"]
+        return Run(prompt_seconds, decode_seconds, tokens, steps, drafted, accepted)
+
+    return measured(run, settings)
+
+
+def write_gguf(checkpoint: str, out: str) -> None:
+    """The checkpoint as GGUF, without a vocabulary, quantised to Q4_0 by llama.cpp."""
+    import ctypes
+
+    import gguf
+    import llama_cpp
+    import ml_dtypes  # noqa: F401  numpy's bfloat16
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    config = json.loads((Path(checkpoint) / "config.json").read_text())
+    tensors = load_file(Path(checkpoint) / "model.safetensors")
+    half = Path(out).with_suffix(".f16")
+    writer = gguf.GGUFWriter(str(half), "llama")
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    names = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    outer["lm_head.weight"] = "output.weight"
+    for name, tensor in tensors.items():
+        target = outer.get(name)
+        if target is None:
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            target = f"blk.{layer}.{names[part]}.weight"
+        writer.add_tensor(target, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    status = llama_cpp.llama_model_quantize(str(half).encode(), out.encode(), ctypes.byref(parameters))
+    half.unlink()
+    if status:
+        raise SystemExit(f"llama.cpp could not quantise {half}")
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:]
+    if what == "write_gguf":
+        write_gguf(*arguments)
+        return
+    path, settings = arguments
+    print(json.dumps({"llama_cpp": llama_cpp, "genai": genai}[what](path, json.loads(settings))))
+
+
+if __name__ == "__main__":
+    main()

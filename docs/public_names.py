@@ -43,7 +43,7 @@ def sentence(node: ast.AST) -> str:
 
 def typed(node: ast.AST) -> str:
     """Source text, without the modules that names are taken from."""
-    return re.sub(r"\binterfaces\.", "", ast.unparse(node))
+    return re.sub(r"\binterfaces\.", "", ast.unparse(node)).replace("'", '"')
 
 
 def signature(node: Function, name: str) -> str:
@@ -71,7 +71,7 @@ def field(node: ast.AnnAssign) -> str:
     value = node.value
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "option":
         value = value.args[0]
-    return line if value is None or ast.unparse(value).startswith("field(") else f"{line} = {ast.unparse(value)}"
+    return line if value is None or ast.unparse(value).startswith("field(") else f"{line} = {typed(value)}"
 
 
 def member(node: ast.stmt) -> str:

@@ -24,6 +24,7 @@ class Window(App[None]):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.session = model, model.session()
+        self.sampling = model.sampling(max_tokens=200)  # the rest as the bundle's makers chose
         self.messages: list[dict[str, str]] = []
 
     def compose(self) -> ComposeResult:
@@ -53,7 +54,7 @@ class Window(App[None]):
         asked = [*self.messages, {"role": "user", "content": question}]
         reply = ""
         try:
-            async with self.session.stream(asked, max_tokens=200) as stream:
+            async with self.session.stream(asked, self.sampling) as stream:
                 async for token in stream:
                     reply += token.text
                     shown.update(reply)

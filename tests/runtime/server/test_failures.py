@@ -45,7 +45,7 @@ def test_what_any_part_raises_is_an_error_in_json_and_the_server_goes_on(
         expected = served.post(BODY).json()["choices"][0]["text"]
         for kind, name in (
             (Sampler, "pick"), (TextStream, "push"), (Sampler, "picked"), (Engine, "prepare"), (Engine, "step"),
-            (Engine, "_choose"), (Loaded, "checked_prompt"), (Answers, "whole"), (worker_module.Worker, "_step"),
+            (Engine, "_choose"), (Loaded, "checked_ids"), (Answers, "whole"), (worker_module.Worker, "_step"),
         ):  # fmt: skip
             with monkeypatch.context() as patch:
                 patch.setattr(kind, name, failing)

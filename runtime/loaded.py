@@ -110,11 +110,7 @@ class Loaded:
         return self.manifest.architecture.loops
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens the tokenizer adds.
-
-        Raises:
-            BadInputError: it is not a text that the tokenizer takes.
-        """
+        """As `Model.encode`."""
         return self._ids(text, add_special_tokens=True)
 
     def prepare(

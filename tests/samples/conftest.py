@@ -56,8 +56,8 @@ def open_page(driver: webdriver.Chrome) -> Iterator[Callable[[str], Page]]:
 @pytest.fixture
 def serve_endless(endless: Path) -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
-        most = ("--ui", "--context", str(CONTEXT), "--max-tokens", str(CONTEXT))
-        yield lambda *options: stack.enter_context(serving(endless, *most, *options))
+        most = [word for name in ("--context", "--max-tokens", "--default-tokens") for word in (name, str(CONTEXT))]
+        yield lambda *options: stack.enter_context(serving(endless, "--ui", *most, *options))
 
 
 CURVE = {0.9: 1.0, 0.9999: 1.07, 0.99999: 1.2, 1.0: 1.7}  # thresholds, and loops that the demo's tokens run at them

@@ -41,6 +41,7 @@ from rrt_edge.runtime.decoding.thought import (
     opens_thought,
 )
 from rrt_edge.runtime.decoding.token_bytes import TokenBytes
+from rrt_edge.runtime.decoding.tool_calls import Style, style_in
 from rrt_edge.runtime.errors import BadInputError, ContextFullError, DeviceError, about, from_outside
 from rrt_edge.runtime.interfaces import ContextFull, Prompt, ReplyOptions, SamplingFields
 from rrt_edge.runtime.running.kv_choice import why_unfit
@@ -334,24 +335,19 @@ class Loaded:
             BadInputError: an option names a token that the model does not have, or a grammar cannot be followed.
         """
         vocabulary = self.manifest.architecture.vocabulary
-        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
-            unknown = [token for token in tokens if token >= vocabulary]
-            if unknown:
-                label = name.replace("_", "-")
-                message = f"{label}: token id {unknown[0]} is not among the model's {vocabulary} tokens"
-                raise BadInputError(message, name)
+        sampling.check_tokens(vocabulary)
         constraint: Allows | None = None
         if sampling.grammar is not None:
             with about("grammar"):
                 constraint = self._grammars.constraint(sampling.grammar)
+            constraint.check_room(min(sampling.most_tokens(len(ids)), self.context - len(ids)))
         ends, budget = {*self.manifest.eos_token_ids, *sampling.stop_ids}, sampling.think_tokens
         continues = isinstance(ids, ChatPrompt) and ids.continues
         stream, thinking = TextStream(self.tokenizer, sampling.stop, ids if continues else ()), self.thinking
         is_open = thinking is not None and opens_thought(self.tokenizer, ids)
         if isinstance(ids, ChatPrompt) and thinking is not None and (is_open or not continues):
-            if budget is not None and not all(token < vocabulary for token in thinking.closing):
-                message = f"think-tokens: a token of {CLOSE} is not among the model's {vocabulary} tokens"
-                raise BadInputError(message, "think_tokens")
+            if budget is not None:
+                thinking.check_closing(vocabulary)
             text = ReplyText(stream, thinking, is_open)
             if budget is not None or constraint is not None:
                 constraint = ThoughtRule(text, thinking, budget, constraint, vocabulary, ends)
@@ -368,6 +364,11 @@ class Loaded:
         if has_markers(self.tokenizer) or (template is not None and template.mentions(OPEN, CLOSE)):
             return Thinking.of(self.tokenizer, self._ids(CLOSING, add_special_tokens=False))
         return None
+
+    @cached_property
+    def call_style(self) -> Style | None:
+        """How the model writes calls of functions; None where it is not known."""
+        return None if self.template is None else style_in(self.template.written_call)
 
     @cached_property
     def token_bytes(self) -> TokenBytes:

@@ -232,6 +232,14 @@ def thinker(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
 
 
 @pytest.fixture(scope="session")
+def caller(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
+    """A model that calls functions, and always the same (tests/caller.py)."""
+    from tests.caller import write_caller
+
+    return make_once("caller", write_caller)
+
+
+@pytest.fixture(scope="session")
 def endless(make_once: Callable[..., Path], checkpoints: ModuleType) -> Path:
     """A random model whose replies nothing ends but a context of 65,536 tokens (`CONTEXT`)."""
 

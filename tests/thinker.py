@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ TEMPLATE = (
 )
 OPENING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}<assistant><think>{{ '\\n' }}"
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-VOCABULARY = len(LETTERS) + 20
+VOCABULARY = len(LETTERS) + 60
 
 
 def reply_tokens(markers: tuple[str, str, str, str]) -> list[str]:
@@ -47,22 +48,31 @@ def reply_tokens(markers: tuple[str, str, str, str]) -> list[str]:
 
 def make_tokenizer(markers: tuple[str, str, str, str] = MARKERS, special: bool = False) -> Tokenizer:
     """Single bytes, the tokens of the reply, and those between turns."""
+    return tokenizer_of((END, USER, START), reply_tokens(markers), ("<think>", "</think>") if special else ())
+
+
+def tokenizer_of(between: Sequence[str], said: Sequence[str], special: Collection[str] = ()) -> Tokenizer:
+    """Single bytes, tokens between turns, and those of replies, some of which are special."""
     tokenizer = Tokenizer(models.BPE({letter: id for id, letter in enumerate(LETTERS)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = ByteLevel()
-    tokenizer.add_special_tokens([END, USER, START])
-    for text in reply_tokens(markers):
-        tokenizer.add_tokens([AddedToken(text, normalized=False, special=special and text in ("<think>", "</think>"))])
+    tokenizer.add_special_tokens(list(between))
+    for text in said:
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=text in special)])
     return tokenizer
 
 
 def write_thinker(folder: Path) -> None:
     """The bundle, whose markers are ordinary tokens of its vocabulary as in Qwen3's; three loops."""
-    tokenizer = make_tokenizer()
-    ids = [tokenizer.token_to_id(text) for text in (START, *reply_tokens(MARKERS), END)]
+    write_scripted(folder, make_tokenizer(), [[START, *reply_tokens(MARKERS), END]], TEMPLATE)
+
+
+def write_scripted(folder: Path, tokenizer: Tokenizer, scripts: Sequence[Sequence[str]], template: str) -> None:
+    """A bundle in which each token of some scripts, in which none stands twice but for the end, leads to the next."""
+    ids = [[tokenizer.token_to_id(text) for text in script] for script in scripts]
     fields = {"vocab_size": VOCABULARY, "hidden_size": 144, "num_hidden_layers": 3, "tie_word_embeddings": False}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config(**fields, eos_token_id=ids[-1], pad_token_id=None))
+    model = LlamaForCausalLM(tiny_config(**fields, eos_token_id=ids[0][-1], pad_token_id=None))
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -70,11 +80,12 @@ def write_thinker(folder: Path) -> None:
         embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
         embedding.normal_()
         head.zero_()
-        head[ids[1:]] = embedding[ids[:-1]]
+        for script in ids:
+            head[script[1:]] += embedding[script[:-1]]
     with tempfile.TemporaryDirectory() as place:
         model.save_pretrained(Path(place, "source"))
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
-        fast.chat_template = TEMPLATE
+        fast.chat_template = template
         fast.save_pretrained(Path(place, "source"))
         write_recursive(Path(place, "source"), Path(place, "recursive"))
         export(Path(place, "recursive"), folder, bits=32)

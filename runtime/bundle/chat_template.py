@@ -160,6 +160,11 @@ class ChatTemplate:
         """Whether the template writes tools."""
         return self._tool_use.probes.takes_tools
 
+    @property
+    def written_call(self) -> str:
+        """A conversation in which a function is called, as the template of those with tools writes it."""
+        return self._tool_use.probes.written_call
+
     def takes_objects(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
         """Whether the template wants the arguments of a call as an object, not as a text of JSON."""
         return self._of(tools).probes.takes_objects

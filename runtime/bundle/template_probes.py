@@ -73,6 +73,11 @@ class Probes:
             self._answers["objects"] = loses and written is not None and PROBE in written
         return self._answers["objects"]
 
+    @property
+    def written_call(self) -> str:
+        """A conversation in which a function is called, as the template writes it; empty where it refuses it."""
+        return self._text(_calling({PROBE: 1})) or self._text(_calling(f'{{"{PROBE}": 1}}')) or ""
+
     def _fate(self, role: str, form: Form) -> Fate:
         if (role, form) not in self._fates:
             content: Any = PROBE if form == "text" else [{"type": "text", "text": PROBE, "note": MARK}]

@@ -27,6 +27,11 @@ class Grammar:
         if len(self.text) > LONGEST:
             raise BadInputError(f"{self.kind}: {len(self.text):,} characters; {LONGEST:,} are the most that is taken")
 
+    @property
+    def is_json(self) -> bool:
+        """Whether it is JSON that a reply must be, which is of no use in part."""
+        return self.kind == "json-schema" or "%json" in self.text
+
     @classmethod
     def json_schema(cls, schema: str | Mapping[str, Any]) -> Grammar:
         """A JSON document that a schema (draft 2020-12) allows, on one line; `{}` allows any.

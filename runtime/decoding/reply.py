@@ -129,15 +129,15 @@ class Reply:
         """`room`: the tokens the context leaves; `ends`: the tokens that end a reply; `shifts`: the oldest tokens make
         room for more; `watch`: the depth whose tokens are told beside the reply's, if any."""
         self.history, self.watch = list(prompt), watch
-        self.sampler = Sampler(sampling, len(prompt), ends, constraint)
+        most = sampling.most_tokens(len(prompt))
+        self._limit = most if shifts else min(most, room)
+        self.sampler = Sampler(sampling, len(prompt), ends, constraint, self._limit)
         self._steering = Steering(policy)
         self.drafts = Drafts()
         self.finish_reason = ""
         self.dropped = 0  # tokens at the history's beginning that no cache holds any more
         self._text = text
         self.shifts, self._device, self._kv_rule = shifts, device, kv_rule
-        most = sampling.most_tokens(len(prompt))
-        self._limit = most if shifts else min(most, room)
         self._ends = ends
         self._prompt_tokens = len(prompt)
         self._depths: list[int] = []
@@ -168,7 +168,7 @@ class Reply:
         thinks = self._text.thinks
         piece = Piece("", "" if thinks else None) if token in self._ends else self._text.push(token)
         if token in self._ends or self._text.stopped:
-            self.finish_reason = "stop"
+            self.finish_reason = "length" if self.sampler.cut else "stop"
         elif len(self._depths) >= self._limit:
             self.finish_reason = "length"
         if self.finish_reason:

@@ -42,21 +42,29 @@ class Sampler:
         prompt_tokens: int = 0,
         ends: Collection[int] = (),
         constraint: Allows | None = None,
+        limit: int | None = None,
     ) -> None:
         """
         Args:
             prompt_tokens: how many of a history's first tokens are the prompt's.
             ends: the tokens that end a reply.
             constraint: where not every token may follow, as with a grammar.
+            limit: tokens of the reply at most, where that is another number than the sampling's.
         """
         self.sampling = sampling
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % SEEDS)
         self._numbers: list[float] = []  # from 0 to 1, one for each place in the reply so far
         self._prompt_tokens, self._ends, self._constraint = prompt_tokens, sorted(ends), constraint
+        self._limit = sampling.max_tokens if limit is None else limit
         self._bias = (
             np.array(sorted(sampling.logit_bias), np.int64),
             np.array([sampling.logit_bias[token] for token in sorted(sampling.logit_bias)], np.float32),
         )
+
+    @property
+    def cut(self) -> bool:
+        """Whether the reply is as it is because it had to end."""
+        return self._constraint is not None and self._constraint.cut
 
     def pick(self, logits: Float, history: Sequence[int]) -> int:
         """The next token.
@@ -127,7 +135,8 @@ class Sampler:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
         early = self._ends if len(history) - first < sampling.min_tokens else []
-        allowed = None if self._constraint is None else self._constraint.allowed(history[first:])
+        reply = history[first:]
+        allowed = None if self._constraint is None else self._constraint.allowed(reply, self._limit - len(reply))
         if allowed is None:
             return _without(logits, early)
         logits = np.where(allowed, logits, np.float32(-np.inf))

@@ -142,6 +142,18 @@ class Sampling:
     def __repr__(self) -> str:
         return changed_fields(self)
 
+    def check_tokens(self, vocabulary: int) -> None:
+        """
+        Raises:
+            BadInputError: an option names a token that a model of so many does not have.
+        """
+        for name, tokens in (("logit_bias", self.logit_bias), ("stop_ids", self.stop_ids)):
+            unknown = [token for token in tokens if token >= vocabulary]
+            if unknown:
+                label = name.replace("_", "-")
+                message = f"{label}: token id {unknown[0]} is not among the model's {vocabulary} tokens"
+                raise BadInputError(message, name)
+
     def most_tokens(self, prompt_tokens: int) -> int:
         """Tokens at most of the reply to a prompt of so many."""
         room = 0 if self.max_length is None else self.max_length - prompt_tokens

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from rrt_edge.runtime.decoding.constraint import Allows
 from rrt_edge.runtime.decoding.detokenizer import TextStream, overlap
+from rrt_edge.runtime.errors import BadInputError
 
 OPEN, CLOSE = "<think>", "</think>"
 CLOSING = f"\n{CLOSE}\n\n"  # as models end a thought
@@ -36,6 +37,15 @@ class Thinking:
     closing: tuple[int, ...]
     opening: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
+
+    def check_closing(self, vocabulary: int) -> None:
+        """
+        Raises:
+            BadInputError: a model of so many tokens cannot end a thought.
+        """
+        if not all(token < vocabulary for token in self.closing):
+            message = f"think-tokens: a token of {CLOSE} is not among the model's {vocabulary} tokens"
+            raise BadInputError(message, "think_tokens")
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, closing: Sequence[int]) -> Thinking:
@@ -180,15 +190,23 @@ class ThoughtRule:
         self._text, self._thinking, self._grammar = text, thinking, grammar
         self._budget, self._vocabulary, self._ends = budget, vocabulary, list(ends)
 
-    def allowed(self, reply: Sequence[int]) -> NDArray[np.bool_] | None:
+    @property
+    def cut(self) -> bool:
+        """Whether the answer is as it is because it had to end."""
+        return self._grammar is not None and self._grammar.cut
+
+    def allowed(self, reply: Sequence[int], left: int) -> NDArray[np.bool_] | None:
         """[V]: the tokens that may follow the tokens of a reply, drafts behind those that it has included; None: all.
+
+        Args:
+            left: tokens that the reply may still have.
 
         Raises:
             BadInputError: as `Constraint.allowed`.
         """
         opened, closed = self._text.opened, self._text.closed
         if opened is None:
-            return self._without_thought(reply)
+            return self._without_thought(reply, left)
         answer = closed
         if self._budget is not None and (closed is None or closed > opened + self._budget):
             forced = len(reply) - opened - self._budget  # those that were, of the tokens that end it
@@ -198,17 +216,17 @@ class ThoughtRule:
         if self._grammar is None:
             return None
         if answer is not None:
-            return self._grammar.allowed(reply[answer:])
+            return self._grammar.allowed(reply[answer:], left)
         allowed = np.ones(self._vocabulary, np.bool_)
         allowed[self._ends] = False
         return allowed
 
-    def _without_thought(self, reply: Sequence[int]) -> NDArray[np.bool_] | None:
+    def _without_thought(self, reply: Sequence[int], left: int) -> NDArray[np.bool_] | None:
         """A reply without a thought so far, which may begin with one if that takes one token."""
         opening = self._thinking.opening
         if self._grammar is None or (opening is not None and reply[:1] == [opening]):
             return None
-        allowed = self._grammar.allowed(reply)
+        allowed = self._grammar.allowed(reply, left)
         if allowed is not None and opening is not None and opening < self._vocabulary and not reply:
             allowed[opening] = True
         return allowed

@@ -11,6 +11,7 @@ from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.decoding.token_bytes import in_text
+from rrt_edge.runtime.decoding.tool_calls import CallPiece, CallReader, Said
 from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.protocol import Ask
@@ -27,20 +28,42 @@ class Answers:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def chunk(self, index: int, token: Token, first: bool, finish_reason: str) -> dict[str, Any]:
-        """Return the chunk that a token adds to choice `index`."""
+    def chunk(
+        self, index: int, token: Token, first: bool, finish_reason: str, reader: CallReader | None = None
+    ) -> dict[str, Any] | None:
+        """Return the chunk that a token adds to choice `index`; None where it adds nothing.
+
+        Args:
+            reader: tells calls from words in this choice.
+        """
+        said = Said(token.text) if reader is None else _read(reader, self._words([token]), bool(finish_reason))
+        finish_reason = _reason(finish_reason, reader)
+        in_full = self.ask.return_depths or self.ask.sampling.logprobs is not None
+        if not (said.content or said.calls or token.thought or finish_reason or first or in_full):
+            return None
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason or None, "logprobs": None}
         if self.chat:
-            delta = {"role": "assistant"} if first else {}
+            delta: dict[str, Any] = {"role": "assistant"} if first else {}
             if token.thought:
                 delta["reasoning_content"] = token.thought
-            if token.text or not token.thought:
-                delta["content"] = token.text
+            if said.content or not (token.thought or reader):
+                delta["content"] = said.content
+            if said.calls:
+                delta["tool_calls"] = [_call_delta(piece) for piece in said.calls]
             choice["delta"] = delta
         else:
             choice["text"] = token.text
         chunk = {**self._head(chunk=True), "choices": [self._with_extras(choice, [token])]}
         return {**chunk, "rrt_edge": self._terms()} if first else chunk
+
+    def reader(self) -> CallReader | None:
+        """What tells calls from words in one choice, where there may be calls."""
+        return None if self.ask.tools is None else self.ask.tools.reader()
+
+    def _words(self, tokens: Sequence[Token]) -> str:
+        """The text of tokens in which calls are told from words."""
+        tools = self.ask.tools
+        return "".join(token.text if tools is None else tools.words(token) for token in tokens)
 
     def usage_chunk(self, usage: dict[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:
         return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": self._about(generations)}
@@ -51,9 +74,15 @@ class Answers:
         for index, reply in enumerate(generations):
             choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": None}
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": reply.text, "refusal": None}
+                reader = self.reader()
+                said = Said(reply.text) if reader is None else _read(reader, self._words(reply.tokens), last=True)
+                choice["finish_reason"] = _reason(reply.finish_reason, reader)
+                message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
                 if reply.thought:
-                    choice["message"]["reasoning_content"] = reply.thought
+                    message["reasoning_content"] = reply.thought
+                if said.calls:
+                    message |= {"content": said.content or None, "tool_calls": _calls(said)}
+                choice["message"] = message
             else:
                 choice["text"] = reply.text
             choices.append(self._with_extras(choice, reply.tokens))
@@ -119,6 +148,39 @@ class Answers:
         content = insides(self.model).token_bytes(token)
         text = in_text(content)
         return text if text.encode() == content else f"bytes:{text}"
+
+
+def _read(reader: CallReader, text: str, last: bool) -> Said:
+    said = reader.push(text)
+    if last:
+        rest = reader.end()
+        said = Said(said.content + rest.content, [*said.calls, *rest.calls])
+    return said
+
+
+def _reason(finish_reason: str, reader: CallReader | None) -> str:
+    """Why a choice ended; a reply that the model ended with calls waits for what they return."""
+    return "tool_calls" if finish_reason == "stop" and reader is not None and reader.count else finish_reason
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    function = {"arguments": piece.arguments}
+    if piece.name is None:
+        return {"index": piece.index, "function": function}
+    return {
+        "index": piece.index, "id": piece.id, "type": "function", "function": {"name": piece.name, **function}
+    }  # fmt: skip
+
+
+def _calls(said: Said) -> list[dict[str, Any]]:
+    """The calls of a whole reply."""
+    calls: dict[int, dict[str, Any]] = {}
+    for piece in said.calls:
+        if piece.name is not None:
+            function = {"name": piece.name, "arguments": ""}
+            calls[piece.index] = {"id": piece.id, "type": "function", "function": function}
+        calls[piece.index]["function"]["arguments"] += piece.arguments
+    return list(calls.values())
 
 
 def usage(prompts: Sequence[Sequence[int]], generations: Sequence[Generation]) -> dict[str, Any]:

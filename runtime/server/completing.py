@@ -60,21 +60,16 @@ class Completing:
     async def events(self) -> AsyncGenerator[str, None]:
         """Server-sent events: a chunk for each token that has something to tell, the usage if asked for, `[DONE]`."""
         begun: set[int] = set()
+        readers = [self.answers.reader() for _ in self.tickets]
         try:
             async with aclosing(self._tokens()) as tokens:
                 async for index, token in tokens:
                     request, first = self.tickets[index].request, index not in begun
                     ended = request.finish_reason if token is request.tokens[-1] else ""
-                    if (
-                        token.text
-                        or token.thought
-                        or ended
-                        or first
-                        or self.ask.return_depths
-                        or self.ask.sampling.logprobs is not None
-                    ):
-                        begun.add(index)
-                        yield _event(self.answers.chunk(index, token, first, ended))
+                    begun.add(index)
+                    chunk = self.answers.chunk(index, token, first, ended, readers[index])
+                    if chunk is not None:
+                        yield _event(chunk)
             if self.ask.include_usage:
                 generations = self._generations()
                 yield _event(self.answers.usage_chunk(usage(self.ask.prompts, generations), generations))

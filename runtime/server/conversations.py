@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate
-from rrt_edge.runtime.bundle.messages import MessageError, check_objects, checked, text_of
-from rrt_edge.runtime.errors import BadInputError, about
-from rrt_edge.runtime.loaded import NO_TOOLS, insides
+from rrt_edge.runtime.bundle.messages import MessageError, checked, text_of
+from rrt_edge.runtime.errors import about
+from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.fields import Fields
+from rrt_edge.runtime.server.tools import objects
 from rrt_edge.runtime.system.json_text import parse_json
-from rrt_edge.runtime.system.options import shown
 
 ROLES = {"developer": "system", "function": "tool"}  # of OpenAI's API, as templates know them
 
 
-def read_prompt(fields: Fields, model: Model) -> list[int]:
+def read_prompt(fields: Fields, model: Model, tools: list[dict[str, Any]] | None) -> list[int]:
     """The token ids of a request's conversation, with the tools and further variables that its template may use.
+
+    Args:
+        tools: what the template is to show.
 
     Raises:
         ApiError: a field is missing or wrong.
         BadInputError: the template refuses the conversation.
     """
-    tools = _tools(fields, model.template)
     try:
         messages = _messages(fields.get("messages"))
         insides(model).check_length("".join(map(text_of, messages)))
@@ -64,37 +65,12 @@ def _without_refusal(part: Any) -> Any:
     return part
 
 
-def _tools(fields: Fields, template: ChatTemplate | None) -> list[dict[str, Any]] | None:
-    """The tools that the template is to show; None where there are none, or none of them may be called."""
-    tools, choice = _objects(fields, "tools"), fields.get("tool_choice")
-    for number, tool in enumerate(tools or ()):
-        if tool.get("type", "function") != "function":
-            where = f"tools[{number}].type"
-            raise ApiError(400, f"{where} {shown(tool['type'])}: must be function", where)
-    if not tools or choice == "none":
-        return None
-    if template is not None and not template.takes_tools:
-        raise ApiError(400, NO_TOOLS, "tools")
-    if choice not in (None, "auto"):
-        raise ApiError(400, f"tool_choice {shown(choice)}: must be auto or none", "tool_choice")
-    return tools
-
-
 def _variables(fields: Fields) -> dict[str, Any]:
     variables = fields.get("chat_template_kwargs")
     if variables is not None and not isinstance(variables, dict):
         raise ApiError(400, "chat_template_kwargs: must be an object", "chat_template_kwargs")
-    documents = _objects(fields, "documents")
+    documents = objects(fields, "documents")
     return {**({} if documents is None else {"documents": documents}), **(variables or {})}
-
-
-def _objects(fields: Fields, name: str) -> list[dict[str, Any]] | None:
-    value: list[dict[str, Any]] | None = fields.get(name)
-    try:
-        check_objects(name, value)
-    except BadInputError as error:
-        raise ApiError(400, str(error), name) from error
-    return value
 
 
 def _with_objects(message: dict[str, Any]) -> dict[str, Any]:

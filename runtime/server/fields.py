@@ -20,7 +20,8 @@ BOTH = frozenset(
     }
 )  # fmt: skip
 CHAT = BOTH | {
-    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "documents", "chat_template_kwargs",
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "documents",
+    "chat_template_kwargs",
 }  # fmt: skip
 COMPLETION = BOTH | {"prompt", "best_of"}
 NOTHING = {  # fields that are not supported, with the values that ask for nothing; and what to do instead
@@ -34,7 +35,7 @@ NOTHING = {  # fields that are not supported, with the values that ask for nothi
 }
 PASSED_OVER = frozenset(  # OpenAI's, which change nothing here
     {
-        "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
+        "metadata", "moderation", "prediction", "prompt_cache_key", "prompt_cache_options",
         "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store", "user", "verbosity",
     }
 )  # fmt: skip

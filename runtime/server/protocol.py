@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
+from rrt_edge.runtime.decoding.tool_calls import CLOSE
 from rrt_edge.runtime.errors import about
 from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError, named
 from rrt_edge.runtime.server.conversations import read_prompt
 from rrt_edge.runtime.server.fields import CHAT, COMPLETION, PLAIN, Fields, flag
+from rrt_edge.runtime.server.tools import Tools, read_tools
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import plain_number, shown
 
@@ -31,6 +33,7 @@ class Ask:
     """One request: prompts as token ids, how to reply to each, and what of the reply is to be told.
 
     Attributes:
+        tools: functions that the reply may call.
         ignored: fields that change nothing.
         names: how the request names what Python calls otherwise.
     """
@@ -41,6 +44,7 @@ class Ask:
     stream: bool
     include_usage: bool
     return_depths: bool
+    tools: Tools | None
     ignored: tuple[str, ...]
     names: Mapping[str, str]
 
@@ -74,7 +78,8 @@ def read_chat(
     fields = Fields.of(body, CHAT)
     names = {"prompt": "messages", "stop_ids": "stop_token_ids"}
     with named(names):
-        prompt = read_prompt(fields, model)
+        tools = read_tools(fields, model)
+        prompt = read_prompt(fields, model, None if tools is None else tools.shown)
         logprobs = fields.whole("top_logprobs", 0, Sampling.MOST_LOGPROBS)
         if fields.flag("logprobs"):
             logprobs = logprobs or 0
@@ -84,7 +89,11 @@ def read_chat(
             logprobs = None
         name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
         sampling, grammar = _sampling(fields, model, name, min(default_tokens, most_tokens), most_tokens, logprobs)
-        return _ask(fields, model, (prompt,), sampling, exit_policy, {**names, "grammar": grammar, "max_tokens": name})
+        if tools is not None:
+            answer, sampling = sampling.grammar, _calling(sampling, tools)
+            grammar = grammar if sampling.grammar is answer else "tools"
+        names = {**names, "grammar": grammar, "max_tokens": name}
+        return _ask(fields, model, (prompt,), sampling, exit_policy, names, tools)
 
 
 def read_completion(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
@@ -100,6 +109,14 @@ def read_completion(body: Any, model: Model, exit_policy: str | None, most_token
         if best_of not in (None, sampling.n):
             raise ApiError(400, f"best_of {best_of}: must be n, {sampling.n}; no reply is left out here", "best_of")
         return _ask(fields, model, prompts, sampling, exit_policy, {**names, "grammar": grammar})
+
+
+def _calling(sampling: Sampling, tools: Tools) -> Sampling:
+    """How to reply where functions may be called."""
+    sampling = replace(sampling, grammar=tools.grammar(sampling.grammar))
+    if tools.style == "hermes" and not tools.several:  # nothing is to follow the call
+        sampling = replace(sampling, stop=(*sampling.stop, CLOSE))
+    return sampling
 
 
 def _sampling(
@@ -140,6 +157,7 @@ def _ask(
     sampling: Sampling,
     exit_policy: str | None,
     names: Mapping[str, str],
+    tools: Tools | None = None,
 ) -> Ask:
     with about("exit_policy"):
         policy = model.policy(fields.text("exit_policy") or exit_policy)
@@ -153,6 +171,7 @@ def _ask(
         stream=fields.flag("stream"),
         include_usage=flag(options, "include_usage"),
         return_depths=fields.flag("return_depths"),
+        tools=tools,
         ignored=fields.ignored,
         names=names,
     )

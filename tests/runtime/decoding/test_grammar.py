@@ -11,6 +11,8 @@ import pytest
 from jsonschema import validate
 
 from rrt_edge.runtime import BadInputError, Engine, Grammar, MissingExtraError, Model, Sampling
+from rrt_edge.runtime.decoding.constraint import Grammars
+from rrt_edge.runtime.loaded import insides
 
 PROMPT = [20, 30, 40]
 SCHEMA = {
@@ -104,3 +106,15 @@ def test_without_llguidance_the_extra_is_named(model: Model, bundle: Path, monke
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with Model.load(bundle) as fresh, pytest.raises(MissingExtraError, match=r"pip install 'rrt-edge\[schema\]'"):
         fresh.stream(PROMPT, Sampling(grammar=Grammar.regex("a")))
+
+
+def test_what_follows_a_draft_that_the_grammar_forbids_is_of_no_matter(model: Model) -> None:
+    """Drafts from the text know no grammar; the reply goes on as if they had not been."""
+    loaded = insides(model)
+    ids = {letter: model.tokenizer.token_to_id(letter) for letter in "catdog"}
+    grammars = Grammars(model.tokenizer, loaded.manifest.architecture.vocabulary, loaded.manifest.eos_token_ids)
+    constraint = grammars.constraint(Grammar.regex("cat|dog"))
+    assert constraint.allowed([ids["d"], ids["t"]], 9).any()
+    assert constraint.allowed([ids["d"], ids["t"], ids["c"]], 8).any()
+    assert constraint.allowed([ids["d"]], 10)[ids["o"]] and not constraint.allowed([ids["d"]], 10)[ids["t"]]
+    assert constraint.allowed([ids["c"], ids["a"]], 9)[ids["t"]]

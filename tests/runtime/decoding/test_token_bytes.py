@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -44,6 +44,7 @@ TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
 def test_bytes_join_to_the_text(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]

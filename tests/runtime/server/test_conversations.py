@@ -127,12 +127,6 @@ def test_what_is_wrong_is_named(read: Read, fields: dict[str, Any], param: str) 
     assert caught.value.status == 400 and caught.value.param == param and param.split("[")[0] in str(caught.value)
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "age"}}])
-def test_a_call_cannot_be_forced(read: Read, choice: Any) -> None:
-    with pytest.raises(ApiError, match=r"tool_choice .*must be auto or none"):
-        read("{{ tools }}", USER, tools=[TOOL], tool_choice=choice)
-
-
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
 def test_variables_of_their_own_are_not_among_the_further_ones(read: Read, name: str) -> None:
     with pytest.raises(BadInputError, match=f"chat_template_kwargs: {name}"):

@@ -33,7 +33,7 @@ BESIDE = {"top_logprobs": {"logprobs": True}, "tool_choice": {"tools": TOOLS}, "
 NOT_SUPPORTED = {  # values by field, as a pattern of what they are written as
     "audio": ".", "functions": ".", "web_search_options": ".", "function_call": r"^\{", "modalities": "audio",
     "messages": "'(image_url|input_audio|file)'", "tools": "'custom'",
-    "tool_choice": "required|function|custom|allowed",
+    "tool_choice": r"custom|\[\{\}\]",
     "echo": "True", "suffix": ".",
 }  # fmt: skip
 

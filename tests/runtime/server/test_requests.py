@@ -166,3 +166,25 @@ def test_log_probabilities_of_completions_join_to_the_text(client: openai.OpenAI
 def is_part(token: str) -> bool:
     """Whether a token is a part of a character."""
     return token.startswith("bytes:")
+
+
+def test_json_is_whole_where_tokens_run_out(client: openai.OpenAI) -> None:
+    pytest.importorskip("llguidance")
+    text = {"type": "string", "minLength": 3}
+    schema = {"type": "object", "properties": {"a": text, "b": text}, "required": ["a", "b"]}
+    forms = {"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for form, keys in zip(forms, (set(), {"a", "b"}), strict=True):
+        for most in (40, 60):
+            asked = {"model": "hens", "messages": MESSAGES, "response_format": form, "max_tokens": most}
+            choice = client.chat.completions.create(**asked, temperature=1.5, seed=most).choices[0]
+            assert keys <= json.loads(choice.message.content).keys()
+            if choice.finish_reason == "stop":
+                continue
+            chunks = list(client.chat.completions.create(**asked, temperature=1.5, seed=most, stream=True))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+            assert chunks[-1].choices[0].finish_reason == choice.finish_reason == "length"
+    with pytest.raises(
+        openai.BadRequestError, match="max_tokens 3: the shortest reply that the grammar allows"
+    ) as caught:
+        client.chat.completions.create(model="hens", messages=MESSAGES, response_format=forms[1], max_tokens=3)
+    assert caught.value.param == "max_tokens"

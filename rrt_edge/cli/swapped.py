@@ -13,18 +13,13 @@ LONGEST = 1000  # characters; no path is as long
 
 def swapped(context: click.Context) -> str:
     """What to do where a command's first argument is not what it reads, but another is; else nothing."""
-    from rrt_edge.cli.common import BundlePath, NotFound
-    from rrt_edge.cli.sources import BundleOrSource
-
     arguments = [param for param in context.command.params if isinstance(param, click.Argument)]
     values = list(_values(context))
     if len(values) < 2 or not arguments:
         return ""
-    kind = arguments[0].type
-    wanted = {"bundle", "checkpoint"} if isinstance(kind, BundleOrSource) else {"checkpoint"}
-    wanted = {"bundle"} if type(kind) is BundlePath else wanted
+    wanted = getattr(arguments[0].type, "reads", {"checkpoint"})
     (_, first), *others = values
-    first = first.text if isinstance(first, NotFound) else first
+    first = getattr(first, "text", first)  # of what stands in the place of a path that was not found
     if _kind(first) in wanted:
         return ""
     for flag, other in others:

@@ -111,7 +111,9 @@ class Graph(CPURunner):
         for index in range(ran):
             depth, new = call.first + index, [plane[index, 0] for plane in planes]
             binding.append(cache, depth, new, call.position)
-        return Pass(call.first, call.first + ran - 1, logits, hidden[0], gate[-1, 0], tuple(gate[:, 0, -1:].ravel().tolist()))
+        return Pass(
+            call.first, call.first + ran - 1, logits, hidden[0], gate[-1, 0], tuple(gate[:, 0, -1:].ravel().tolist())
+        )
 
     def step(self, binding: Binding, parts: Sequence[Part[KVCache]]) -> list[PartDone]:
         """`Runner.step`, in one call of the graph.

@@ -239,13 +239,12 @@ class Loaded:
 
     def policy(self, exit_policy: str | ExitPolicy | None = None) -> ExitPolicy:
         """As `Model.policy`."""
-        exits = self.exits
         if isinstance(exit_policy, ExitPolicy):
-            exits.check(exit_policy)
+            self.exits.check(exit_policy)
             return exit_policy
         if not isinstance(exit_policy, str | None):
             raise BadInputError(f"exit policy {shown(exit_policy)}: must be a text or an ExitPolicy")
-        return ExitPolicy.parse(exits.own_policy if exit_policy is None else exit_policy, exits)
+        return ExitPolicy.parse(self.exits.own_policy if exit_policy is None else exit_policy, self.exits)
 
     def sampling(
         self, otherwise: Sampling | None = None, /, *, most_tokens: int | None = None, **fields: Unpack[SamplingFields]

@@ -168,7 +168,7 @@ def test_a_conversation_goes_on_between_tokens_that_ran_together(models: Any, tm
         theirs = plain.session(lazy_prompt=False).generate([*text, 9], Sampling(max_tokens=5), "threshold=0.5")
         piped._loaded.drafting = Drafting()
         for copy in copies:
-            assert copy.decoder.length == len(copy.ids)
+            assert copy._decoder.length == len(copy.ids)
             assert said(copy.generate([*text, 9], Sampling(max_tokens=5), "threshold=0.5").tokens) == said(
                 theirs.tokens
             )

@@ -147,7 +147,7 @@ def test_devices_say_why_they_do_not_run_it(merged: Path) -> None:
 def test_packed_weights_and_weights_that_are_read_give_the_same_logits(merged: Path, tmp_path: Path) -> None:
     replies = []
     for options in ({}, {"mmap": False}, {"weight_cache": tmp_path}):
-        with Model.load(merged, **options) as model:
+        with Model.load(merged, reproducible=True, **options) as model:
             reply = model.generate(tokens(7, 20), Sampling(max_tokens=8, logprobs=5), "full")
             replies.append([(token.id, token.logprob, token.top_logprobs) for token in reply.tokens])
     assert replies[0] == replies[1] == replies[2]

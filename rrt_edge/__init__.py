@@ -7,6 +7,7 @@ them: `rrt_edge.runtime` works without.
 
 from __future__ import annotations
 
+import rrt_edge.ctrl_c  # isort: skip - before anything takes time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ if not (Path(__file__).parent / "runtime").is_dir() and (_checkout / "runtime" /
     # Imported from a checkout's root, where the folders that install as parts of this package stand beside it.
     __path__ += [str(_checkout), str(_checkout / "samples")]
 
-import rrt_edge.ctrl_c
 import rrt_edge.runtime.system.openmp  # noqa: F401 - before anything loads torch
 from rrt_edge.model.registration import register
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from rrt_edge.cli.extras import extra_with
 from rrt_edge.cli.help import OTHER, section
+from rrt_edge.cli.interrupts import from_interrupt
 from rrt_edge.cli.swapped import swapped
 from rrt_edge.runtime.errors import BadInputError, BundleError, RRTEdgeError
 
@@ -76,11 +77,13 @@ def guarded(command: Command) -> Command:
                     raise value.error
             return command(*args, **kwargs)
         except RRTEdgeError as error:
-            if context.find_root().params.get("debug"):
+            if from_interrupt(error) or context.find_root().params.get("debug"):
                 raise
             complain(error, _with_remedy(error, context), as_json)
             context.exit(2 if isinstance(error, BadInputError) else 1)
         except ModuleNotFoundError as error:
+            if from_interrupt(error):
+                raise
             complain(error, f"rrt-edge {context.info_name} needs {missing(str(error.name))}", as_json)
             context.exit(2)
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from rrt_edge.cli.interrupts import STATUS, importing, interrupted_line, interruptible, take_charge
+from rrt_edge.cli.interrupts import STATUS, from_interrupt, importing, interrupted_line, interruptible, take_charge
 
 Homes = Mapping[str, tuple[str, str]]  # name: "module:function" in a package, and a line of help
 Sections = Mapping[str, Homes]  # by the heading of the help under which they stand
@@ -104,6 +104,8 @@ class Commands(click.Group):
         try:
             with interruptible():
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, click.exceptions.Exit) or not from_interrupt(error):
+                raise
             click.echo(interrupted_line(as_json), err=True, nl=False)
             ctx.exit(STATUS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import signal
@@ -10,12 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 STATUS = 130
 MESSAGE = "interrupted; nothing half written was left behind"
-AGAIN = 0.05  # seconds after which an interrupt is tried again that came in the middle of an import
 
 
 def interrupted_line(as_json: bool) -> str:
@@ -71,22 +68,20 @@ def _end(*_: object) -> None:
     os._exit(STATUS)
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
+def _interrupt(*_: object) -> None:
     """
     Raises:
-        KeyboardInterrupt: now, or after the import in which the process is.
+        KeyboardInterrupt: always; Python's own handler is another, by which one knows that nobody took charge.
     """
-    if _imports(frame):
-        again = threading.Timer(AGAIN, _thread.interrupt_main)
-        again.daemon = True
-        again.start()
-        return
     raise KeyboardInterrupt
 
 
-def _imports(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+def from_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or what a library made of one: in the middle of an import, many do."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
             return True
-        frame = frame.f_back
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
     return False

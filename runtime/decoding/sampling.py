@@ -101,7 +101,7 @@ class Sampling:
     )  # fmt: skip
     seed: int | None = option(None, "Makes sampling repeatable.", least=-(SEEDS >> 1), most=SEEDS - 1)
     n: int = option(1, "Replies to the prompt.", least=1, most=MOST_COUNT)
-    max_tokens: int = option(256, "Tokens generated at most.", least=1, most=MOST_COUNT)
+    max_tokens: int = option(256, "Tokens generated at most.", least=1, most=MOST_COUNT, section="How long a reply is")
     think_tokens: int | None = option(
         None, "Tokens of a thought at most; 0: none.", least=0, most=MOST_COUNT, unset="as many as the model writes"
     )
@@ -114,8 +114,9 @@ class Sampling:
         (), "End at this token id; repeatable.", check=_is_id, allowed="a tuple of token ids", flag="stop-id"
     )
     logprobs: int | None = option(
-        None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS
-    )
+        None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS,
+        section="What is told of each token",
+    )  # fmt: skip
     first_loop: bool = option(False, "With --json: what the first loop would have said.")
     max_length: int | None = None
     grammar: Grammar | None = None

@@ -98,22 +98,28 @@ def test_an_interrupt_ends_a_command_quietly_at_every_moment(
         shutil.rmtree(shell.home / "bundles" / "tiny", ignore_errors=True)
 
 
-def test_an_interrupt_in_the_middle_of_an_import_waits_for_its_end(shell: Shell) -> None:
-    """An interrupted import is an error of another kind in some libraries, in onnxruntime for one."""
+@pytest.mark.parametrize(
+    "becomes", ["ImportError('initialization failed')", "ModuleNotFoundError(name='it')", "BadInputError('no')"]
+)
+@pytest.mark.parametrize("cause", [" from error", ""])
+def test_an_interrupt_that_a_library_makes_another_error_of_is_one(becomes: str, cause: str, shell: Shell) -> None:
+    """As onnxruntime does of one in the middle of its import."""
     (shell.folder / "slow.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\nwhole = sum(range(1000))\nprint('imported')\n"
+        "import os, signal, time\nfrom rrt_edge.runtime import BadInputError\ntry:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    while True:\n        time.sleep(0.01)\n"
+        f"except BaseException as error:\n    raise {becomes}{cause}\n"
     )
     code = (
         "import sys; sys.path.insert(0, '.')\nfrom rrt_edge.cli import main, list\n"
         "import rrt_edge.runtime.library.store as store\n"
-        "def installed():\n    import slow, time\n    while True:\n        time.sleep(0.01)\n"
+        "def installed():\n    import slow\n"
         "store.installed = installed\nmain()\n"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "list"], env=shell.environment, cwd=shell.folder, capture_output=True,
         encoding="utf-8",
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", INTERRUPTED)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", INTERRUPTED)
 
 
 def test_what_measures_ends_without_a_word_of_its_own(shell: Shell) -> None:

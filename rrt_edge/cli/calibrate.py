@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
 from rrt_edge.cli.eval import bundle_scores
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import BUNDLE, command
 from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.runtime.decoding.exit_policy import NAMES, POINTS
 from rrt_edge.runtime.errors import BadInputError
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.scoring.metrics import Point
 
 
-@command(epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced")
+@command(
+    reads=(BUNDLE,), epilog="Example: rrt-edge calibrate bundle --data calibrate.jsonl --agreement 0.99 --name balanced"
+)
 @click.argument("bundle", type=BundlePath())
 @click.option(
     "--data", type=click.Path(path_type=Path), required=True, help="Chats or text the model was not trained on."

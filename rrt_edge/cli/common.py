@@ -39,7 +39,6 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
     """A bundle: a folder, or the short name of an installed one. For commands that are `guarded`."""
 
     name = "bundle"
-    reads = frozenset({"bundle"})  # kinds of folders
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | NotFound:
         from rrt_edge.runtime.library.store import find_bundle

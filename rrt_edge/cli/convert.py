@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import CHECKPOINT, command
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size, two_columns
 from rrt_edge.conversion.checks import check_conversion
@@ -36,7 +36,7 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is neither a whole number nor a share of full rank below 1", param, ctx)
 
 
-@command(epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
+@command(reads=(CHECKPOINT,), epilog="Example: rrt-edge convert TinyLlama-folder recursive --loops 2 --rank 64")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @options_of(ConvertOptions)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json, quiet_transformers
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import BUNDLE, RECURSIVE_CHECKPOINT, command
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.conversion.folder import check_recursive
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCORED = "texts scored"
 
 
-@command("eval", epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
+@command("eval", reads=(BUNDLE, RECURSIVE_CHECKPOINT), epilog="Example: rrt-edge eval bundle --data heldout.jsonl")
 @click.argument("model", type=BundlePath())
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Chats or text: .jsonl, .parquet, .txt.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Score this threshold too; may be repeated.")

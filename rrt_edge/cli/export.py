@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import CHECKPOINT, RECURSIVE_CHECKPOINT, command
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size
 from rrt_edge.exporters.checks import check_export
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEMO = Path("samples/pydoc/recursive")
 
 
-@command(epilog="Example: rrt-edge export recursive bundle --bits 4")
+@command(reads=(CHECKPOINT, RECURSIVE_CHECKPOINT), epilog="Example: rrt-edge export recursive bundle --bits 4")
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] BUNDLE", type=click.Path(path_type=Path))
 @options_of(ExportOptions)
 @json_option

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rrt_edge.cli.common import BundlePath, guarded, json_option, print_json
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import BUNDLE, command
 from rrt_edge.cli.options import (
     grammar_options,
     load_model,
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from rrt_edge.runtime import Prompt, Stats, Token
 
 
-@command(epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9")
+@command(
+    reads=(BUNDLE,), epilog="Example: rrt-edge generate bundle 'What does os.path.join do?' --exit-policy threshold=0.9"
+)
 @click.argument("bundle", type=BundlePath())
 @click.argument("prompt", required=False)
 @click.option("--system", default="", help="A system message: tells the model how to behave.")

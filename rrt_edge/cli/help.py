@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+BUNDLE, CHECKPOINT, RECURSIVE_CHECKPOINT = "bundle", "checkpoint", "recursive checkpoint"
 OTHER = "Output and help"  # the last section: what every command has
 
 
 class Command(click.Command):
     """A command whose options stand in the sections that `section` begins."""
 
-    def __init__(self, *args: Any, extra: str = "", **settings: Any) -> None:
-        """`extra`: what to say of an argument too many, which stands in the place of {extra}."""
+    def __init__(self, *args: Any, extra: str = "", reads: Collection[str] = (), **settings: Any) -> None:
+        """
+        Args:
+            extra: what to say of an argument too many, which stands in the place of {extra}.
+            reads: what the first argument may be: `BUNDLE`, `CHECKPOINT`, `RECURSIVE_CHECKPOINT`.
+        """
         super().__init__(*args, **settings)
-        self._extra = extra
+        self._extra, self.reads = extra, reads
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """The options that are shown, by their section: those without one first, what every command has last."""

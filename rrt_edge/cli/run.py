@@ -15,7 +15,7 @@ from rrt_edge.cli.chat.command import chat
 from rrt_edge.cli.common import guarded, json_option, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
 from rrt_edge.cli.generate import generate, read_prompt
-from rrt_edge.cli.help import command, section
+from rrt_edge.cli.help import BUNDLE, CHECKPOINT, RECURSIVE_CHECKPOINT, command, section
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.options import load_model, load_options, read_sampling, reply_options, sampling_options
 from rrt_edge.cli.sources import BundleOrSource, Source
@@ -33,7 +33,9 @@ EXPORTED = [field.name for field in dataclasses.fields(ExportOptions)]
 CHOICES = ("4", "8", "16", "32", SOURCE)
 
 
-@command(epilog="Example: rrt-edge run SmolLM2-135M-Instruct.Q4_1.gguf")
+@command(
+    reads=(BUNDLE, CHECKPOINT, RECURSIVE_CHECKPOINT), epilog="Example: rrt-edge run SmolLM2-135M-Instruct.Q4_1.gguf"
+)
 @click.argument("source", type=BundleOrSource())
 @click.argument("prompt", required=False)
 @click.option("--system", default="", help="A system message: tells the model how to behave.")

@@ -53,7 +53,6 @@ class BundleOrSource(BundlePath):
     """A bundle's folder or short name, else a `Source`. For commands that are `guarded`."""
 
     name = "source"
-    reads = frozenset({"bundle", "checkpoint"})
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:

@@ -8,26 +8,27 @@ from typing import Any
 
 import click
 
+from rrt_edge.cli.help import BUNDLE, CHECKPOINT, RECURSIVE_CHECKPOINT, Command
+
 LONGEST = 1000  # characters; no path is as long
 
 
 def swapped(context: click.Context) -> str:
     """What to do where a command's first argument is not what it reads, but another is; else nothing."""
-    arguments = [param for param in context.command.params if isinstance(param, click.Argument)]
+    reads = context.command.reads if isinstance(context.command, Command) else ()
     values = list(_values(context))
-    if len(values) < 2 or not arguments:
+    if len(values) < 2 or not reads:
         return ""
-    wanted = getattr(arguments[0].type, "reads", {"checkpoint"})
     (_, first), *others = values
-    first = getattr(first, "text", first)  # of what stands in the place of a path that was not found
-    if _kind(first) in wanted:
+    first = Path(str(getattr(first, "text", first)))  # of what stands in the place of a path that was not found
+    if _kind(first) in reads or (_kind(first) is None and _is_folder(first)):
         return ""
     for flag, other in others:
-        found = _kind(other)
-        if found in wanted:
-            names = [param.human_readable_name for param in arguments]
-            usage = " ".join([context.command_path, *names, *([flag, flag.strip("-").upper()] if flag else [])])
-            return f"{other} is a {found}: are the two swapped? {usage}"
+        found = _kind(Path(str(other)))
+        if found in reads:
+            names = [param.human_readable_name for param in context.command.params if isinstance(param, click.Argument)]
+            usage = " ".join([*names, *([flag, flag.strip("-").upper()] if flag else [])])
+            return f"{other} is a {found}: are the two swapped? rrt-edge {context.info_name} {usage}"
     return ""
 
 
@@ -42,19 +43,25 @@ def _values(context: click.Context) -> Iterator[tuple[str, Any]]:
                 yield ("" if isinstance(param, click.Argument) else param.opts[0]), part
 
 
-def _kind(value: Any) -> str | None:
-    """Whether a text or path is that of a bundle or of a checkpoint."""
+def _kind(path: Path) -> str | None:
+    """Which of the things that commands read lies there, or is installed under that name."""
+    from rrt_edge.conversion.folder import is_recursive_checkpoint
     from rrt_edge.runtime.library.store import installed_names
 
-    text = str(value)
-    if value is None or len(text) > LONGEST:
+    if len(str(path)) > LONGEST:
         return None
     try:
-        path = Path(text)
         if (path / "manifest.json").is_file():
-            return "bundle"
+            return BUNDLE
         if (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file()):
-            return "checkpoint"
-        return "bundle" if text in installed_names() else None
+            return RECURSIVE_CHECKPOINT if is_recursive_checkpoint(path) else CHECKPOINT
+        return BUNDLE if str(path) in installed_names() else None
     except (OSError, ValueError):
         return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # longer than a name can be
+        return False

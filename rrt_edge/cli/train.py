@@ -11,14 +11,17 @@ from rich.console import Console
 
 from rrt_edge.cli.common import guarded, json_option, print_json, quiet_transformers
 from rrt_edge.cli.dataclass_options import from_options, options_of
-from rrt_edge.cli.help import command, section
+from rrt_edge.cli.help import RECURSIVE_CHECKPOINT, command, section
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.training.checks import check_training
 from rrt_edge.training.options import TrainOptions, read_yaml
 
 
-@command(epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2")
+@command(
+    reads=(RECURSIVE_CHECKPOINT,),
+    epilog="Example: rrt-edge train recursive trained --data chats.jsonl --teacher TinyLlama-folder --epochs 2",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @section("Data and teacher")

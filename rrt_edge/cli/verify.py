@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rrt_edge.cli.common import BundlePath, complain, guarded, json_option, print_json, quiet_transformers
-from rrt_edge.cli.help import command
+from rrt_edge.cli.help import BUNDLE, command
 from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar
 from rrt_edge.exporters.checks import check_verification
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rrt_edge.runtime.check import VerifyReport
 
 
-@command(epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
+@command(reads=(BUNDLE,), epilog="Example: rrt-edge verify bundle --source recursive --text chats.txt")
 @click.argument("bundle", type=BundlePath())
 @click.option("--source", help="The checkpoint the bundle came from: compares the logits at every depth.")
 @click.option(

@@ -90,7 +90,7 @@ def test_arguments_in_each_others_place_are_noticed(name: str, shell: Shell) -> 
     before = sorted(shell.folder.rglob("*"))
     message = shell.refused(command, *SWAPPED[name])
     place = next(part for part in reversed(SWAPPED[name]) if part not in ("data.txt", "--data"))
-    kind = "bundle" if place == "bundle" else "checkpoint"
+    kind = {"bundle": "bundle", "recursive": "recursive checkpoint"}.get(place, "checkpoint")
     assert f"; {place} is a {kind}: are the two swapped? rrt-edge {command} " in message, message
     assert "make one with" not in message and "choose another name" not in message
     assert sorted(shell.folder.rglob("*")) == before
@@ -100,6 +100,9 @@ def test_right_arguments_with_another_fault_are_not_called_swapped(shell: Shell)
     assert "swapped" not in shell.refused("generate", "bundle", "bundle", "--exit-policy", "depth=7")
     assert "swapped" not in shell.refused("generate", "nowhere", "What is it?")
     assert "swapped" not in shell.refused("verify", "bundle", "--source", "nowhere")
+    assert "swapped" not in shell.refused("convert", "someone/model", "recursive")  # a checkpoint to be replaced
+    (shell.folder / "adapter").mkdir()
+    assert "swapped" not in shell.refused("convert", "adapter", str(TEACHER))
 
 
 @pytest.mark.parametrize(

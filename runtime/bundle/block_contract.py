@@ -51,15 +51,19 @@ def block_inputs(architecture: Architecture) -> list[GraphTensor]:
     return [*small_inputs(architecture), *long, *_planes(architecture, "past")]
 
 
+def small_outputs(architecture: Architecture) -> list[GraphTensor]:
+    """The outputs of a call whose sizes are known before it."""
+    hidden, gate, _ = OUTPUTS
+    return [
+        GraphTensor(hidden, np.float32, ("entries", "rows", architecture.hidden_size)),
+        GraphTensor(gate, np.float32, ("entries", "rows")),
+    ]
+
+
 def block_outputs(architecture: Architecture) -> list[GraphTensor]:
     """All outputs; the planes are the inputs' memory."""
-    shapes: tuple[tuple[int | str, ...], ...] = (
-        ("entries", "rows", architecture.hidden_size),
-        ("entries", "rows"),
-        ("asked", architecture.vocabulary),
-    )
-    tensors = [GraphTensor(name, np.float32, shape) for name, shape in zip(OUTPUTS, shapes, strict=True)]
-    return tensors + _planes(architecture, "present")
+    logits = GraphTensor(OUTPUTS[-1], np.float32, ("asked", architecture.vocabulary))
+    return [*small_outputs(architecture), logits, *_planes(architecture, "present")]
 
 
 def _planes(architecture: Architecture, when: str) -> list[GraphTensor]:

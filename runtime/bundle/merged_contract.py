@@ -41,16 +41,20 @@ def merged_inputs(architecture: Architecture) -> list[GraphTensor]:
     return [*small_inputs(architecture), *long, *_planes(architecture, "past")]
 
 
-def merged_outputs(architecture: Architecture) -> list[GraphTensor]:
-    """All outputs; the planes are the inputs' memory."""
-    hidden, gate, exit_depth, logits = OUTPUTS
-    tensors = [
+def small_outputs(architecture: Architecture) -> list[GraphTensor]:
+    """The outputs of a call whose sizes are known before it."""
+    hidden, gate, exit_depth, _ = OUTPUTS
+    return [
         GraphTensor(hidden, np.float32, (1, "rows", architecture.hidden_size)),
         GraphTensor(gate, np.float32, (architecture.loops, "rows")),
         GraphTensor(exit_depth, np.int64),
-        GraphTensor(logits, np.float32, ("asked", architecture.vocabulary)),
     ]
-    return tensors + _planes(architecture, "present")
+
+
+def merged_outputs(architecture: Architecture) -> list[GraphTensor]:
+    """All outputs; the planes are the inputs' memory."""
+    logits = GraphTensor(OUTPUTS[-1], np.float32, ("asked", architecture.vocabulary))
+    return [*small_outputs(architecture), logits, *_planes(architecture, "present")]
 
 
 def planes_of(layer: int, depth: int) -> tuple[str, str]:

@@ -24,17 +24,18 @@ from rrt_edge.runtime.bundle.block_contract import (
     last_row,
     length,
     small_inputs,
+    small_outputs,
 )
-from rrt_edge.runtime.errors import BundleError, RRTEdgeError
+from rrt_edge.runtime.errors import RRTEdgeError
 from rrt_edge.runtime.running.cpu import Binding, Graph
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes
 from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.cpu_runner import CPURunner
 from rrt_edge.runtime.running.hidden import on_host
+from rrt_edge.runtime.running.in_place import InPlace
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import ALWAYS, NEVER, Call, Part, PartDone, Pass, stayed_of
 from rrt_edge.runtime.system.closing import still_open
-from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
 Float = NDArray[np.float32]
 SHARED = 3  # sequences from which on a step of the loop graph is faster than a call for each
@@ -210,17 +211,10 @@ class BlockBinding:
             self._bound[key] = _Bound(runner, len(parts))
         bound = self._bound[key]
         bound.feed(parts, planes)
-        self.calls.run(runner.session, bound.io, len(parts) * len(parts[0].rows))
+        self.calls.run(runner.session, bound.held.io, len(parts) * len(parts[0].rows))
         hidden, gate = bound.results()
-        right = (int((gate.ravel() >= bound.least).sum()), runner.architecture.vocabulary)
-        if not right[0]:
-            return hidden, gate, np.zeros(right, np.float32)
-        logits = bound.logits()
-        if logits.shape != right:  # a graph may declare one shape and give another; what comes next relies on it
-            raise BundleError(
-                f"{runner.path}: gives logits the shape {list(logits.shape)} where a bundle's graph gives "
-                f"{list(right)}; export the bundle again"
-            )
+        asked = int((gate.ravel() >= bound.least).sum())
+        logits = bound.held.logits(OUTPUTS.index("logits"), asked, runner.architecture.vocabulary, runner.path)
         return hidden, gate, logits
 
 
@@ -228,21 +222,18 @@ class _Bound:
     """One binding: its small inputs and outputs are the same arrays from call to call, while the rows are as many."""
 
     def __init__(self, runner: BlockRunner, entries: int) -> None:
-        self.io: onnxruntime.IOBinding = runner.session.io_binding()
+        self.held = InPlace(runner)
         self._architecture, self._entries = runner.architecture, entries
         self._planes: list[Planes] = [()] * len(runner.architecture.kv_groups)
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._ends: list[tuple[NDArray[Any], NDArray[Any]]] = []  # of each KV group, the two of them
         self._shape = (-1, -1)  # entries that enter as ids, rows
-        for name, array in runner.constant.items():
-            self.io.bind_cpu_input(name, array)
 
     def feed(self, parts: Sequence[Part[KVCache]], planes: Sequence[Planes]) -> None:
         """Put in what E entries of S rows need."""
         rows, entering = len(parts[0].rows), int(parts[0].rows.ndim == 1)
         if self._shape != (entering, rows):
             self._make(entering, rows)
-        arrays, ends = self._arrays, self._ends
+        arrays, ends = self.held.arrays, self._ends
         longest = [0] * len(ends)
         for entry, part in enumerate(parts):
             arrays["depth"][entry] = part.depth - 1
@@ -259,7 +250,7 @@ class _Bound:
             for group, held in enumerate(part.cache.valid_rows(part.depth)):
                 ends[group][0][entry] = held + rows - 1
                 longest[group] = max(longest[group], held + rows)
-        self.io.bind_output("logits")  # anew: how many rows have some differs from call to call
+        self.held.io.bind_output("logits")  # anew: how many rows have some differs from call to call
         for group, held_planes in enumerate(planes):
             ends[group][1][...] = longest[group]
             self._bind(group, held_planes)
@@ -269,16 +260,10 @@ class _Bound:
         shape, entries = self._architecture, self._entries
         sizes = {"entries": entries, "entering": entering, "going_on": entries - entering, "rows": rows}
         sizes["all_rows"] = entries * rows
-        self._arrays = {}
-        for tensor in small_inputs(shape):
-            made = np.zeros([size if isinstance(size, int) else sizes[size] for size in tensor.shape], tensor.dtype)
-            self._arrays[tensor.name] = made
-            self.io.bind_cpu_input(tensor.name, made)
-        for name, size in (("hidden_out", (entries, rows, shape.hidden_size)), ("gate", (entries, rows))):
-            output = self._arrays[name] = np.empty(size, np.float32)
-            self.io.bind_output(name, "cpu", 0, np.float32, output.shape, output.ctypes.data)
+        self.held.make(small_inputs(shape), sizes, small_outputs(shape))
+        arrays = self.held.arrays
         groups = range(len(shape.kv_groups))
-        self._ends = [(self._arrays[last_row(group).name], self._arrays[length(group).name]) for group in groups]
+        self._ends = [(arrays[last_row(group).name], arrays[length(group).name]) for group in groups]
         self._shape = (entering, rows)
 
     def _bind(self, group: int, planes: Planes) -> None:
@@ -287,10 +272,7 @@ class _Bound:
             return
         for name, plane in zip(("key", "value"), planes, strict=True):
             for index, layer in enumerate(self._architecture.kv_groups[group]):
-                memory = plane[index]
-                where = ("cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
-                self.io.bind_input(f"past_{name}.1.{layer}", *where)
-                self.io.bind_output(f"present_{name}.1.{layer}", *where)
+                self.held.bind_plane(f"{name}.1.{layer}", plane[index])
         self._planes[group] = planes
 
     def forget(self) -> None:
@@ -300,13 +282,8 @@ class _Bound:
     @property
     def least(self) -> Float:
         """The gates from which on rows have logits, [E * S]."""
-        return self._arrays["least"]
+        return self.held.arrays["least"]
 
     def results(self) -> tuple[Float, Float]:
         """Copies of hidden states and gates."""
-        return self._arrays["hidden_out"].copy(), self._arrays["gate"].copy()
-
-    def logits(self) -> Float:
-        """A copy of the logits."""
-        logits: Float = self.io.get_outputs()[OUTPUTS.index("logits")].numpy()
-        return logits
+        return self.held.arrays["hidden_out"].copy(), self.held.arrays["gate"].copy()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,17 @@ from rrt_edge.runtime.bundle.merged_contract import (
     merged_outputs,
     planes_of,
     small_inputs,
+    small_outputs,
 )
 from rrt_edge.runtime.errors import BundleError
 from rrt_edge.runtime.running.cpu_cache import KVCache, Planes
 from rrt_edge.runtime.running.cpu_calls import CPUCalls
 from rrt_edge.runtime.running.cpu_runner import CPURunner
 from rrt_edge.runtime.running.hidden import on_host
+from rrt_edge.runtime.running.in_place import InPlace
 from rrt_edge.runtime.running.kv_budget import KVBudget
 from rrt_edge.runtime.running.runner import ALWAYS, NEVER, Call, Part, PartDone, Pass
 from rrt_edge.runtime.system.closing import still_open
-from rrt_edge.runtime.system.onnxruntime import onnxruntime
 
 Float = NDArray[np.float32]
 
@@ -89,19 +89,16 @@ class MergedBinding:
 
     def __init__(self, runner: MergedRunner) -> None:
         self._runner: MergedRunner | None = runner
-        self._io: onnxruntime.IOBinding | None = runner.session.io_binding()
+        self._held: InPlace | None = InPlace(runner)
         self._architecture, self._groups = runner.architecture, runner.architecture.kv_groups
         self._planes: list[list[Planes]] = []
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._shape = (-1, -1)  # 1 where rows enter as ids, rows
         self.calls = CPUCalls(runner.path)
-        for name, array in runner.constant.items():
-            self._io.bind_cpu_input(name, array)
         self.forget()
 
     def close(self) -> None:
         """Let go of all that is bound, and of the session with it."""
-        self._runner = self._io = None
+        self._runner = self._held = None
         self.forget()
 
     def forget(self) -> None:
@@ -124,32 +121,35 @@ class MergedBinding:
             self.forget()  # what has to grow goes at once
             cache.make_room(depths, count)
         self._feed(cache, call, least)
-        self.calls.run(runner.session, self.io, count)
-        last = int(self._arrays["exit_depth"])
+        self.calls.run(runner.session, self.held.io, count)
+        arrays = self.held.arrays
+        last = int(arrays["exit_depth"])
         if last not in depths:
             asked = f"{call.first} to {call.last} were asked for"
             raise BundleError(f"{runner.path}: ran depth {last} where {asked}; export the bundle again")
         for depth in range(call.first, last + 1):
             cache.wrote(depth, count, call.position)
-        hidden, gate = self._arrays["hidden_out"][0].copy(), self._arrays["gate"][last - 1].copy()
-        gates = tuple(self._arrays["gate"][call.first - 1 : last, -1].tolist())
-        return Pass(call.first, last, self._logits(int((gate >= least).sum())), hidden, gate, gates)
+        hidden, gate = arrays["hidden_out"][0].copy(), arrays["gate"][last - 1].copy()
+        gates = tuple(arrays["gate"][call.first - 1 : last, -1].tolist())
+        reached = int((gate >= least).sum())
+        logits = self.held.logits(OUTPUTS.index("logits"), reached, self._architecture.vocabulary, runner.path)
+        return Pass(call.first, last, logits, hidden, gate, gates)
 
     @property
-    def io(self) -> onnxruntime.IOBinding:
-        return still_open(self._io)
+    def held(self) -> InPlace:
+        return still_open(self._held)
 
     def _feed(self, cache: KVCache, call: Call, least: Float) -> None:
         """Put in what the rows need."""
         rows, entering = len(call.rows), int(call.rows.ndim == 1)
         if self._shape != (entering, rows):
             self._make(entering, rows)
-        arrays = self._arrays
+        arrays = self.held.arrays
         arrays["input_ids" if entering else "hidden"][0] = on_host(call.rows)
         arrays["position_ids"][0] = np.arange(call.position, call.position + rows)
         arrays["first"][...], arrays["last"][...], arrays["threshold"][...] = call.first, call.last, call.threshold
         arrays["least"][:] = least
-        self.io.bind_output("logits")  # anew: how many rows have some differs from call to call
+        self.held.io.bind_output("logits")  # anew: how many rows have some differs from call to call
         for depth in range(1, self._architecture.loops + 1):
             side = cache.side_by_side([depth])
             assert side is not None  # one depth's planes always are
@@ -161,19 +161,7 @@ class MergedBinding:
     def _make(self, entering: int, rows: int) -> None:
         """Make and bind the arrays for so many rows; a prompt's differ from call to call."""
         sizes = {"entering": entering, "going_on": 1 - entering, "rows": rows}
-        self._arrays = {}
-        for tensor in small_inputs(self._architecture):
-            made = np.zeros([size if isinstance(size, int) else sizes[size] for size in tensor.shape], tensor.dtype)
-            self._arrays[tensor.name] = made
-            self.io.bind_cpu_input(tensor.name, made)
-        hidden = (1, rows, self._architecture.hidden_size)
-        for name, size, kind in (
-            ("hidden_out", hidden, np.float32),
-            ("gate", (self._architecture.loops, rows), np.float32),
-            ("exit_depth", (), np.int64),
-        ):
-            output = self._arrays[name] = np.empty(size, kind)
-            self.io.bind_output(name, "cpu", 0, kind, output.shape, output.ctypes.data)
+        self.held.make(small_inputs(self._architecture), sizes, small_outputs(self._architecture))
         self._shape = (entering, rows)
 
     def _bind(self, depth: int, group: int, planes: Planes) -> None:
@@ -182,21 +170,5 @@ class MergedBinding:
             return
         for index, layer in enumerate(self._groups[group]):
             for name, plane in zip(planes_of(layer, depth), planes, strict=True):
-                memory = plane[index]
-                where = ("cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
-                self.io.bind_input(f"past_{name}", *where)
-                self.io.bind_output(f"present_{name}", *where)
+                self.held.bind_plane(name, plane[index])
         self._planes[depth - 1][group] = planes
-
-    def _logits(self, rows: int) -> Float:
-        """A copy of the logits of so many rows."""
-        right = (rows, self._architecture.vocabulary)
-        if not rows:
-            return np.zeros(right, np.float32)
-        logits: Float = self.io.get_outputs()[OUTPUTS.index("logits")].numpy()
-        if logits.shape != right:  # a graph may declare one shape and give another; what comes next relies on it
-            raise BundleError(
-                f"{still_open(self._runner).path}: gives logits the shape {list(logits.shape)} where a bundle's graph "
-                f"gives {list(right)}; export the bundle again"
-            )
-        return logits

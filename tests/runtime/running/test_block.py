@@ -13,7 +13,7 @@ import pytest
 
 from rrt_edge.runtime import Engine, Model, Sampling
 from rrt_edge.runtime.bundle.block_contract import BLOCK_GRAPH
-from rrt_edge.runtime.bundle.kv_rules import EXACT, KV_RULES
+from rrt_edge.runtime.bundle.kv_rules import EXACT
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -22,6 +22,7 @@ from rrt_edge.runtime.running.block import BlockRunner
 from rrt_edge.runtime.running.cpu import Graph
 from rrt_edge.runtime.running.cpu_cache import STEP
 from rrt_edge.runtime.running.runner import NEVER, Part
+from tests.runtime.running.alike import assert_alike, tokens
 
 FULL = ExitPolicy()
 
@@ -37,28 +38,9 @@ def runners(bundle: Path) -> Iterator[tuple[BlockRunner, Graph]]:
     loop.close()
 
 
-def tokens(seed: int, count: int) -> list[int]:
-    return np.random.default_rng(seed).integers(2, 300, count).tolist()
-
-
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip", "last"])
 def test_every_kv_rule_gives_the_loop_graphs_logits(runners: tuple[BlockRunner, Graph], rule: str) -> None:
-    """Prompts, tokens that leave early by their gate, and those that take waiting rows along."""
-    decoders = [Decoder[Any, Any](runner, KV_RULES[rule]) for runner in runners]
-    ids = tokens(1, 40 + 3 * STEP)
-    for decoder in decoders:
-        decoder.prefill(ids[:40], FULL)
-    random = np.random.default_rng(2)
-    depths = set()
-    for token in ids[40:]:
-        policy = ExitPolicy(threshold=float(random.choice([0.3, 0.5, 0.6, NEVER])))
-        ours, theirs = (decoder.step(token, policy) for decoder in decoders)
-        assert ours.depth == theirs.depth
-        np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
-        assert ours.gate == pytest.approx(theirs.gate, abs=1e-5)
-        depths.add(ours.depth)
-    assert len(depths) > 1
-    assert decoders[0].state.cache.lengths == decoders[1].state.cache.lengths
+    assert_alike(*runners, rule, 3 * STEP)
 
 
 def test_a_row_at_each_depth_is_each_row_alone(runners: tuple[BlockRunner, Graph]) -> None:

@@ -6,23 +6,21 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from rrt_edge.runtime import BundleError, Engine, Model, Sampling
-from rrt_edge.runtime.bundle.kv_rules import KV_RULES
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.check import check
-from rrt_edge.runtime.decoding.decoder import Decoder
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.running.block import BlockRunner
 from rrt_edge.runtime.running.cpu_cache import STEP
 from rrt_edge.runtime.running.merged import MergedRunner
 from rrt_edge.runtime.running.opening import open_runner
-from rrt_edge.runtime.running.runner import NEVER, Call
+from rrt_edge.runtime.running.runner import Call
 from tests.runtime.decoding.test_text_drafts import Copying
+from tests.runtime.running.alike import assert_alike, tokens
 
 FULL = ExitPolicy()
 
@@ -46,29 +44,9 @@ def runners(merged: Path, bundle: Path) -> Iterator[tuple[MergedRunner, BlockRun
         runner.close()
 
 
-def tokens(seed: int, count: int) -> list[int]:
-    return np.random.default_rng(seed).integers(2, 300, count).tolist()
-
-
 @pytest.mark.parametrize("rule", ["exact", "latest", "skip", "last"])
 def test_every_kv_rule_gives_the_shared_blocks_logits(runners: tuple[MergedRunner, BlockRunner], rule: str) -> None:
-    """Prompts, tokens that leave early by their gate, and those that take waiting rows along."""
-    decoders = [Decoder[Any, Any](runner, KV_RULES[rule]) for runner in runners]
-    ids = tokens(1, 40 + 2 * STEP)
-    for decoder in decoders:
-        decoder.prefill(ids[:40], FULL)
-    random = np.random.default_rng(2)
-    depths = set()
-    for token in ids[40:]:
-        policy = ExitPolicy(threshold=float(random.choice([0.3, 0.5, 0.6, NEVER])))
-        ours, theirs = (decoder.step(token, policy) for decoder in decoders)
-        assert ours.depth == theirs.depth
-        np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
-        assert ours.gate == pytest.approx(theirs.gate, abs=1e-5)
-        assert ours.gates == pytest.approx(theirs.gates, abs=1e-5)
-        depths.add(ours.depth)
-    assert len(depths) > 1
-    assert decoders[0].state.cache.lengths == decoders[1].state.cache.lengths
+    assert_alike(*runners, rule, 2 * STEP)
 
 
 @pytest.mark.parametrize("policy", ["full", "depth=2", "threshold=0.5", "mean-depth=2"])

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -28,9 +28,6 @@ from rrt_edge.runtime.bundle.architecture import KV_BITS
 from rrt_edge.runtime.bundle.kv_rule_names import KV_RULE_NAMES
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
 from rrt_edge.runtime.system.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,9 +13,6 @@ from rrt_edge.cli.common import complain, guarded, json_option, print_json
 from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import RRTEdgeError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,9 +11,6 @@ from rrt_edge.cli.common import guarded, json_option, print_json
 from rrt_edge.cli.help import command
 from rrt_edge.cli.terminal import size
 from rrt_edge.runtime.errors import BadInputError, RRTEdgeError
-
-if TYPE_CHECKING:
-    pass
 
 
 def _names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

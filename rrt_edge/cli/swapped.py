@@ -21,7 +21,8 @@ def swapped(context: click.Context) -> str:
         return ""
     (_, first), *others = values
     first = Path(str(getattr(first, "text", first)))  # of what stands in the place of a path that was not found
-    if _kind(first) in reads or (_kind(first) is None and _is_folder(first)):
+    kind = _kind(first)
+    if kind in reads or (kind is None and _is_folder(first)):
         return ""
     for flag, other in others:
         found = _kind(Path(str(other)))

@@ -24,9 +24,7 @@ LEAST_RUN, MOST_RUN = 64, 1024  # tokens after which the way that lost is tried 
 TRIAL = 16  # tokens of such a trial; one is enough to time full depth without drafts
 GAIN = 0.95  # of the time of a token: rows of a text run together where they promise no more than that
 TIMED_AGAIN = 64  # tokens that ran together, after which it is timed again what a token takes without
-PASSED_OVER = (
-    64  # times that a text's drafts did not pay, after which what their rows took is forgotten and tried again
-)
+PASSED_OVER = 64  # times that a text's drafts did not pay, after which their rows' times are measured anew
 
 
 @dataclass
@@ -131,9 +129,7 @@ class Drafting:
     def __init__(self) -> None:
         self._stood, self._judged = [0.0] * len(EDGES), [0.0] * len(EDGES)
         self._steps: dict[tuple[int, int], Mean] = {}  # seconds by sequences and rows
-        self._together: dict[
-            tuple[int, int], Mean
-        ] = {}  # the same of steps with several rows of one sequence at a depth
+        self._together: dict[tuple[int, int], Mean] = {}  # the same, with several rows of a sequence at a depth
         self._passed_over = 0
         self._ways: dict[tuple[int, bool], _Ways] = {}  # by the depth of reading, and whether tokens may leave
         self._cutoffs = 0

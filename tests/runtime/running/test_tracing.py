@@ -132,7 +132,7 @@ def test_what_a_runner_has_beyond_the_protocol_is_still_there(traced_model: Mode
 
 @pytest.mark.slow
 def test_a_command_prints_it_beside_its_answer(bundle: Path) -> None:
-    arguments = ["generate", str(bundle), "--prompt-ids", "20,30,40", "--max-tokens", "8", "--json"]
+    arguments = ["generate", str(bundle), "--prompt-ids", "20,30,40", "--max-tokens", "8", "--json", "--reproducible"]
     plain, with_lines = (CliRunner().invoke(main, arguments, env={VARIABLE: value}) for value in ("0", "1"))
     assert plain.stderr == "" and len(calls_of(with_lines.stderr)) >= 8
     answer = plain.stdout.partition('"stats"')[0]

@@ -123,9 +123,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A user of each worker's own, who has installed nothing."""
+    """A user of each worker's own, who has installed nothing; where a wheel is tested, not its demo either."""
+    from rrt_edge.runtime.library import store
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RRT_EDGE_HOME", str(tmp_path_factory.mktemp("user")))
+        patch.setattr(store, "_DEMO", store.bundles_folder().parent / "demo")
         yield
 
 

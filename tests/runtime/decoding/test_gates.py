@@ -11,7 +11,7 @@ from rrt_edge.runtime.decoding.sampler import Sampler
 
 PROMPT = [5, 9, 14, 3, 20]
 SAMPLING = Sampling(max_tokens=12, first_loop=True, logit_bias={7: -2.0})
-POLICIES = {"full": ExitPolicy(), "by the gate": ExitPolicy(threshold=0.5), "in turn": ExitPolicy(trace=(1, 3, 2))}
+POLICIES = {"full": ExitPolicy(), "by the gate": ExitPolicy(threshold=0.88), "in turn": ExitPolicy(trace=(1, 3, 2))}
 
 
 def alone(model: Model, ids: list[int], depth: int) -> Token:

@@ -84,7 +84,7 @@ class Here:
 @contextmanager
 def serving_here(model: Any, **options: Any) -> Iterator[Here]:
     """Serve a model from this process until the block ends."""
-    from rrt_edge.runtime.server.app import ServerOptions
+    from rrt_edge.runtime.server.server_options import ServerOptions
     from rrt_edge.runtime.server.serving import listen, make_server
 
     ready, bound = threading.Event(), listen("127.0.0.1", 0)

@@ -51,7 +51,7 @@ def serve(
     Requests share one engine, each token at a depth of its own. Ctrl-C ends the server when the running replies have
     ended, or after --grace seconds; a second Ctrl-C at once.
     """
-    from rrt_edge.runtime.server.app import ServerOptions, hosts_for
+    from rrt_edge.runtime.server.server_options import ServerOptions, hosts_for
     from rrt_edge.runtime.server.serving import listen, run
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")

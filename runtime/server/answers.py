@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
@@ -14,19 +15,27 @@ from rrt_edge.runtime.decoding.token_bytes import in_text
 from rrt_edge.runtime.decoding.tool_calls import CallPiece, CallReader, Said
 from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.server.protocol import Ask
+from rrt_edge.runtime.server.api_error import ApiError
+from rrt_edge.runtime.server.door import Ask, Door, Stream, event
+from rrt_edge.runtime.server.protocol import read_chat, read_completion
+
+DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Makes the objects of one request."""
+class OpenAIAnswers:
+    """Makes the objects of one request; `chat`: of /v1/chat/completions, else of /v1/completions."""
 
     model: Model
     name: str
-    chat: bool
     ask: Ask
+    chat: bool
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+    media_type = "text/event-stream"
+
+    def stream(self) -> Stream:
+        return _Events(self)
 
     def chunk(
         self, index: int, token: Token, first: bool, finish_reason: str, reader: CallReader | None = None
@@ -65,10 +74,11 @@ class Answers:
         tools = self.ask.tools
         return "".join(token.text if tools is None else tools.words(token) for token in tokens)
 
-    def usage_chunk(self, usage: dict[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:
-        return {**self._head(chunk=True), "choices": [], "usage": usage, "rrt_edge": self._about(generations)}
+    def usage_chunk(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        used = usage(self.ask.prompts, generations)
+        return {**self._head(chunk=True), "choices": [], "usage": used, "rrt_edge": self._about(generations)}
 
-    def whole(self, generations: Sequence[Generation], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """Return the answer with all choices at once."""
         choices = []
         for index, reply in enumerate(generations):
@@ -86,8 +96,8 @@ class Answers:
             else:
                 choice["text"] = reply.text
             choices.append(self._with_extras(choice, reply.tokens))
-        head = self._head(chunk=False)
-        return {**head, "choices": choices, "usage": usage, "rrt_edge": self._about(generations)}
+        head, used = self._head(chunk=False), usage(self.ask.prompts, generations)
+        return {**head, "choices": choices, "usage": used, "rrt_edge": self._about(generations)}
 
     def _terms(self) -> dict[str, Any]:
         """What the request did not say, or said in vain."""
@@ -148,6 +158,34 @@ class Answers:
         content = insides(self.model).token_bytes(token)
         text = in_text(content)
         return text if text.encode() == content else f"bytes:{text}"
+
+
+class _Events:
+    """Server-sent events: a chunk for each token that has something to tell, the usage if asked for, `[DONE]`."""
+
+    def __init__(self, answers: OpenAIAnswers) -> None:
+        self._answers = answers
+        self._begun: set[int] = set()
+        self._readers = [answers.reader() for _ in range(answers.ask.choices)]
+
+    def begin(self) -> Iterator[str]:
+        yield from ()
+
+    def token(self, index: int, token: Token, finish_reason: str) -> Iterator[str]:
+        first = index not in self._begun
+        self._begun.add(index)
+        chunk = self._answers.chunk(index, token, first, finish_reason, self._readers[index])
+        if chunk is not None:
+            yield event(chunk)
+
+    def end(self, generations: Sequence[Generation]) -> Iterator[str]:
+        if self._answers.ask.include_usage:
+            yield event(self._answers.usage_chunk(generations))
+        yield DONE
+
+    def failed(self, error: ApiError) -> Iterator[str]:
+        yield event(error.body)
+        yield DONE
 
 
 def _read(reader: CallReader, text: str, last: bool) -> Said:
@@ -212,3 +250,7 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
         "kv_rule": generations[0].stats.kv_rule,
         "time_to_first_token_s": max(reply.stats.time_to_first_token_s for reply in generations),
     }
+
+
+CHAT = Door(read_chat, partial(OpenAIAnswers, chat=True))
+COMPLETION = Door(read_completion, partial(OpenAIAnswers, chat=False))

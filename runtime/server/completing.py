@@ -1,9 +1,8 @@
-"""One request under way: its choices run together in the engine, and are told as a stream of events or as a whole."""
+"""One request under way: its choices run together in the engine, and are told as they come or as a whole."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,11 +11,10 @@ from typing import Any
 
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.errors import as_ours
-from rrt_edge.runtime.server.answers import Answers, usage
 from rrt_edge.runtime.server.api_error import api_error, is_cancelled
 from rrt_edge.runtime.server.aside import Aside, in_a_task
+from rrt_edge.runtime.server.door import Answers, Ask
 from rrt_edge.runtime.server.metrics import Metrics
-from rrt_edge.runtime.server.protocol import Ask
 from rrt_edge.runtime.server.worker import Ticket, Worker
 
 
@@ -57,27 +55,25 @@ class Completing:
         for ticket in self.tickets:
             self.worker.cancel(ticket)
 
-    async def events(self) -> AsyncGenerator[str, None]:
-        """Server-sent events: a chunk for each token that has something to tell, the usage if asked for, `[DONE]`."""
-        begun: set[int] = set()
-        readers = [self.answers.reader() for _ in self.tickets]
+    async def told(self) -> AsyncGenerator[str, None]:
+        """The replies as they come, in pieces of the answer's body."""
+        stream = self.answers.stream()
         try:
+            for piece in stream.begin():
+                yield piece
             async with aclosing(self._tokens()) as tokens:
                 async for index, token in tokens:
-                    request, first = self.tickets[index].request, index not in begun
+                    request = self.tickets[index].request
                     ended = request.finish_reason if token is request.tokens[-1] else ""
-                    begun.add(index)
-                    chunk = self.answers.chunk(index, token, first, ended, readers[index])
-                    if chunk is not None:
-                        yield _event(chunk)
-            if self.ask.include_usage:
-                generations = self._generations()
-                yield _event(self.answers.usage_chunk(usage(self.ask.prompts, generations), generations))
+                    for piece in stream.token(index, token, ended):
+                        yield piece
+            for piece in stream.end(self._generations()):
+                yield piece
         except BaseException as error:  # whatever failed, the client is to hear of it
             if isinstance(error, GeneratorExit) or is_cancelled(error):
                 raise
-            yield _event(api_error(error).body)
-        yield "data: [DONE]\n\n"
+            for piece in stream.failed(api_error(error)):
+                yield piece
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once.
@@ -90,7 +86,7 @@ class Completing:
                 async for _ in tokens:
                     pass
             generations = self._generations()
-            return await self.aside.run(self.answers.whole, generations, usage(self.ask.prompts, generations))
+            return await self.aside.run(self.answers.whole, generations)
 
     def _generations(self) -> list[Generation]:
         return [ticket.request.generation for ticket in self.tickets]
@@ -130,7 +126,3 @@ class Completing:
             if is_cancelled(error):
                 raise
             arrivals.put_nowait(as_ours(error))
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

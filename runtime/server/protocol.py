@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.tool_calls import CLOSE
@@ -16,7 +15,9 @@ from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.api_error import ApiError, named
 from rrt_edge.runtime.server.conversations import read_prompt
+from rrt_edge.runtime.server.door import Ask
 from rrt_edge.runtime.server.fields import CHAT, COMPLETION, PLAIN, Fields, flag
+from rrt_edge.runtime.server.server_options import ServerOptions
 from rrt_edge.runtime.server.tools import Tools, read_tools
 from rrt_edge.runtime.system.json_text import parse_json
 from rrt_edge.runtime.system.options import plain_number, shown
@@ -25,28 +26,6 @@ MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 COMPLETION_TOKENS = 16  # of a completion whose request names no number, as OpenAI's API has it
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
-CHAT_TOKENS = 1024  # of a chat's reply, where neither the request, nor the bundle, nor the server says how many
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request: prompts as token ids, how to reply to each, and what of the reply is to be told.
-
-    Attributes:
-        tools: functions that the reply may call.
-        ignored: fields that change nothing.
-        names: how the request names what Python calls otherwise.
-    """
-
-    prompts: tuple[list[int], ...]
-    sampling: Sampling
-    policy: ExitPolicy
-    stream: bool
-    include_usage: bool
-    return_depths: bool
-    tools: Tools | None
-    ignored: tuple[str, ...]
-    names: Mapping[str, str]
 
 
 def read_json(content: bytes) -> Any:
@@ -61,15 +40,8 @@ def read_json(content: bytes) -> Any:
         raise ApiError(400, f"the body is not valid JSON ({error})") from error
 
 
-def read_chat(
-    body: Any, model: Model, exit_policy: str | None, most_tokens: int, default_tokens: int = CHAT_TOKENS
-) -> Ask:
+def read_chat(body: Any, model: Model, options: ServerOptions) -> Ask:
     """The body of /v1/chat/completions.
-
-    Args:
-        exit_policy: where the request names none.
-        most_tokens: of a reply.
-        default_tokens: of a reply, where neither the request nor the bundle says how many.
 
     Raises:
         ApiError: a field is missing or wrong.
@@ -88,27 +60,28 @@ def read_chat(
         else:
             logprobs = None
         name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-        sampling, grammar = _sampling(fields, model, name, min(default_tokens, most_tokens), most_tokens, logprobs)
+        sampling, grammar = _sampling(fields, model, name, options.default_tokens, options.most_tokens, logprobs)
         if tools is not None:
             answer, sampling = sampling.grammar, _calling(sampling, tools)
             grammar = grammar if sampling.grammar is answer else "tools"
         names = {**names, "grammar": grammar, "max_tokens": name}
-        return _ask(fields, model, (prompt,), sampling, exit_policy, names, tools)
+        return _ask(fields, model, (prompt,), sampling, options.exit_policy, names, tools)
 
 
-def read_completion(body: Any, model: Model, exit_policy: str | None, most_tokens: int) -> Ask:
-    """The body of /v1/completions; arguments and errors as `read_chat`."""
+def read_completion(body: Any, model: Model, options: ServerOptions) -> Ask:
+    """The body of /v1/completions; errors as `read_chat`."""
     fields = Fields.of(body, COMPLETION)
     names = {"stop_ids": "stop_token_ids"}
     with named(names):
         prompts = tuple(_ids(prompt, model) for prompt in _prompts(body, model))
         logprobs = fields.whole("logprobs", 0, Sampling.MOST_LOGPROBS)
-        default = min(COMPLETION_TOKENS, most_tokens)
-        sampling, grammar = _sampling(fields, model, "max_tokens", default, most_tokens, logprobs)
+        sampling, grammar = _sampling(
+            fields, model, "max_tokens", COMPLETION_TOKENS, options.most_tokens, logprobs
+        )  # fmt: skip
         best_of = fields.whole("best_of", 1, MOST_CHOICES)
         if best_of not in (None, sampling.n):
             raise ApiError(400, f"best_of {best_of}: must be n, {sampling.n}; no reply is left out here", "best_of")
-        return _ask(fields, model, prompts, sampling, exit_policy, {**names, "grammar": grammar})
+        return _ask(fields, model, prompts, sampling, options.exit_policy, {**names, "grammar": grammar})
 
 
 def _calling(sampling: Sampling, tools: Tools) -> Sampling:
@@ -139,7 +112,7 @@ def _sampling(
         values["stop"] = _stops(fields.get("stop"))
     grammar, name = _grammar(fields)
     sampling = model.sampling(
-        Sampling(max_tokens=default_tokens),
+        Sampling(max_tokens=min(default_tokens, most_tokens)),
         most_tokens=most_tokens,
         **values,
         stop_ids=_stop_ids(fields.get("stop_token_ids")),

@@ -20,8 +20,9 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.server.app import ServerOptions, create_app
+from rrt_edge.runtime.server.app import create_app
 from rrt_edge.runtime.server.connections import Connection, Limits
+from rrt_edge.runtime.server.server_options import ServerOptions
 
 LAST_SECONDS = 3.0  # that an end without grace may take before the process exits with 1
 SWITCHING = 0.001  # seconds after which a thread that reads a large request makes room for the others

@@ -25,7 +25,8 @@ try:
     from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
-    from rrt_edge.runtime.server.app import PAGE_POLICY, ServerOptions, create_app, hosts_for
+    from rrt_edge.runtime.server.app import PAGE_POLICY, create_app
+    from rrt_edge.runtime.server.server_options import ServerOptions, hosts_for
 except ImportError:
     sys.exit(complain(ModuleNotFoundError("the page needs a server: pip install 'rrt-edge[serve]'")))
 

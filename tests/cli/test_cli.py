@@ -63,7 +63,7 @@ def test_generate_prints_what_programs_rely_on(bundle: Path, recursive: Path) ->
         "peak_memory_bytes",
     }  # fmt: skip
     assert found["prompt_tokens"] == 3 and len(found["tokens"]) == 8 and found["finish_reason"] == "length"
-    assert set(found["tokens"][0]) == {"id", "text", "depth", "gate"}
+    assert set(found["tokens"][0]) == {"id", "text", "depth", "gate", "gates"}
 
     import torch
 

@@ -13,9 +13,11 @@ from rrt_edge.runtime import BadInputError, Model
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.protocol import read_chat
+from rrt_edge.runtime.server.server_options import ServerOptions
 
 TEMPLATES = Path(__file__).parents[1] / "bundle" / "templates"
 Read = Callable[..., str]
+SERVED = ServerOptions("here", most_tokens=100)
 PLAIN = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
 FIELDS = "{{ messages[-1] | tojson }}"
 USER = {"role": "user", "content": "Hi"}
@@ -37,7 +39,7 @@ def read(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> Read:
     def text(template: str | None, *messages: dict[str, Any], **fields: Any) -> str:
         special = {"bos_token": "", "eos_token": ""}
         monkeypatch.setattr(loaded._loaded, "template", template and ChatTemplate(template, special))
-        ask = read_chat({"messages": list(messages), **fields}, loaded, None, 100)
+        ask = read_chat({"messages": list(messages), **fields}, loaded, SERVED)
         return str(loaded.tokenizer.decode(ask.prompts[0], skip_special_tokens=False))
 
     return text

@@ -15,8 +15,9 @@ from rrt_edge.runtime.decoding.detokenizer import TextStream
 from rrt_edge.runtime.decoding.sampler import Sampler
 from rrt_edge.runtime.loaded import Loaded
 from rrt_edge.runtime.server import worker as worker_module
-from rrt_edge.runtime.server.answers import Answers
-from rrt_edge.runtime.server.app import ServerOptions, create_app
+from rrt_edge.runtime.server.answers import OpenAIAnswers
+from rrt_edge.runtime.server.app import create_app
+from rrt_edge.runtime.server.server_options import ServerOptions
 from tests.serving import serving_here
 
 BODY = {"prompt": [20, 30, 40], "max_tokens": 4}
@@ -45,7 +46,7 @@ def test_what_any_part_raises_is_an_error_in_json_and_the_server_goes_on(
         expected = served.post(BODY).json()["choices"][0]["text"]
         for kind, name in (
             (Sampler, "pick"), (TextStream, "push"), (Sampler, "picked"), (Engine, "prepare"), (Engine, "step"),
-            (Engine, "_choose"), (Loaded, "checked_ids"), (Answers, "whole"), (worker_module.Worker, "_step"),
+            (Engine, "_choose"), (Loaded, "checked_ids"), (OpenAIAnswers, "whole"), (worker_module.Worker, "_step"),
         ):  # fmt: skip
             with monkeypatch.context() as patch:
                 patch.setattr(kind, name, failing)

@@ -17,6 +17,7 @@ import pytest
 
 from rrt_edge.runtime import Model, Sampling
 from rrt_edge.runtime.server.protocol import read_chat, read_completion
+from rrt_edge.runtime.server.server_options import ServerOptions
 from tests.manifests import replace_file
 
 PROMPT = [20, 30, 40]
@@ -127,6 +128,10 @@ def test_replies_are_cut_to_the_servers_limit(serve, endless: Path) -> None:
         assert answer["usage"]["completion_tokens"] == 7 and answer["choices"][0]["finish_reason"] == "length"
 
 
+def options(most_tokens: int, default_tokens: int = 1024) -> ServerOptions:
+    return ServerOptions("here", most_tokens=most_tokens, default_tokens=default_tokens)
+
+
 def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_path: Path) -> None:
     config = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.4, "repetition_penalty": 1.2}
     more = {"do_sample": True, "stop_strings": ["#"], "max_new_tokens": 30, "min_new_tokens": 20}
@@ -143,16 +148,18 @@ def test_what_a_request_leaves_open_is_as_the_bundle_says(endless: Path, tmp_pat
             ({"max_tokens": None}, 4096, {}),
             ({"max_tokens": 100}, 9, {"max_tokens": 9, "min_tokens": 9}),
         ):
-            ask = read_completion({"prompt": [2], **fields}, model, None, most_tokens)
+            ask = read_completion({"prompt": [2], **fields}, model, options(most_tokens))
             assert ask.sampling == replace(own, **changes)
         messages = [{"role": "user", "content": "Hi"}]
-        assert read_chat({"messages": messages}, model, None, 4096).sampling == own
+        assert read_chat({"messages": messages}, model, options(4096)).sampling == own
     with Model.load(endless) as model:
         for fields, most in (({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": 7}, 7)):
-            assert read_completion({"prompt": [2], **fields}, model, None, 4096).sampling == Sampling(max_tokens=most)
+            assert read_completion({"prompt": [2], **fields}, model, options(4096)).sampling == Sampling(
+                max_tokens=most
+            )
         for most, default in ((4096, 1024), (99, 99)):
-            assert read_chat({"messages": messages}, model, None, most).sampling == Sampling(max_tokens=default)
-        assert read_chat({"messages": messages}, model, None, 4096, 50).sampling == Sampling(max_tokens=50)
+            assert read_chat({"messages": messages}, model, options(most)).sampling == Sampling(max_tokens=default)
+        assert read_chat({"messages": messages}, model, options(4096, 50)).sampling == Sampling(max_tokens=50)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")

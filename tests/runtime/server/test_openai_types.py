@@ -17,11 +17,14 @@ from typing_extensions import is_typeddict
 from rrt_edge.runtime import ContextFullError, Model
 from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.server.api_error import api_error
-from rrt_edge.runtime.server.protocol import Ask, read_chat, read_completion
+from rrt_edge.runtime.server.door import Ask
+from rrt_edge.runtime.server.protocol import read_chat, read_completion
+from rrt_edge.runtime.server.server_options import ServerOptions
 
 pytest.importorskip("llguidance")
 TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ tools }}"
 USER = {"role": "user", "content": "Hi"}
+SERVED = ServerOptions("here", most_tokens=100)
 TOOLS = [{"type": "function", "function": {"name": "a text"}}]
 SCALARS: dict[Any, list[Any]] = {str: ["a text"], int: [1], float: [0.5], bool: [True, False], object: [{}]}
 BOUNDS = {  # what the API's reference says beside the types
@@ -87,7 +90,7 @@ def check(read: Any, model: Model, body: dict[str, Any], name: str, hint: Any) -
         fields = {**body, **BESIDE.get(name, {}), name: wrapped}
         refused = value is not None and name in NOT_SUPPORTED and re.search(NOT_SUPPORTED[name], str(value))
         try:
-            ask = read(fields, model, None, 100)
+            ask = read(fields, model, SERVED)
         except Exception as error:
             told = api_error(error)
             assert refused, (value, told)
@@ -108,14 +111,14 @@ def test_completions_take_what_the_types_allow(loaded: Model, name: str, hint: A
 
 def test_an_empty_prompt_is_the_beginning_of_a_text(loaded: Model) -> None:
     for prompt in (None, ""):
-        ask = read_completion({"prompt": prompt}, loaded, None, 100)
+        ask = read_completion({"prompt": prompt}, loaded, SERVED)
         assert ask.prompts == ([loaded.manifest.eos_token_ids[0]],)
 
 
 def test_null_is_absent(loaded: Model) -> None:
     fields = {"messages": [USER], "max_tokens": 3, "max_completion_tokens": None, "seed": None}
-    assert read_chat(fields, loaded, None, 100).sampling.max_tokens == 3
-    assert read_completion({"prompt": "a", "max_tokens": None}, loaded, None, 100).sampling.max_tokens == 16
+    assert read_chat(fields, loaded, SERVED).sampling.max_tokens == 3
+    assert read_completion({"prompt": "a", "max_tokens": None}, loaded, SERVED).sampling.max_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -129,18 +132,18 @@ def test_null_is_absent(loaded: Model) -> None:
 def test_misspelt_fields_are_told(loaded: Model, name: str, meant: str) -> None:
     for read, body in ((read_chat, {"messages": [USER]}), (read_completion, {"prompt": "a"})):
         with pytest.raises(Exception, match=f"{name}: no such field; did you mean {meant}\\?") as caught:
-            read({**body, name: 1}, loaded, None, 100)
+            read({**body, name: 1}, loaded, SERVED)
         assert api_error(caught.value).param == name
-        assert read({**body, name: None}, loaded, None, 100).ignored == ()
+        assert read({**body, name: None}, loaded, SERVED).ignored == ()
 
 
 def test_what_changes_nothing_is_ignored_and_told(loaded: Model) -> None:
     others = ["mirostat", "repeat_penalty", "top_a", "cache_prompt", "max_new_tokens", "keep_alive", "n_probs"]
     body = {"messages": [USER], "user": "me", "store": False, "function_call": "auto", **dict.fromkeys(others, 1)}
-    assert read_chat(body, loaded, None, 100).ignored == ("user", "store", *others)
+    assert read_chat(body, loaded, SERVED).ignored == ("user", "store", *others)
     many = {f"x{number}": 1 for number in range(40)}
     with pytest.raises(Exception, match="mirostat: one of 47 fields"):
-        read_chat({**body, **many}, loaded, None, 100)
+        read_chat({**body, **many}, loaded, SERVED)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_what_changes_nothing_is_ignored_and_told(loaded: Model) -> None:
 )  # fmt: skip
 def test_errors_name_the_field(loaded: Model, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Exception) as caught:
-        read_chat({"messages": [USER], **fields}, loaded, None, 100)
+        read_chat({"messages": [USER], **fields}, loaded, SERVED)
     told = api_error(caught.value)
     assert (told.status, told.param) == (400, param)
     assert param.partition("[")[0] in str(told) or isinstance(caught.value, ContextFullError)

@@ -51,6 +51,11 @@ class ChatTemplate:
         self._default = self._compiled(source)
         self._tool_use = self._default if tool_use is None else self._compiled(tool_use)
 
+    @property
+    def source(self) -> str:
+        """The template, in Jinja."""
+        return self._default.source
+
     def _compiled(self, source: str) -> _Template:
         if len(source) > LONGEST_SOURCE:
             raise BadInputError(f"the chat template is not valid: it has more than {LONGEST_SOURCE:,} characters")

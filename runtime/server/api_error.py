@@ -49,10 +49,10 @@ def api_error(error: BaseException) -> ApiError:
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """Let bad input be told in a request's words: its fields, by Python's names where those are others."""
+    """Let bad input be told in a request's words: its fields, by ours, or by OpenAI's, where those are others."""
     try:
         yield
-    except BadInputError as error:
+    except (BadInputError, ApiError) as error:
         if error.param:
             label = error.param.replace("_", "[-_ ]")
             error.param = names.get(error.param, error.param)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.model import Model
+from rrt_edge.runtime.server import ollama
 from rrt_edge.runtime.server.answering import Answering
 from rrt_edge.runtime.server.answers import CHAT, COMPLETION
 from rrt_edge.runtime.server.api_error import ApiError, api_error, is_cancelled
@@ -23,6 +24,8 @@ from rrt_edge.runtime.server.aside import Aside
 from rrt_edge.runtime.server.door import Door
 from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
+from rrt_edge.runtime.server.ollama import OLLAMA_CHAT, OLLAMA_GENERATE
+from rrt_edge.runtime.server.protocol import read_json
 from rrt_edge.runtime.server.served import Served
 from rrt_edge.runtime.server.server_options import ServerOptions
 from rrt_edge.runtime.system.children import can_start
@@ -35,7 +38,12 @@ PAGE_POLICY = (
 )
 PAGES = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # that clients look for elsewhere
 OPEN_PATHS = ("/health", "/")  # without the API key
+Told = Callable[[ApiError], dict[str, Any]]  # an error in the form of an API
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def openai_error(error: ApiError) -> dict[str, Any]:
+    return error.body
 
 
 def create_app(model: Model, options: ServerOptions) -> Starlette:
@@ -69,6 +77,11 @@ class _Application:
             Route("/v1/models/{name:path}", self._guarded(self.one_model)),
             self._door("/v1/chat/completions", CHAT),
             self._door("/v1/completions", COMPLETION),
+            Route("/api/version", self._guarded(self.ollama_version, ollama.told)),
+            Route("/api/tags", self._guarded(self.ollama_tags, ollama.told)),
+            Route("/api/show", self._guarded(self.ollama_show, ollama.told), methods=["POST"]),
+            self._door("/api/chat", OLLAMA_CHAT, ollama.told),
+            self._door("/api/generate", OLLAMA_GENERATE, ollama.told),
         ]
         if options.page is not None:
             routes.append(Route("/", self._guarded(self.page)))
@@ -85,13 +98,13 @@ class _Application:
             self.aside.close()
             await asyncio.to_thread(self.served.stop)
 
-    def _door(self, path: str, door: Door) -> Route:
+    def _door(self, path: str, door: Door, told: Told = openai_error) -> Route:
         async def answer(request: Request) -> Response:
             return await self.answering.answer(request, door)
 
-        return Route(path, self._guarded(answer), methods=["POST"])
+        return Route(path, self._guarded(answer, told), methods=["POST"])
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def _guarded(self, handler: Handler, told: Told = openai_error) -> Handler:
         """Wrap a handler: the API key is checked, errors are told in the API's form, and requests are counted."""
 
         async def guarded(request: Request) -> Response:
@@ -104,7 +117,8 @@ class _Application:
             except BaseException as error:  # a panic of a library in Rust is no `Exception`
                 if is_cancelled(error):
                     raise
-                response = _as_response(api_error(error))
+                failure = api_error(error)
+                response = JSONResponse(told(failure), failure.status, failure.headers)
             self.metrics.answered(path, response.status_code)
             return response
 
@@ -140,6 +154,19 @@ class _Application:
         name = request.path_params["name"]
         return JSONResponse(self._find(name).about(name))
 
+    async def ollama_version(self, request: Request) -> Response:
+        return JSONResponse({"version": ollama.VERSION})
+
+    async def ollama_tags(self, request: Request) -> Response:
+        tags = [ollama.tag(self.served.model, name, self.served.created) for name in self.options.names]
+        return JSONResponse({"models": tags})
+
+    async def ollama_show(self, request: Request) -> Response:
+        body = read_json(await self.answering.body(request))
+        name = (body.get("model") or body.get("name")) if isinstance(body, dict) else None
+        served = self._find(name)
+        return JSONResponse(ollama.show(served.model, served.created))
+
     def _find(self, name: Any) -> Served:
         """The bundle that a name in a request stands for.
 
@@ -147,7 +174,8 @@ class _Application:
             ApiError: none is called so.
         """
         names = self.options.names
-        if name is None or name in names or (self.options.any_model and isinstance(name, str)):
+        bare = name.removesuffix(ollama.TAG) if isinstance(name, str) else name
+        if name is None or name in names or bare in names or (self.options.any_model and isinstance(name, str)):
             return self.served
         here = " and ".join(map(repr, names))
         more = "rrt-edge serve --alias NAME, or --any-model, takes further names"

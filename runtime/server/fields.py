@@ -52,10 +52,18 @@ class Fields:
     ignored: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, body: Any, read: frozenset[str]) -> Fields:
+    def of(
+        cls,
+        body: Any,
+        read: frozenset[str],
+        nothing: Mapping[str, tuple[tuple[Any, ...], str]] = NOTHING,
+        passed_over: frozenset[str] = PASSED_OVER,
+    ) -> Fields:
         """
         Args:
             read: the names of the fields that the endpoint reads.
+            nothing: fields that are not supported, with the values that ask for nothing, and what to do instead.
+            passed_over: known fields that change nothing.
 
         Raises:
             ApiError: the body is no object; it asks for what is not supported, or misspells a field.
@@ -64,7 +72,7 @@ class Fields:
             raise ApiError(400, "the body must be a JSON object")
         values = {name: value for name, value in body.items() if value is not None}
         ignored = [name for name in values if name not in read]
-        unknown = [name for name in ignored if name not in PASSED_OVER and name not in NOTHING]
+        unknown = [name for name in ignored if name not in passed_over and name not in nothing]
         if len(unknown) > MOST_UNKNOWN:
             raise ApiError(400, f"{named(unknown[0])}: one of {len(unknown)} fields that this server does not know")
         for name in unknown:
@@ -72,10 +80,10 @@ class Fields:
             if nearest is not None:
                 raise ApiError(400, f"{named(name)}: no such field; did you mean {nearest}?", name)
         for name in ignored:
-            nothing, remedy = NOTHING.get(name, ((values[name],), ""))
-            if values[name] not in nothing:
+            values_allowed, remedy = nothing.get(name, ((values[name],), ""))
+            if values[name] not in values_allowed:
                 raise ApiError(400, f"{name}: not supported by this server; {remedy}", name)
-        return cls(values, tuple(name for name in ignored if name not in NOTHING))
+        return cls(values, tuple(name for name in ignored if name not in nothing))
 
     def __contains__(self, name: str) -> bool:
         return name in self.values

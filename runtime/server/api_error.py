@@ -54,9 +54,10 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except (BadInputError, ApiError) as error:
         if error.param:
-            label = error.param.replace("_", "[-_ ]")
-            error.param = names.get(error.param, error.param)
-            error.args = (re.sub(rf"^{label}\b", error.param, str(error)),)
+            name = re.split(r"[.\[]", error.param)[0]
+            told = names.get(name, name)
+            error.param = told + error.param[len(name) :]
+            error.args = (re.sub(rf"^{name.replace('_', '[-_ ]')}\b", told, str(error)),)
         raise
 
 

@@ -26,6 +26,7 @@ from rrt_edge.runtime.server.guards import guards
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.ollama import OLLAMA_CHAT, OLLAMA_GENERATE
 from rrt_edge.runtime.server.protocol import read_json
+from rrt_edge.runtime.server.responses import RESPONSE
 from rrt_edge.runtime.server.served import Served
 from rrt_edge.runtime.server.server_options import ServerOptions
 from rrt_edge.runtime.system.children import can_start
@@ -36,7 +37,7 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PAGES = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # that clients look for elsewhere
+PAGES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/responses")  # that clients look for elsewhere
 OPEN_PATHS = ("/health", "/")  # without the API key
 Told = Callable[[ApiError], dict[str, Any]]  # an error in the form of an API
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -77,6 +78,7 @@ class _Application:
             Route("/v1/models/{name:path}", self._guarded(self.one_model)),
             self._door("/v1/chat/completions", CHAT),
             self._door("/v1/completions", COMPLETION),
+            self._door("/v1/responses", RESPONSE),
             Route("/api/version", self._guarded(self.ollama_version, ollama.told)),
             Route("/api/tags", self._guarded(self.ollama_tags, ollama.told)),
             Route("/api/show", self._guarded(self.ollama_show, ollama.told), methods=["POST"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
@@ -24,6 +24,7 @@ class Ask:
         tools: functions that the reply may call.
         ignored: fields that change nothing.
         names: how the request names what Python calls otherwise.
+        echo: fields that the answer repeats.
     """
 
     prompts: tuple[list[int], ...]
@@ -35,6 +36,7 @@ class Ask:
     tools: Tools | None
     ignored: tuple[str, ...]
     names: Mapping[str, str]
+    echo: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def choices(self) -> int:

@@ -110,9 +110,9 @@ class Loaded:
     def loops(self) -> int:
         return self.manifest.architecture.loops
 
-    def encode(self, text: str) -> list[int]:
-        """As `Model.encode`."""
-        return self._ids(text, add_special_tokens=True)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """As `Model.encode`; `special`: with the special tokens that the tokenizer adds."""
+        return self._ids(text, add_special_tokens=special)
 
     def prepare(
         self,

@@ -29,6 +29,7 @@ from rrt_edge.runtime.server.protocol import read_json
 from rrt_edge.runtime.server.responses import RESPONSE
 from rrt_edge.runtime.server.served import Served
 from rrt_edge.runtime.server.server_options import ServerOptions
+from rrt_edge.runtime.server.tokenizing import detokenize, tokenize
 from rrt_edge.runtime.system.children import can_start
 from rrt_edge.runtime.system.options import shown
 
@@ -79,6 +80,8 @@ class _Application:
             self._door("/v1/chat/completions", CHAT),
             self._door("/v1/completions", COMPLETION),
             self._door("/v1/responses", RESPONSE),
+            self._tokens("/tokenize", tokenize),
+            self._tokens("/detokenize", detokenize),
             Route("/api/version", self._guarded(self.ollama_version, ollama.told)),
             Route("/api/tags", self._guarded(self.ollama_tags, ollama.told)),
             Route("/api/show", self._guarded(self.ollama_show, ollama.told), methods=["POST"]),
@@ -105,6 +108,14 @@ class _Application:
             return await self.answering.answer(request, door)
 
         return Route(path, self._guarded(answer, told), methods=["POST"])
+
+    def _tokens(self, path: str, told: Callable[[Any, Model], dict[str, Any]]) -> Route:
+        async def answer(request: Request) -> Response:
+            body = read_json(await self.answering.body(request))
+            served = self._find(body.get("model") if isinstance(body, dict) else None)
+            return JSONResponse(await self.aside.run(told, body, served.model))
+
+        return Route(path, self._guarded(answer), methods=["POST"])
 
     def _guarded(self, handler: Handler, told: Told = openai_error) -> Handler:
         """Wrap a handler: the API key is checked, errors are told in the API's form, and requests are counted."""

@@ -133,7 +133,8 @@ def test_a_bundle_that_does_not_run_takes_nobodys_place(
 
     def damaged(*arguments: Any) -> Any:
         done = emit(*arguments)
-        (arguments[-1] / "model.onnx").write_bytes(b"no graph")
+        (folder,) = (argument for argument in arguments if isinstance(argument, Path))
+        (folder / "model.onnx").write_bytes(b"no graph")
         return done
 
     monkeypatch.setattr(module, "emit", damaged)

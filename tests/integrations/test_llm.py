@@ -79,7 +79,7 @@ def test_options_and_schemas_reach_the_model(llm) -> None:
 
 def test_every_field_of_sampling_is_an_option(llm, answer: str) -> None:
     listed = set(re.findall(r"^ +(\w+): ", llm("models", "list", "--options", "-m", "rrt-edge/pydoc").stdout, re.M))
-    assert listed == {"exit_policy", *options_in(Sampling)} - {"n", "logprobs", "logit_bias"}
+    assert listed == {"exit_policy", *options_in(Sampling)} - {"n", "logprobs", "logit_bias", "first_loop"}
     sure = ("-o", "temperature", "3", "-o", "min_p", "1", "-o", "seed", "1")  # leaves the likeliest token alone
     assert llm("-m", "rrt-edge/pydoc", *sure, QUESTION).stdout.strip() == answer
     word = answer.split()[2]

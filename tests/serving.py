@@ -38,7 +38,7 @@ class Served:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str, **environment: str) -> Iterator[Served]:
+def serving(bundle: Path | str, *options: str, **environment: str) -> Iterator[Served]:
     """Serve a bundle until the block ends."""
     command = [sys.executable, "-P", "-c", "from rrt_edge.cli import main; main()", "serve", str(bundle)]
     with subprocess.Popen(

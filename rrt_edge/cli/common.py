@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -61,6 +62,23 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]
             return [CompletionItem(incomplete, type="dir")]
         folders = [name for name in here if name.startswith(incomplete) and name not in names]
         return [CompletionItem(name, help="installed") for name in names] + [CompletionItem(name) for name in folders]
+
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}  # seconds of a duration's units
+LONGEST_DURATION = 365 * 86_400  # seconds
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, as a number with a unit behind it: 90s, 10m, 2h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+        seconds = float(found[1]) * UNITS[found[2]] if found else -1.0
+        if not 0 <= seconds <= LONGEST_DURATION:
+            self.fail(f"{value!r} is no duration; write it as 90s, 10m or 2h", param, ctx)
+        return seconds
 
 
 def guarded(command: Command) -> Command:

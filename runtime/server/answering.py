@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +17,7 @@ from rrt_edge.runtime.server.door import Door
 from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.protocol import read_json
 from rrt_edge.runtime.server.served import Served
+from rrt_edge.runtime.server.shelf import Shelf
 from rrt_edge.runtime.server.worker import Busy
 from rrt_edge.runtime.system.children import Asking
 
@@ -26,12 +26,12 @@ class Answering:
     """Answers requests.
 
     Args:
-        find: the bundle that a name in a request stands for; raises ApiError.
+        shelf: the bundles that requests name.
         most_bytes: of a body.
     """
 
-    def __init__(self, find: Callable[[Any], Served], aside: Aside, metrics: Metrics, most_bytes: int) -> None:
-        self._find, self._aside, self._metrics, self._most_bytes = find, aside, metrics, most_bytes
+    def __init__(self, shelf: Shelf, aside: Aside, metrics: Metrics, most_bytes: int) -> None:
+        self._shelf, self._aside, self._metrics, self._most_bytes = shelf, aside, metrics, most_bytes
 
     async def answer(self, request: Request, door: Door) -> Response:
         """
@@ -64,22 +64,29 @@ class Answering:
         with in_a_task():
             body = await self._aside.run(read_json, content)
             name = body.get("model") if isinstance(body, dict) else None
-            served = self._find(name)
-            name = served.options.name if name is None else name
-            at_once = door.at_once(body, name)
-            if at_once is not None:
-                return at_once
-            try:
-                served.worker.check_room()
-                ask = await self._aside.run(door.read, body, served.model, served.options)
-                answers = door.answers(served.model, name, ask)
-                with named(ask.names):
-                    async with served.grammars.tried(ask.sampling.grammar, asking):
-                        return await Completing.begin(
-                            ask, answers, served.worker, self._metrics, self._aside, started
-                        )  # fmt: skip
-            except Busy as error:
-                raise served.busy() from error
+            if door.unloads(body):
+                await self._shelf.unload(name)
+                return door.at_once(body, self._shelf.one(name).name) or {}
+            async with self._shelf.using(name) as served:
+                name = served.options.name if name is None else name
+                at_once = door.at_once(body, name)
+                if at_once is not None:
+                    return at_once
+                return await self._queue(body, name, served, door, started, asking)
+
+    async def _queue(
+        self, body: Any, name: str, served: Served, door: Door, started: float, asking: Asking
+    ) -> Completing:
+        """Queue the choices that a request asks a bundle for."""
+        try:
+            served.worker.check_room()
+            ask = await self._aside.run(door.read, body, served.model, served.options)
+            answers = door.answers(served.model, name, ask)
+            with named(ask.names):
+                async with served.grammars.tried(ask.sampling.grammar, asking):
+                    return await Completing.begin(ask, answers, served.worker, self._metrics, self._aside, started)
+        except Busy as error:
+            raise served.busy() from error
 
     async def _whole(self, completing: Completing, gone: asyncio.Task[None]) -> Response:
         whole = asyncio.create_task(completing.whole())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -27,11 +26,10 @@ from rrt_edge.runtime.server.metrics import Metrics
 from rrt_edge.runtime.server.ollama import OLLAMA_CHAT, OLLAMA_GENERATE
 from rrt_edge.runtime.server.protocol import read_json
 from rrt_edge.runtime.server.responses import RESPONSE
-from rrt_edge.runtime.server.served import Served
 from rrt_edge.runtime.server.server_options import ServerOptions
+from rrt_edge.runtime.server.shelf import ManyBundles, OneBundle, Shelf
 from rrt_edge.runtime.server.tokenizing import detokenize, tokenize
 from rrt_edge.runtime.system.children import can_start
-from rrt_edge.runtime.system.options import shown
 
 MOST_SHOWN = 200  # characters of a path that an error repeats
 PAGE_POLICY = (
@@ -48,8 +46,8 @@ def openai_error(error: ApiError) -> dict[str, Any]:
     return error.body
 
 
-def create_app(model: Model, options: ServerOptions) -> Starlette:
-    """The application, for any ASGI server; its engine starts and ends with it.
+def create_app(model: Model | ManyBundles, options: ServerOptions) -> Starlette:
+    """The application for a bundle, or for several, for any ASGI server; its engines start and end with it.
 
     Raises:
         BadInputError: an option does not go with the bundle, or this program cannot start the processes in which
@@ -60,18 +58,20 @@ def create_app(model: Model, options: ServerOptions) -> Starlette:
             "the server works on templates and grammars in processes of its own, which a frozen program, or one that "
             "embeds Python, cannot start; run it with a Python of its own"
         )
-    model.policy(options.exit_policy)
-    return _Application(model, options).app
+    if isinstance(model, Model):
+        model.policy(options.exit_policy)
+    return _Application(OneBundle(model, options) if isinstance(model, Model) else model, options).app
 
 
 class _Application:
-    def __init__(self, model: Model, options: ServerOptions) -> None:
-        self.options = options
-        self.served = Served(model, options)
-        engine = self.served.engine
+    def __init__(self, shelf: Shelf, options: ServerOptions) -> None:
+        self.shelf, self.options = shelf, options
         self.aside = Aside()
-        self.metrics = Metrics(lambda: len(engine.waiting), lambda: len(engine.running))
-        self.answering = Answering(self._find, self.aside, self.metrics, options.most_bytes)
+        self.metrics = Metrics(
+            lambda: sum(len(served.engine.waiting) for served in shelf.loaded()),
+            lambda: sum(len(served.engine.running) for served in shelf.loaded()),
+        )
+        self.answering = Answering(shelf, self.aside, self.metrics, options.most_bytes)
         routes = [
             Route("/health", self._guarded(self.health)),
             Route("/metrics", self._guarded(self.show_metrics)),
@@ -84,6 +84,7 @@ class _Application:
             self._tokens("/detokenize", detokenize),
             Route("/api/version", self._guarded(self.ollama_version, ollama.told)),
             Route("/api/tags", self._guarded(self.ollama_tags, ollama.told)),
+            Route("/api/ps", self._guarded(self.ollama_running, ollama.told)),
             Route("/api/show", self._guarded(self.ollama_show, ollama.told), methods=["POST"]),
             self._door("/api/chat", OLLAMA_CHAT, ollama.told),
             self._door("/api/generate", OLLAMA_GENERATE, ollama.told),
@@ -96,12 +97,12 @@ class _Application:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self.served.start()
+        self.shelf.start()
         try:
             yield
         finally:
             self.aside.close()
-            await asyncio.to_thread(self.served.stop)
+            await self.shelf.stop()
 
     def _door(self, path: str, door: Door, told: Told = openai_error) -> Route:
         async def answer(request: Request) -> Response:
@@ -112,8 +113,8 @@ class _Application:
     def _tokens(self, path: str, told: Callable[[Any, Model], dict[str, Any]]) -> Route:
         async def answer(request: Request) -> Response:
             body = read_json(await self.answering.body(request))
-            served = self._find(body.get("model") if isinstance(body, dict) else None)
-            return JSONResponse(await self.aside.run(told, body, served.model))
+            async with self.shelf.using(body.get("model") if isinstance(body, dict) else None) as served:
+                return JSONResponse(await self.aside.run(told, body, served.model))
 
         return Route(path, self._guarded(answer), methods=["POST"])
 
@@ -147,8 +148,7 @@ class _Application:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key", headers=headers)
 
     async def health(self, request: Request) -> Response:
-        complaint = self.served.complaint
-        if complaint:
+        for complaint in filter(None, (served.complaint for served in self.shelf.loaded())):
             return JSONResponse({"status": "failed", "message": complaint}, 503)
         return JSONResponse({"status": "ok"})
 
@@ -161,39 +161,26 @@ class _Application:
         return HTMLResponse(self.options.page.read_text("utf-8"), headers=headers)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self.served.about(name) for name in self.options.names]})
+        listed = await self.aside.run(self.shelf.listed)
+        return JSONResponse({"object": "list", "data": [one.about() for one in listed]})
 
     async def one_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        return JSONResponse(self._find(name).about(name))
+        return JSONResponse((await self.aside.run(self.shelf.one, request.path_params["name"])).about())
 
     async def ollama_version(self, request: Request) -> Response:
         return JSONResponse({"version": ollama.VERSION})
 
     async def ollama_tags(self, request: Request) -> Response:
-        tags = [ollama.tag(self.served.model, name, self.served.created) for name in self.options.names]
-        return JSONResponse({"models": tags})
+        return JSONResponse({"models": list(map(ollama.tag, await self.aside.run(self.shelf.listed)))})
+
+    async def ollama_running(self, request: Request) -> Response:
+        loaded = [one for one in await self.aside.run(self.shelf.listed) if one.served is not None]
+        return JSONResponse({"models": list(map(ollama.running, loaded))})
 
     async def ollama_show(self, request: Request) -> Response:
         body = read_json(await self.answering.body(request))
         name = (body.get("model") or body.get("name")) if isinstance(body, dict) else None
-        served = self._find(name)
-        return JSONResponse(ollama.show(served.model, served.created))
-
-    def _find(self, name: Any) -> Served:
-        """The bundle that a name in a request stands for.
-
-        Raises:
-            ApiError: none is called so.
-        """
-        names = self.options.names
-        bare = name.removesuffix(ollama.TAG) if isinstance(name, str) else name
-        if name is None or name in names or bare in names or (self.options.any_model and isinstance(name, str)):
-            return self.served
-        here = " and ".join(map(repr, names))
-        more = "rrt-edge serve --alias NAME, or --any-model, takes further names"
-        message = f"model {shown(name)}: not served here; this server has {here} ({more})"
-        raise ApiError(404, message, "model", "model_not_found")
+        return JSONResponse(ollama.show(await self.aside.run(self.shelf.one, name)))
 
 
 def _as_response(error: ApiError) -> Response:

@@ -84,11 +84,13 @@ class Door:
         read: the request that a body is; raises ApiError or BadInputError.
         answers: of a model by its name.
         at_once: what is answered without a reply of the model's, or None.
+        unloads: whether a body only asks that the model be unloaded.
     """
 
     read: Callable[[Any, Model, ServerOptions], Ask]
     answers: Callable[[Model, str, Ask], Answers]
     at_once: Callable[[Any, str], dict[str, Any] | None] = lambda body, name: None
+    unloads: Callable[[Any], bool] = lambda body: False
 
 
 def event(value: Mapping[str, Any], name: str = "") -> str:

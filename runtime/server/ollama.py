@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.tool_calls import Said
@@ -19,12 +20,12 @@ from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.door import Ask, Door, Stream
 from rrt_edge.runtime.server.ollama_requests import is_for_loading, read_ollama_chat, read_ollama_generate
 from rrt_edge.runtime.server.said import ReplyReader, calls_of
+from rrt_edge.runtime.server.shelf import TAG, Listed
 from rrt_edge.runtime.server.told import about, token_logprobs, with_depths
 
 VERSION = "0.12.0"  # of Ollama's API, whose clients ask for it before they use what came with a version
-TAG = ":latest"  # that its clients put behind names
 NANOSECONDS = 1_000_000_000
-PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+PARAMETERS = ("temperature", "top_k", "top_p", "min_p")  # of a bundle's own sampling
 
 
 @dataclass(frozen=True)
@@ -113,49 +114,60 @@ def told(error: ApiError) -> dict[str, Any]:
 
 
 def head(name: str) -> dict[str, Any]:
-    return {"model": name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+    return {"model": name, "created_at": _time(time.time())}
 
 
-def tag(model: Model, name: str, created: int) -> dict[str, Any]:
+def tag(listed: Listed) -> dict[str, Any]:
     """What /api/tags tells of a bundle."""
-    manifest = model.manifest
+    manifest, name = listed.manifest, listed.name
     name = name if ":" in name else f"{name}{TAG}"
     return {
         "name": name,
         "model": name,
-        "modified_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "modified_at": _time(listed.created),
         "size": sum(file.bytes for file in manifest.files.values()),
         "digest": hashlib.sha256(manifest.fingerprint.encode()).hexdigest(),
-        "details": _details(model),
+        "details": _details(manifest),
     }
 
 
-def show(model: Model, created: int) -> dict[str, Any]:
+def running(listed: Listed) -> dict[str, Any]:
+    """What /api/ps tells of a bundle that is loaded."""
+    return {**tag(listed), "size_vram": 0, "context_length": listed.manifest.architecture.context_length}
+
+
+def show(listed: Listed) -> dict[str, Any]:
     """What /api/show tells of a bundle."""
-    shape, template = model.manifest.architecture, model.template
-    sampling = model.sampling(Sampling())
-    given = {name: getattr(sampling, name) for name in PARAMETERS if getattr(sampling, name) is not None}
+    shape, template = listed.manifest.architecture, listed.template
+    given: dict[str, Any] = {}
+    if listed.served is not None:
+        sampling = listed.served.model.sampling(Sampling())
+        given = {name: getattr(sampling, name) for name in PARAMETERS if getattr(sampling, name) is not None}
     capabilities = ["completion", *(["tools"] if template is not None and template.takes_tools else [])]
     return {
         "modelfile": "",
         "parameters": "\n".join(f"{name} {value}" for name, value in given.items()),
         "template": "" if template is None else template.source,
-        "details": _details(model),
+        "details": _details(listed.manifest),
         "model_info": {
             "general.architecture": shape.family,
-            f"{shape.family}.context_length": model.context,
+            f"{shape.family}.context_length": shape.context_length,
             f"{shape.family}.vocab_size": shape.vocabulary,
-            "rrt_edge.loops": model.loops,
+            "rrt_edge.loops": shape.loops,
         },
         "capabilities": capabilities,
-        "modified_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "modified_at": _time(listed.created),
     }
 
 
-def _details(model: Model) -> dict[str, Any]:
-    family, bits = model.manifest.architecture.family, model.manifest.quantization.bits
+def _details(manifest: Manifest) -> dict[str, Any]:
+    family, bits = manifest.architecture.family, manifest.quantization.bits
     level = "F32" if bits == 32 else f"Q{bits}_0"
     return {"parent_model": "", "format": "onnx", "family": family, "families": [family], "quantization_level": level}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +188,23 @@ def _loaded(body: Any, name: str, what: str) -> dict[str, Any] | None:
     return {**head(name), **said, "done": True, "done_reason": "unload" if body.get("keep_alive") == 0 else "load"}
 
 
+def _unloads(body: Any, what: str) -> bool:
+    return is_for_loading(body, what) and body.get("keep_alive") == 0
+
+
 def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-OLLAMA_CHAT = Door(read_ollama_chat, partial(OllamaAnswers, chat=True), partial(_loaded, what="messages"))
-OLLAMA_GENERATE = Door(read_ollama_generate, partial(OllamaAnswers, chat=False), partial(_loaded, what="prompt"))
+OLLAMA_CHAT = Door(
+    read_ollama_chat,
+    partial(OllamaAnswers, chat=True),
+    partial(_loaded, what="messages"),
+    partial(_unloads, what="messages"),
+)
+OLLAMA_GENERATE = Door(
+    read_ollama_generate,
+    partial(OllamaAnswers, chat=False),
+    partial(_loaded, what="prompt"),
+    partial(_unloads, what="prompt"),
+)

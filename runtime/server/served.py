@@ -56,6 +56,7 @@ class Served:
         """What /v1/models tells."""
         manifest = self.model.manifest
         ours = {
+            "loaded": True,
             "loops": self.model.loops,
             "context": self.model.context,
             "chat": self.model.template is not None,
@@ -71,6 +72,7 @@ class Served:
             "default_max_tokens": self.default_tokens,
         }
         payload = {"id": name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
+        payload["root"] = self.options.name  # of which others are aliases
         return {**payload, "rrt_edge": ours}
 
     @property

@@ -23,6 +23,7 @@ from rrt_edge.runtime.model import Model
 from rrt_edge.runtime.server.app import create_app
 from rrt_edge.runtime.server.connections import Connection, Limits
 from rrt_edge.runtime.server.server_options import ServerOptions
+from rrt_edge.runtime.server.shelf import ManyBundles
 
 LAST_SECONDS = 3.0  # that an end without grace may take before the process exits with 1
 SWITCHING = 0.001  # seconds after which a thread that reads a large request makes room for the others
@@ -56,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(
-    model: Model,
+    model: Model | ManyBundles,
     options: ServerOptions,
     bound: socket.socket,
     ready: Callable[[], None],
@@ -89,7 +90,7 @@ def run(
 
 
 def make_server(
-    model: Model,
+    model: Model | ManyBundles,
     options: ServerOptions,
     ready: Callable[[], None] = lambda: None,
     ending: Callable[[], None] = lambda: None,

@@ -64,6 +64,11 @@ class Worker:
         return len(self.engine.running)
 
     @property
+    def asked(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._tickets)
+
+    @property
     def complaint(self) -> str:
         """What is wrong with the engine; empty where it is well."""
         if not self._thread.is_alive():

@@ -10,7 +10,7 @@ from typing import Any, Unpack, get_args
 
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.bundle.chat_template import NOT_VARIABLES, ChatTemplate
+from rrt_edge.runtime.bundle.chat_template import ChatTemplate, checked_variables
 from rrt_edge.runtime.bundle.kv_rule_names import RunRuleName
 from rrt_edge.runtime.bundle.kv_rules import KV_RULES, KVRule
 from rrt_edge.runtime.bundle.manifest import Manifest
@@ -18,9 +18,10 @@ from rrt_edge.runtime.bundle.messages import (
     ChatPrompt,
     Message,
     as_messages,
+    cut,
     ends_with_assistant,
     is_conversation,
-    without_oldest_turn,
+    shortened,
 )
 from rrt_edge.runtime.decoding.constraint import Allows, Grammars
 from rrt_edge.runtime.decoding.detokenizer import TextStream
@@ -126,15 +127,16 @@ class Loaded:
         own: dict[str, Any] = {name: value for name, value in options.items() if name in OWN_OPTIONS}
         chosen = self.chosen(sampling, {name: value for name, value in options.items() if name not in OWN_OPTIONS})
         policy, context_full = self.policy(exit_policy), own.pop("context_full", "error")
+        most = self.prompt_room(context_full, chosen)
+        ids = cut(self.ids_of(prompt, most, **own), most)
+        return Prepared(self.checked_ids(ids), chosen, policy, context_full == "shift")
+
+    def prompt_room(self, context_full: str, sampling: Sampling) -> int | None:
+        """Tokens to which a longer prompt is shortened, so that a reply has room; None where it is not shortened."""
         if context_full not in get_args(ContextFull):
             raise BadInputError(f"context-full {context_full!r}: choose from {', '.join(get_args(ContextFull))}")
-        most = None  # tokens of a prompt that leave room for a reply
-        if context_full != "error":
-            most = max(1, self.context - min(chosen.max_tokens, self.context // 2))
-        ids = self.ids_of(prompt, most, **own)
-        if most is not None:
-            del ids[:-most]
-        return Prepared(self.checked_ids(ids), chosen, policy, context_full == "shift")
+        most_tokens = min(sampling.max_tokens, self.context // 2)
+        return None if context_full == "error" else max(1, self.context - most_tokens)
 
     def ids_of(
         self,
@@ -160,7 +162,7 @@ class Loaded:
             if most is None:
                 self.check_length(prompt)
             return self.encode(prompt)
-        return ChatPrompt(prompt, prompt.continues) if isinstance(prompt, ChatPrompt) else list(prompt)  # type: ignore[arg-type]
+        return ChatPrompt(prompt, prompt.continues, prompt.left_out) if isinstance(prompt, ChatPrompt) else list(prompt)  # type: ignore[arg-type]
 
     def chosen(self, sampling: Sampling | SamplingFields | None, fields: Mapping[str, Any]) -> Sampling:
         """How tokens are chosen, of what `TextModel.stream` takes: a `Sampling` as it is, but for the fields."""
@@ -210,25 +212,23 @@ class Loaded:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> ChatPrompt:
         """As `Model.encode_chat`."""
-        if self.template is None:
+        if (template := self.template) is None:
             raise BadInputError("this bundle has no chat template; use plain prompts (--raw)")
-        if tools and not self.template.takes_tools:
+        if tools and not template.takes_tools:
             raise BadInputError(NO_TOOLS, "tools")
-        variables = dict(chat_template_kwargs or {})
-        for name in NOT_VARIABLES:
-            if name in variables:
-                message = f"chat_template_kwargs: {name} must not be among them"
-                raise BadInputError(message, "chat_template_kwargs")
-        messages = as_messages(messages)
-        while True:
-            text = self.template.prompt(messages, tools=tools, **variables)
+        messages, variables = as_messages(messages), checked_variables(chat_template_kwargs)
+
+        def prompt(kept: Sequence[Message]) -> ChatPrompt:
+            text = template.prompt(kept, tools=tools, **variables)
             if most is None:
                 self.check_length(text)
             ids = self._ids(text, add_special_tokens=False)
-            shorter = None if most is None or len(ids) <= most else without_oldest_turn(messages)
-            if shorter is None:
-                return ChatPrompt(ids, ends_with_assistant(messages))
-            messages = shorter
+            return ChatPrompt(ids, ends_with_assistant(kept), len(messages) - len(kept))
+
+        whole = prompt(messages)
+        if most is None or len(whole) <= most:
+            return whole
+        return prompt(shortened(messages, lambda kept: len(prompt(kept)) <= most))
 
     @property
     def exits(self) -> Exits:

@@ -31,6 +31,19 @@ NOT_VARIABLES = ("messages", "tools", "add_generation_prompt")  # which have arg
 atexit.register(RENDERERS.close)
 
 
+def checked_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Further variables of a template.
+
+    Raises:
+        BadInputError: one is what has an argument of its own.
+    """
+    variables = variables or {}
+    for name in NOT_VARIABLES:
+        if name in variables:
+            raise BadInputError(f"chat_template_kwargs: {name} must not be among them", "chat_template_kwargs")
+    return variables
+
+
 class ChatTemplate:
     """A Jinja chat template that renders as transformers' `apply_chat_template` does.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,11 +34,19 @@ class ChatPrompt(list[int]):
 
     Attributes:
         continues: the assistant has begun to speak, and the reply goes on.
+        left_out: messages, the oldest, for which the context had no room.
     """
 
-    def __init__(self, ids: Iterable[int] = (), continues: bool = False) -> None:
+    def __init__(self, ids: Iterable[int] = (), continues: bool = False, left_out: int = 0) -> None:
         super().__init__(ids)
-        self.continues = continues
+        self.continues, self.left_out = continues, left_out
+
+
+def cut(ids: list[int], most: int | None) -> list[int]:
+    """The token ids of a prompt, of which the oldest are dropped where there are more than there may be."""
+    if most is not None:
+        del ids[:-most]
+    return ids
 
 
 def as_messages(messages: object) -> list[Message]:
@@ -78,13 +87,16 @@ def is_conversation(prompt: object) -> bool:
     return isinstance(first, Mapping)
 
 
-def without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """Messages but for the oldest turn that another follows, what is said from one message of the user to the next; a
-    system's stay. None where there is no such turn."""
+def shortened(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
+    """Messages that do not fit, but for as many of the oldest turns as have to go; the last one stays, and what a
+    system says first. A turn is what is said from one message of the user to the next."""
     roles = [message["role"] for message in messages]
     first = next((at for at, role in enumerate(roles) if role != "system"), len(roles))
-    end = next((at for at in range(first + 1, len(roles)) if roles[at] == "user"), first)
-    return messages[:first] + messages[end:] if end > first else None
+    begins = [at for at in range(first + 1, len(roles)) if roles[at] == "user"]  # turns, but for the oldest
+    if not begins:
+        return messages
+    fewer = bisect_left(begins[:-1], True, key=lambda begin: fits(messages[:first] + messages[begin:]))
+    return messages[:first] + messages[begins[fewer] :]
 
 
 def checked(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rrt_edge.runtime.bundle.messages import MessageError, checked, text_of
+from rrt_edge.runtime.bundle.messages import MessageError, checked, cut, text_of
 from rrt_edge.runtime.errors import about
 from rrt_edge.runtime.loaded import insides
 from rrt_edge.runtime.model import Model
@@ -16,11 +16,12 @@ from rrt_edge.runtime.system.json_text import parse_json
 ROLES = {"developer": "system", "function": "tool"}  # of OpenAI's API, as templates know them
 
 
-def read_prompt(fields: Fields, model: Model, tools: list[dict[str, Any]] | None) -> list[int]:
+def read_prompt(fields: Fields, model: Model, tools: list[dict[str, Any]] | None, most: int | None = None) -> list[int]:
     """The token ids of a request's conversation, with the tools and further variables that its template may use.
 
     Args:
         tools: what the template is to show.
+        most: tokens to which a longer one is shortened, where it is to be.
 
     Raises:
         ApiError: a field is missing or wrong.
@@ -28,11 +29,14 @@ def read_prompt(fields: Fields, model: Model, tools: list[dict[str, Any]] | None
     """
     try:
         messages = _messages(fields.get("messages"))
-        insides(model).check_length("".join(map(text_of, messages)))
+        loaded = insides(model)
+        if most is None:
+            loaded.check_length("".join(map(text_of, messages)))
         if model.template is not None and model.template.takes_objects(tools):
             messages = [_with_objects(message) for message in messages]
         with about("messages"):
-            return model.encode_chat(messages, tools=tools, chat_template_kwargs=_variables(fields))
+            ids = loaded.encode_chat(messages, most, tools=tools, chat_template_kwargs=_variables(fields))
+            return cut(ids, most)
     except MessageError as error:
         raise ApiError(400, f"{error.param}: {error.complaint}", error.param) from error
 

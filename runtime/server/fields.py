@@ -17,6 +17,7 @@ BOTH = frozenset(
     {
         *PLAIN, "model", "stream", "stream_options", "max_tokens", "stop", "stop_token_ids", "logit_bias", "logprobs",
         "response_format", "regex", "grammar", "exit_policy", "return_depths",
+        "context_full",
     }
 )  # fmt: skip
 CHAT = BOTH | {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rrt_edge.runtime.bundle.messages import cut
 from rrt_edge.runtime.decoding.grammar import Grammar
 from rrt_edge.runtime.decoding.sampling import Sampling
 from rrt_edge.runtime.decoding.tool_calls import CLOSE
@@ -25,6 +26,7 @@ from rrt_edge.runtime.system.options import plain_number, shown
 MOST_CHOICES = 16  # n, or the prompts of one completion
 MOST_STOPS = 16
 COMPLETION_TOKENS = 16  # of a completion whose request names no number, as OpenAI's API has it
+CONTEXT_FULL = ("error", "truncate-left")  # what an engine can do
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")  # one spelling for each
 
 
@@ -51,7 +53,6 @@ def read_chat(body: Any, model: Model, options: ServerOptions) -> Ask:
     names = {"prompt": "messages", "stop_ids": "stop_token_ids"}
     with named(names):
         tools = read_tools(fields, model)
-        prompt = read_prompt(fields, model, None if tools is None else tools.shown)
         logprobs = fields.whole("top_logprobs", 0, Sampling.MOST_LOGPROBS)
         if fields.flag("logprobs"):
             logprobs = logprobs or 0
@@ -64,6 +65,7 @@ def read_chat(body: Any, model: Model, options: ServerOptions) -> Ask:
         if tools is not None:
             answer, sampling = sampling.grammar, _calling(sampling, tools)
             grammar = grammar if sampling.grammar is answer else "tools"
+        prompt = read_prompt(fields, model, None if tools is None else tools.shown, _room(fields, model, sampling))
         names = {**names, "grammar": grammar, "max_tokens": name}
         return _ask(fields, model, (prompt,), sampling, options.exit_policy, names, tools)
 
@@ -73,7 +75,6 @@ def read_completion(body: Any, model: Model, options: ServerOptions) -> Ask:
     fields = Fields.of(body, COMPLETION)
     names = {"stop_ids": "stop_token_ids"}
     with named(names):
-        prompts = tuple(_ids(prompt, model) for prompt in _prompts(body, model))
         logprobs = fields.whole("logprobs", 0, Sampling.MOST_LOGPROBS)
         sampling, grammar = _sampling(
             fields, model, "max_tokens", COMPLETION_TOKENS, options.most_tokens, logprobs
@@ -81,6 +82,8 @@ def read_completion(body: Any, model: Model, options: ServerOptions) -> Ask:
         best_of = fields.whole("best_of", 1, MOST_CHOICES)
         if best_of not in (None, sampling.n):
             raise ApiError(400, f"best_of {best_of}: must be n, {sampling.n}; no reply is left out here", "best_of")
+        most = _room(fields, model, sampling)
+        prompts = tuple(cut(_ids(prompt, model, most), most) for prompt in _prompts(body))
         return _ask(fields, model, prompts, sampling, options.exit_policy, {**names, "grammar": grammar})
 
 
@@ -150,7 +153,7 @@ def _ask(
     )
 
 
-def _prompts(body: dict[str, Any], model: Model) -> Sequence[str | list[int]]:
+def _prompts(body: dict[str, Any]) -> Sequence[str | list[int]]:
     def is_ids(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
@@ -166,12 +169,21 @@ def _prompts(body: dict[str, Any], model: Model) -> Sequence[str | list[int]]:
     raise ApiError(400, "prompt: must be a text, a list of token ids, or a list of such", "prompt")
 
 
-def _ids(prompt: str | list[int], model: Model) -> list[int]:
+def _room(fields: Fields, model: Model, sampling: Sampling) -> int | None:
+    """Tokens to which a longer prompt is shortened, where that is asked for."""
+    context_full = fields.text("context_full") or "error"
+    if context_full not in CONTEXT_FULL:
+        raise ApiError(400, f"context_full {shown(context_full)}: must be {' or '.join(CONTEXT_FULL)}", "context_full")
+    return insides(model).prompt_room(context_full, sampling)
+
+
+def _ids(prompt: str | list[int], model: Model, most: int | None) -> list[int]:
     """The token ids of a prompt; of an empty text those that a text begins behind, as in OpenAI's API."""
     if not isinstance(prompt, str):
         return prompt
     with about("prompt"):
-        insides(model).check_length(prompt)
+        if most is None:
+            insides(model).check_length(prompt)
         return model.encode(prompt) or list(model.manifest.eos_token_ids[:1])
 
 

@@ -6,6 +6,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
+from rrt_edge.runtime.bundle.messages import ChatPrompt
 from rrt_edge.runtime.decoding.reply import Generation, Token
 from rrt_edge.runtime.decoding.token_bytes import in_text
 from rrt_edge.runtime.loaded import insides
@@ -102,6 +103,9 @@ def statistics(generations: Sequence[Generation]) -> dict[str, Any]:
 def terms(ask: Ask) -> dict[str, Any]:
     """What the request did not say, or said in vain."""
     told: dict[str, Any] = {"max_tokens": ask.sampling.max_tokens}
+    left_out = sum(prompt.left_out for prompt in ask.prompts if isinstance(prompt, ChatPrompt))
+    if left_out:
+        told["messages_left_out"] = left_out
     return {**told, "ignored": list(ask.ignored)} if ask.ignored else told
 
 

@@ -270,3 +270,15 @@ def test_a_call_goes_with_its_answer_where_the_context_is_full(model: Model, mon
 
     assert letters(99, system, *turn, *turn[:3]) == "suatauat"
     assert letters(5, system, *turn, *turn[:3]) == letters(1, system, *turn, *turn[:3]) == "suat"
+
+
+def test_a_conversation_of_many_turns_is_shortened_without_rendering_each(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(model._loaded, "template", template := ChatTemplate(source, {}))
+    rendered: list[int] = []
+    prompt = template.prompt
+    monkeypatch.setattr(template, "prompt", lambda messages, **more: rendered.append(1) or prompt(messages, **more))
+    messages = [{"role": "user", "content": "a"}] * 3000
+    assert len(model.encode_chat(messages, 7)) == 7 and len(rendered) < 20

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from rrt_edge.runtime import Model
+from tests.serving import serving_here
 
 MESSAGES = [{"role": "user", "content": "The cat"}]
 
@@ -188,3 +189,40 @@ def test_json_is_whole_where_tokens_run_out(client: openai.OpenAI) -> None:
     ) as caught:
         client.chat.completions.create(model="hens", messages=MESSAGES, response_format=forms[1], max_tokens=3)
     assert caught.value.param == "max_tokens"
+
+
+def test_a_full_context_drops_the_oldest_messages_where_that_is_asked_for(bundle: Path) -> None:
+    """As in Python, and the answer says how many."""
+    system = {"role": "system", "content": "Be brief."}
+    turns = [{"role": "user", "content": "The cat eats. " * 3}, {"role": "assistant", "content": "So it does."}] * 6
+    asked: dict[str, Any] = {"model": "here", "messages": [system, *turns, *MESSAGES], "max_tokens": 8}
+    with Model.load(bundle, context=128) as model, serving_here(model) as here:
+        client = openai.OpenAI(base_url=f"http://{here.host}:{here.port}/v1", api_key="none", max_retries=0)
+        for context_full in (None, "error"):
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(**asked, extra_body={"context_full": context_full})
+            assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
+        ours = {"context_full": "truncate-left"}
+        expected = model.generate(asked["messages"], max_tokens=8, context_full="truncate-left")
+        whole = client.chat.completions.create(**asked, extra_body=ours)
+        assert whole.choices[0].message.content == expected.text
+        assert whole.usage.prompt_tokens == expected.stats.prompt_tokens <= 120
+        left_out = whole.model_extra["rrt_edge"]["messages_left_out"]
+        kept = [system, *asked["messages"][1 + left_out :]]
+        assert kept[1]["role"] == "user" and len(model.encode_chat(kept)) == expected.stats.prompt_tokens
+        first = next(iter(client.chat.completions.create(**asked, extra_body=ours, stream=True)))
+        assert first.model_extra["rrt_edge"]["messages_left_out"] == left_out
+        short = client.chat.completions.create(**{**asked, "messages": MESSAGES}, extra_body=ours)
+        assert "messages_left_out" not in short.model_extra["rrt_edge"]
+
+        ids = list(range(20, 220))
+        cut = client.completions.create(model="here", prompt=ids, max_tokens=8, extra_body=ours)
+        assert cut.usage.prompt_tokens == 120
+        assert cut.choices[0].text == model.generate(ids[-120:], max_tokens=8).text
+        for path, prompt in (("chat.completions", {"messages": MESSAGES}), ("completions", {"prompt": "a"})):
+            create = getattr(client, path.partition(".")[0])
+            create = create.completions.create if "." in path else create.create
+            with pytest.raises(openai.BadRequestError, match="context_full 'shift': must be error or truncate-left"):
+                create(model="here", **prompt, extra_body={"context_full": "shift"})
+            with pytest.raises(openai.BadRequestError, match="did you mean context_full"):
+                create(model="here", **prompt, extra_body={"contextFull": "error"})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from rrt_edge.runtime import Manifest
     from rrt_edge.runtime.bundle.architecture import Windows
+    from rrt_edge.runtime.bundle.manifest import Gate
 
 GRAPH = "model.onnx"
 
@@ -104,7 +105,7 @@ def inspect(
     if as_json:
         sizes = {"kv_bytes_per_token": bytes_per_token(manifest.architecture)}
         return print_json({**asdict(manifest), **sizes, **({"sampling": sampling} if sampling else {})})
-    return Console().print(manifest_table(str(bundle), manifest, sampling))
+    return Console().print(manifest_table(str(bundle), manifest, sampling), *curve_tables(manifest.gate))
 
 
 def _attention(windows: Windows) -> str:
@@ -141,6 +142,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
     parts = ", ".join(f"{part} {count}" for part, count in bits.parts.items())
     blocks = (bits.block_size, *(bits.smaller_blocks or ()))
     kinds = {kind.replace("_", " "): count for kind, count in bytes_per_token(shape).items()}
+    points = {name: f"{threshold:g}" for name, threshold in gate.points.items()}
     rows = [
         ("family", shape.family),
         ("loops x layers per block", f"{shape.loops} x {shape.layers_per_block}"),
@@ -157,6 +159,7 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
             "none" if gate.kind == "none" else f"{gate.kind}, {'trained' if gate.trained else 'not trained'}",
         ),
         ("calibrated threshold", "none" if gate.threshold is None else f"{gate.threshold}"),
+        *((("operating points", _fields_text(points)),) if points else ()),
         *((("sampling by default", _fields_text(sampling)),) if sampling else ()),
         ("bits", f"{bits.bits} ({parts}; blocks of {_either(blocks)})"),
         *((("8 bits in the block", _layers_text(bits.eight_bit)),) if bits.eight_bit else ()),
@@ -164,11 +167,26 @@ def manifest_table(bundle: str, manifest: Manifest, sampling: Mapping[str, Any])
         ("weights of the unshared model", size(manifest.unshared_weight_bytes)),
         *((("adapters", _merged_text(manifest)),) if manifest.merged else ()),
         *((f"provenance: {key}", str(value)) for key, value in manifest.provenance.items()),
+        *(("example", question) for question in manifest.examples),
         *((name, f"{size(file.bytes)}, sha256 {file.sha256[:12]}...") for name, file in manifest.files.items()),
     ]
     if manifest.verification is not None:
         rows.append(("verified under loosened tolerance", str(manifest.verification.get("loosened"))))
     return two_columns(bundle, rows)
+
+
+def curve_tables(gate: Gate) -> Iterator[Table]:
+    """What calibration found, in a table: how deep tokens go at each threshold, and how many are full depth's."""
+    if gate.curve:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("threshold", "as full depth", "mean depth"):
+            table.add_column(column, justify="right")
+        table.add_column("")
+        for point in gate.curve:
+            names = ", ".join(name for name, threshold in gate.points.items() if threshold == point.threshold)
+            row = f"{point.threshold:.6f}", f"{point.agreement:.2%}", f"{point.mean_depth:.2f}"
+            table.add_row(*row, Text(names))
+        yield table
 
 
 def read_graph(path: Path) -> GraphContents:

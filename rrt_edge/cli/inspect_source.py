@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rrt_edge.cli.common import missing, print_json, quiet_transformers
@@ -18,9 +17,7 @@ from rrt_edge.cli.terminal import size, two_columns
 from rrt_edge.conversion.facts import End, SourceFacts, read_facts
 from rrt_edge.exporters.options import BLOCK_SIZE
 from rrt_edge.model.sharing import check_sharing
-from rrt_edge.runtime.errors import BadInputError, one_line
-
-LONGEST_VALUE = 1000  # characters of what is shown
+from rrt_edge.runtime.errors import BadInputError
 
 
 def inspect_source(path: Path, loops: int | None, rank: int | None, block_size: int | None, as_json: bool) -> None:
@@ -101,14 +98,8 @@ def facts_table(facts: SourceFacts, sizes: Mapping[str, int], how: str) -> Table
     elif facts.sharing is None:
         rows.append(("can be converted", f"yes; loops: {', '.join(map(str, facts.loops))} (1: unshared)"))
     rows += [(f"a bundle, --bits {bits}{how}", size(count)) for bits, count in sizes.items()]
-    shown = [(name, _harmless(value)) for name, value in rows if value is not None]
-    return two_columns(_harmless(facts.source), shown)
+    return two_columns(facts.source, [(name, value) for name, value in rows if value is not None])
 
 
 def _end(end: End) -> str:
     return f"{end.id} {end.text}" if end.id is not None and end.text else str(end.text if end.id is None else end.id)
-
-
-def _harmless(value: Any) -> str:
-    """What a file says of itself, on one line and without markup or control characters."""
-    return escape(one_line(value, LONGEST_VALUE))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from rrt_edge.runtime.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rrt_edge.runtime import Token
 
+LONGEST_VALUE = 1000  # characters of what a table shows
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 DEPTH_STYLES = ("green", "yellow", "dark_orange", "red")  # depth 1, 2, 3, and beyond
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -109,10 +113,11 @@ def legend(loops: int, console: Console) -> Text:
     return text
 
 
-def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left")
+def two_columns(title: str, rows: Sequence[tuple[str, object]]) -> Table:
+    """A table of names and values, which may be what a file says of itself: each on one line, without markup."""
+    table = Table(title=escape(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(*(Text(one_line(part, LONGEST_VALUE)) for part in (name, value)))
     return table

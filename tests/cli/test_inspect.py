@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -125,3 +126,37 @@ def test_merged_adapters_say_what_they_cost_when_exported_and_inspected(
     named = set(re.findall(r"`([a-z_.]+)`", section))
     for value in [*contents.inputs, *contents.outputs]:
         assert re.sub(r"\.\d+", ".l", re.sub(r"\.\d+", ".d", value.name, count=1), count=1) in named
+
+
+def test_calibration_and_examples_are_shown(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    curve = [
+        {"threshold": 0.1, "agreement": 0.875, "mean_depth": 1.0},
+        {"threshold": 0.25, "agreement": 0.96875, "mean_depth": 1.5},
+        {"threshold": 1.0, "agreement": 1.0, "mean_depth": 3.0},
+    ]
+    examples = ["What is [bold]this[/x]?", "One\nline \x1b[31m"]
+
+    def change(fields: dict[str, Any]) -> None:
+        fields["gate"] |= {"points": {"fast": 0.25}, "curve": curve}
+        fields["examples"] = examples
+        fields["provenance"]["made with"] = "[/odd]"
+
+    edit_manifest(copy, change)
+    done = CliRunner().invoke(main, ["inspect", str(copy)], env={"COLUMNS": "400"})
+    lines = [" ".join(re.sub("[│|]", " ", line).split()) for line in done.stdout.splitlines()]
+    for line in (
+        "operating points fast 0.25",
+        "example What is [bold]this[/x]?",
+        "example One line \\u001b[31m",
+        "provenance: made with [/odd]",
+        "threshold as full depth mean depth",
+        "0.100000 87.50% 1.00",
+        "0.250000 96.88% 1.50 fast",
+        "1.000000 100.00% 3.00",
+    ):
+        assert line in lines, done.stdout
+    contents = json.loads(CliRunner().invoke(main, ["inspect", str(copy), "--json"]).stdout)
+    assert contents["gate"]["curve"] == curve and contents["examples"] == examples
+    plain = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    assert "operating points" not in plain and "as full depth" not in plain and "example" not in plain

@@ -21,7 +21,7 @@ from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.folder import SINGLE, is_recursive_checkpoint
 from rrt_edge.conversion.options import ConvertOptions, DType, Init, LoRAInit
 from rrt_edge.conversion.tensor_file import TensorFile
-from rrt_edge.model.card import write_card
+from rrt_edge.model.card import read_metadata, write_card
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
@@ -149,7 +149,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
         checkpoint.copy_companions(folder)
         write_generation_config(checkpoint, folder)
         config.architectures, config.dtype = [type(model).__name__], stored
-        write_card(folder, config)
+        write_card(folder, config, read_metadata(checkpoint.folder))
         config.save_pretrained(folder)  # last: without it nothing loads the folder
     return ConvertReport(
         out=str(out),

@@ -17,6 +17,7 @@ INDEX = f"model{INDEX_SUFFIX}"
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 RECURSIVE = "rrt"  # the model type
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"]
 TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 DECODERS, WITH_DECODER = ("ForCausalLM", "Model"), "ForConditionalGeneration"  # how architectures end
 BOTH_WAYS = ("paligemma",)  # models whose decoder sees a prompt's later tokens too
@@ -234,6 +235,6 @@ def local_folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+        return Path(snapshot_download(source, allow_patterns=DOWNLOADED))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         raise BadInputError(f"{source}: no such folder, and not to be had from the Hugging Face hub") from error

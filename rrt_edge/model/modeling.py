@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from rrt_edge.model.card import write_card
+from rrt_edge.model.card import read_metadata, write_card
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import FULL, SLIDING, Family, family_of, head_shape, layer_types, part_sizes, windows
 from rrt_edge.model.gates import Gate, make_gate
@@ -330,10 +330,11 @@ class RecursiveForCausalLM(RecursivePreTrainedModel, GenerationMixin):  # type: 
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, with a model card."""
+        """Save as transformers does, with a model card, which keeps what that of the folder it is from says."""
+        metadata = read_metadata(Path(self.name_or_path)) if self.name_or_path else {}
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            write_card(Path(save_directory), self.config)
+            write_card(Path(save_directory), self.config, metadata)
 
     def _logits(self, normed: Tensor) -> Tensor:
         text, family = self.config.text_config, self.model.family

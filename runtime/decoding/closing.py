@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
+from enum import Enum
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ OPENING = ',{["'  # begins what has to be ended as well
 MOST_COMPARED = 64  # tokens of which the shortest is taken where none of these goes
 
 
+class Place(Enum):
+    """Where a piece of JSON ends: between texts, inside one, or there behind a backslash."""
+
+    OUTSIDE = 0
+    INSIDE = 1
+    ESCAPED = 2
+
+
 class Closer:
     """Finds ways to the end for one tokenizer."""
 
@@ -27,41 +36,47 @@ class Closer:
         names = {letter: (letter, f"<0x{ord(letter):02X}>") for letter in OUTSIDE}
         self._tokens = {letter: [tokenizer.token_to_id(name) for name in names[letter]] for letter in OUTSIDE}
 
-    def way(self, matcher: Any, reply: Sequence[int]) -> list[int] | None:
+    def place(self, place: Place, token: int) -> Place:
+        """Where a reply stands behind one more token."""
+        for byte in self._bytes(token):
+            if place is Place.ESCAPED:
+                place = Place.INSIDE
+            elif byte == ord("\\") and place is Place.INSIDE:
+                place = Place.ESCAPED
+            elif byte == ord('"'):
+                place = Place.OUTSIDE if place is Place.INSIDE else Place.INSIDE
+        return place
+
+    def way(self, matcher: Any, place: Place) -> list[int] | None:
         """The tokens with which a reply is a whole document, as few as are easily found; None where none are.
 
         Args:
             matcher: llguidance's, at the end of the reply; it stays there.
+            place: where the reply stands.
         """
-        matcher, way, state = matcher.deep_copy(), list[int](), _Text()
-        for token in reply:
-            state.take(self._bytes(token))
+        matcher, way = matcher.deep_copy(), list[int]()
         while not matcher.is_accepting() and not matcher.is_stopped():
-            tokens = matcher.compute_ff_tokens() or self._shortest(matcher, state)
+            tokens = matcher.compute_ff_tokens() or self._shortest(matcher, place)
             if not tokens or len(way) > LONGEST or not matcher.consume_tokens(tokens):
                 return None
-            for token in tokens:
-                state.take(self._bytes(token))
+            place = reduce(self.place, tokens, place)
             way += tokens
         return way
 
-    def length(self, matcher: Any, reply: Sequence[int], token: int) -> int:
+    def length(self, matcher: Any, place: Place, token: int) -> int:
         """Tokens of the way behind one more token, which may be the one that ends the reply."""
         matcher = matcher.deep_copy()
-        way = self.way(matcher, [*reply, token]) if matcher.consume_token(token) else None
+        way = self.way(matcher, self.place(place, token)) if matcher.consume_token(token) else None
         return LONGEST if way is None else len(way)
 
-    def without_more(self, reply: Sequence[int]) -> NDArray[np.bool_]:
+    def without_more(self, place: Place) -> NDArray[np.bool_]:
         """[V]: the tokens that begin nothing which would have to be ended as well."""
-        state = _Text()
-        for token in reply:
-            state.take(self._bytes(token))
-        return self._calm if state.inside else self._calm_outside
+        return self._calm_outside if place is Place.OUTSIDE else self._calm
 
-    def _shortest(self, matcher: Any, state: _Text) -> list[int]:
+    def _shortest(self, matcher: Any, place: Place) -> list[int]:
         """The token that is likely nearest to the end."""
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        for letter in '"' if state.inside else OUTSIDE:
+        for letter in OUTSIDE if place is Place.OUTSIDE else '"':
             for token in self._tokens[letter]:
                 if token is not None and token < len(bits) and bits[token]:
                     return [token]
@@ -86,19 +101,3 @@ class Closer:
             if token < self._vocabulary and any(letter in letters for letter in opening):
                 calm[token] = False
         return calm
-
-
-class _Text:
-    """Whether a piece of JSON ends inside a text."""
-
-    def __init__(self) -> None:
-        self.inside, self._escaped = False, False
-
-    def take(self, piece: bytes) -> None:
-        for byte in piece:
-            if self._escaped:
-                self._escaped = False
-            elif byte == ord("\\"):
-                self._escaped = self.inside
-            elif byte == ord('"'):
-                self.inside = not self.inside

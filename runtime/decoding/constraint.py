@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rrt_edge.runtime.decoding.closing import Closer
+from rrt_edge.runtime.decoding.closing import Closer, Place
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
 from rrt_edge.runtime.decoding.grammar import Grammar, Kind
 from rrt_edge.runtime.errors import BadInputError, MissingExtraError, from_outside, one_line
@@ -48,6 +49,7 @@ class Constraint:
         """
         self._matcher, self._vocabulary, self._ends = matcher, vocabulary, list(ends)
         self._taken: list[int] = []
+        self._places = [Place.OUTSIDE]  # in JSON: where the reply stands behind so many of these, 0 first
         self._closer = closer
         self._next_look = FAR  # tokens left at which the way to the end is looked for again
         self._looked_at = 0  # tokens of the reply then
@@ -61,7 +63,7 @@ class Constraint:
 
     def least(self) -> int:
         """Tokens that a whole reply has, as few as are easily found; 0 where it need not be whole, or none is found."""
-        way = None if self._closer is None else self._closer.way(self._matcher, [])
+        way = None if self._closer is None else self._closer.way(self._matcher, Place.OUTSIDE)
         if way is None:
             self._closer = None
         return len(way or ())
@@ -92,7 +94,9 @@ class Constraint:
                 self._cut_at, self._next_look = None, FAR
         new = list(reply[common:])
         followed = self._matcher.try_consume_tokens(new) if new else 0
-        self._taken = list(reply[: common + followed])
+        self._taken[common:] = new[:followed]
+        if self._closer is not None:
+            self._places[common:] = accumulate(new[:followed], self._closer.place, initial=self._places[common])
         allowed = np.zeros(self._vocabulary, np.bool_)
         if followed < len(new) and not self._matcher.is_error():  # a draft that will not stand: nothing follows it
             allowed[self._ends] = True
@@ -116,18 +120,18 @@ class Constraint:
         slack = left - self._needed
         if slack <= CLOSE and 1 < allowed.sum() <= FEW:
             tokens = [int(token) for token in np.flatnonzero(allowed)]
-            late = [token for token in tokens if closer.length(self._matcher, self._taken, token) + SPARE >= left]
+            late = [token for token in tokens if closer.length(self._matcher, self._places[-1], token) + SPARE >= left]
             if len(late) < len(tokens):
                 allowed[late] = False
         if slack <= NEAR:
-            calm = allowed & closer.without_more(self._taken)
+            calm = allowed & closer.without_more(self._places[-1])
             return calm if calm.any() else allowed
         return allowed
 
     def _ends_now(self, closer: Closer, left: int) -> bool:
         """Whether nothing is left to do but to end, on `_way` from `_cut_at` on."""
         if self._cut_at is None and left <= self._next_look:
-            way = closer.way(self._matcher, self._taken) or []
+            way = closer.way(self._matcher, self._places[-1]) or []
             self._needed = len(way) + SPARE
             slack = left - self._needed
             self._looked_at = len(self._taken)
@@ -138,7 +142,7 @@ class Constraint:
             return False
         done = self._taken[self._cut_at :]
         if done != self._way[: len(done)]:
-            self._way = [*done, *(closer.way(self._matcher, self._taken) or [])]
+            self._way = [*done, *(closer.way(self._matcher, self._places[-1]) or [])]
         return True
 
 

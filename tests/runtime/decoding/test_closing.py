@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llguidance")
 
+from rrt_edge.runtime.decoding.closing import Place
 from rrt_edge.runtime.decoding.constraint import Constraint, Grammars
 from rrt_edge.runtime.decoding.grammar import Grammar
 from tests.runtime.decoding.test_token_bytes import TOKENIZERS
@@ -79,3 +80,19 @@ def test_what_cannot_be_whole_soon_is_not_cut() -> None:
     constraint = grammars.constraint(Grammar.json_schema({"type": "string", "minLength": 5000}))
     assert constraint.least() == 0
     assert len(reply(constraint, 20, ends, 1)) == 20 and not constraint.cut
+
+
+def test_where_a_reply_stands_is_known_behind_drafts_that_did_not() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ends = [tokenizer.token_to_id("</s>")]
+    constraint = Grammars(tokenizer, tokenizer.get_vocab_size(), ends).constraint(Grammar.json_schema(PERSON))
+    said = tokenizer.encode('{"name": "An\\\\\\"n", "age": 9}', add_special_tokens=False).ids
+    for length in range(len(said)):
+        for draft in ([], said[length : length + 3], said[:2]):
+            constraint.allowed([*said[:length], *draft], 200)
+        constraint.allowed(said[:length], 200)
+        text = tokenizer.decode(said[:length])
+        backslashes = len(text) - len(text.rstrip("\\"))
+        inside = text.replace("\\\\", "").replace('\\"', "").count('"') % 2 == 1
+        expected = Place.OUTSIDE if not inside else Place.ESCAPED if backslashes % 2 else Place.INSIDE
+        assert constraint._places[-1] is expected and len(constraint._places) == length + 1, text

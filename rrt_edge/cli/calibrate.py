@@ -143,7 +143,7 @@ def calibration_table(
     for name in ("", "promise", "threshold", "as full depth", "mean depth", "speed up to"):
         table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "threshold"))
     for name, result in results.items():
-        threshold = "none" if result.threshold is None else f"{result.threshold:.6f}"
+        threshold = "none" if result.threshold is None else f"{result.threshold:.8f}"
         row = (f"{100 * result.promised:g}%", threshold, f"{result.agreement:.2%}")
         table.add_row(name, *row, f"{result.mean_depth:.3f}", f"{speeds[result.threshold]:.2f} x")
     title = "by threshold: as full depth, speed, mean depth"
@@ -153,5 +153,5 @@ def calibration_table(
     for point in dict.fromkeys(nearest):
         bar = "█" * round(BAR * point.mean_depth / loops)
         speed = f"{speeds[point.threshold]:.2f} x"
-        lines.add_row(f"{point.threshold:.6f}", f"{point.agreement:.2%}", speed, f"{point.mean_depth:.2f} {bar}")
+        lines.add_row(f"{point.threshold:.8f}", f"{point.agreement:.2%}", speed, f"{point.mean_depth:.2f} {bar}")
     return Group(table, lines)

@@ -102,9 +102,10 @@ def read_prompt(argument: str | None) -> str:
     """The prompt from the command line or from a pipe."""
     if argument is not None and argument != "-":
         return argument
-    if argument is None and sys.stdin.isatty():
+    prompt = "" if argument is None and sys.stdin.isatty() else sys.stdin.read().strip()
+    if not prompt:
         raise BadInputError("no prompt; give it as an argument, or on standard input")
-    return sys.stdin.read().strip()
+    return prompt
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -184,7 +184,7 @@ def curve_tables(gate: Gate) -> Iterator[Table]:
         table.add_column("")
         for point in gate.curve:
             names = ", ".join(name for name, threshold in gate.points.items() if threshold == point.threshold)
-            row = f"{point.threshold:.6f}", f"{point.agreement:.2%}", f"{point.mean_depth:.2f}"
+            row = f"{point.threshold:.8f}", f"{point.agreement:.2%}", f"{point.mean_depth:.2f}"
             table.add_row(*row, Text(names))
         yield table
 

@@ -66,8 +66,6 @@ def run(source: Path | Source, prompt: str | None, as_json: bool, **flags: Any) 
 
     if prompt is None and not sys.stdin.isatty():
         prompt = read_prompt(None)
-        if not prompt:
-            raise BadInputError("no prompt; give it as an argument, or on standard input")
     if prompt is None and as_json:
         raise BadInputError("--json is of one answer: give a prompt")
     folder = _bundle(source, flags, as_json)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import shown
+from rrt_edge.runtime.system.whole_text import check_text
 
 Message = Mapping[str, Any]  # its role, its content (a text, text parts or none), and further fields
 Form = Literal["text", "part", "parts"]  # of a content: a text, one text part, or several
@@ -121,6 +122,7 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
             _check_part(index, number, part)
     elif not isinstance(content, str | None):
         raise MessageError(index, ".content", "content must be a text, or a list of text parts")
+    check_text(text_of(message))
     return {name: value for name, value in message.items() if value is not None}
 
 
@@ -144,7 +146,7 @@ def ends_with_assistant(messages: Sequence[Message]) -> bool:
 
 def text_of(message: Message) -> str:
     """The words of a checked message."""
-    content = message.get("content", "")
+    content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

@@ -12,7 +12,7 @@ import pytest
 from rrt_edge.runtime import BadInputError, Model
 
 LATIN_1 = b"caf\xe9 au lait"
-COMPLAINT = "error: the text is not valid UTF-8: byte 0xe9, behind '"
+COMPLAINT = "error: the text is not valid UTF-8: byte 0xe9, behind 'caf'; convert it to UTF-8"
 
 
 def run(arguments: list[str | bytes], stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -26,7 +26,7 @@ def test_latin_1_on_standard_input_is_told(bundle: Path, command: str, environme
     done = run([command, str(bundle), "--max-tokens", "3"], LATIN_1 + b"\n", **environment)
     assert done.returncode == 2
     lines = done.stderr.decode().splitlines()
-    assert len(lines) == 1 and lines[0].startswith(COMPLAINT) and "caf'; convert it to UTF-8" in lines[0]
+    assert lines == [COMPLAINT]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="arguments are no bytes on Windows")
@@ -39,7 +39,7 @@ def test_latin_1_as_an_argument_is_told(bundle: Path) -> None:
 def test_python_and_the_command_line_say_the_same(bundle: Path) -> None:
     with Model.load(bundle) as model:
         for call in (model.encode, lambda text: model.encode_chat([{"role": "user", "content": text}])):
-            with pytest.raises(BadInputError, match=r"not valid UTF-8: half a character, U\+D83D alone, behind"):
+            with pytest.raises(BadInputError, match=r"not valid UTF-8: half a character, U\+D83D alone, behind 'so '"):
                 call("so \ud83d")
 
 
@@ -52,3 +52,10 @@ def test_what_a_console_cannot_say_has_a_mark(bundle: Path) -> None:
         done = run(["generate", str(bundle), "hello", *sampling, *more], PYTHONIOENCODING="cp1252")
         assert done.returncode == 0, done.stderr
         assert b"?" in done.stdout and b"Traceback" not in done.stderr
+
+
+def test_no_prompt_is_no_question(bundle: Path) -> None:
+    for arguments, stdin in (([], b""), (["-"], b" \n"), (["--raw"], b"\n")):
+        done = run(["generate", str(bundle), *arguments], stdin)
+        assert done.returncode == 2 and done.stdout == b""
+        assert done.stderr.decode() == "error: no prompt; give it as an argument, or on standard input\n"

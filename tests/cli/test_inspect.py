@@ -151,9 +151,9 @@ def test_calibration_and_examples_are_shown(bundle: Path, tmp_path: Path) -> Non
         "example One line \\u001b[31m",
         "provenance: made with [/odd]",
         "threshold as full depth mean depth",
-        "0.100000 87.50% 1.00",
-        "0.250000 96.88% 1.50 fast",
-        "1.000000 100.00% 3.00",
+        "0.10000000 87.50% 1.00",
+        "0.25000000 96.88% 1.50 fast",
+        "1.00000000 100.00% 3.00",
     ):
         assert line in lines, done.stdout
     contents = json.loads(CliRunner().invoke(main, ["inspect", str(copy), "--json"]).stdout)

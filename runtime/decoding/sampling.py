@@ -108,10 +108,10 @@ class Sampling:
     min_tokens: int = option(0, "Tokens before which nothing ends the reply.", least=0, most=MOST_COUNT)
     stop: tuple[str, ...] = option(
         (), "End where this text comes; may be given several times.", check=_is_text,
-        allowed=f"a tuple of texts of 1 to {LONGEST_STOP} characters",
+        allowed=f"a text, or several, of 1 to {LONGEST_STOP} characters",
     )  # fmt: skip
     stop_ids: tuple[int, ...] = option(
-        (), "End at this token id; repeatable.", check=_is_id, allowed="a tuple of token ids", flag="stop-id"
+        (), "End at this token id; repeatable.", check=_is_id, allowed="a token id, or several", flag="stop-id"
     )
     logprobs: int | None = option(
         None, "With --json: log probabilities, and so many likeliest tokens'.", least=0, most=MOST_LOGPROBS,

@@ -7,7 +7,9 @@ import difflib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from rrt_edge.runtime.system.progress import Progress
 _NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
 _LONGEST_FITTING = 64  # characters of a name that is made up
 _SHOWN = 5  # names an error lists
+_NEAR = 0.7  # of 1: how alike a misspelt name and the right one are
+_LOOKED_AT = 1000  # files of a folder in which a misspelt bundle may be
 _DEMO = Path(__file__).parent / "demo"  # the bundle that wheels bring along; a checkout has none
 _LONG = 1000  # characters; no path is as long
 
@@ -124,13 +128,15 @@ def find_bundle(text: str | Path) -> Path:
         return Path(text)
     if len(name) > _LONG:  # a prompt in the place of a bundle
         raise BundleError(f"{name[:40]}...: no such bundle folder; the bundle comes first")
+    beside = _bundles_beside(Path(name))
     if "/" in name or os.sep in name or name in ("", ".", ".."):
-        raise BundleError(f"{name}: no such bundle folder; make one with rrt-edge export")
+        raise BundleError(f"{name}: no such bundle folder; {_meant(name, beside) or 'make one with rrt-edge export'}")
     if _NAME.fullmatch(name):
         recover(bundles_folder() / name)
         if folder_of(name).is_dir():
             return folder_of(name)
-    raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {_near(name)}")
+    remedy = _meant(name, [*beside, *installed_names()]) or _installed()
+    raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {remedy}")
 
 
 def _is_folder(path: Path) -> bool:
@@ -140,14 +146,25 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _near(name: str) -> str:
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Which bundles, by name or path, are spelled nearly so; empty where none is."""
+    by_last = {Path(other).name.lower(): other for other in known}
+    close = difflib.get_close_matches(Path(name).name.lower(), by_last, _SHOWN, _NEAR)
+    return f"did you mean {' or '.join(by_last[match] for match in close)}?" if close else ""
+
+
+def _bundles_beside(path: Path) -> list[str]:
+    try:
+        folders = [other for other in islice(path.parent.iterdir(), _LOOKED_AT) if (other / FILE).is_file()]
+    except OSError:
+        return []
+    return [str(path.parent / folder.name) for folder in folders]
+
+
+def _installed() -> str:
     names = installed_names()
     if not names:
         return "make one with rrt-edge export, or get one with rrt-edge pull"
-    by_lower = {known.lower(): known for known in names}
-    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, _SHOWN, 0.5)]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"installed: {', '.join(names[:_SHOWN])}{more}"
 
@@ -162,7 +179,7 @@ def find_installed(name: str) -> Installed:
     if not folder.is_dir():
         if folder_of(name).is_dir():
             raise BadInputError(f"{name}: comes with rrt-edge and goes with it; it is no bundle of yours to remove")
-        raise BadInputError(f"{name}: no such bundle is installed; {_near(name)}")
+        raise BadInputError(f"{name}: no such bundle is installed; {_meant(name, installed_names()) or _installed()}")
     return look_at(folder)
 
 

@@ -24,7 +24,8 @@ def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = sorted(known)
     for name in given:
         if name not in names:
-            close = get_close_matches(name, names, n=1)
+            begun = [known for known in names if len(name) > 2 and known.startswith(name)]
+            close = begun if len(begun) == 1 else get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
             raise BadInputError(f"{name}: {what} takes no such argument; {remedy}", name)
 

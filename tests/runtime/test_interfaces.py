@@ -173,6 +173,8 @@ MISTAKES: dict[str, tuple[Callable[[Model], object], str]] = {
     "a policy": (lambda model: model.generate("Hi", exit_polcy="full"), "did you mean exit_policy"),  # type: ignore[call-arg]
     "a stranger": (lambda model: model.generate("Hi", zzz=5), "zzz: .* choose from .*context_full.*, top_p"),  # type: ignore[call-arg]
     "a key": (lambda model: model.generate("Hi", {"temprature": 1}), "did you mean temperature"),  # type: ignore[typeddict-unknown-key]
+    "a beginning": (lambda model: model.generate("Hi", temp=1), "did you mean temperature"),  # type: ignore[call-arg]
+    "a stop of numbers": (lambda model: model.generate("Hi", stop=5), "stop 5: must be a text, or several, of 1 to"),  # type: ignore[arg-type]
     "a field": (lambda model: Sampling(max_token=5), "Sampling takes .* did you mean max_tokens"),  # type: ignore[call-arg]
     "a field of the model's": (lambda model: model.sampling(sed=5), "Sampling takes .* did you mean seed"),  # type: ignore[call-arg]
     "a field of a policy": (lambda model: ExitPolicy(treshold=0.5), "did you mean threshold"),  # type: ignore[call-arg]

@@ -335,6 +335,15 @@ def test_a_folder_wins_over_a_name_and_errors_list_names_that_are_near(
         find_bundle("smollm")
     with pytest.raises(BundleError, match="installed: gemma, smollm-2x"):
         find_bundle("zzz")
+    Path("work").mkdir()
+    Path(shutil.copytree(bundle, "work/Bundle"))
+    for wrong, right in (("work/bundel", "work/Bundle"), ("./work/bndle", "work/Bundle")):
+        with pytest.raises(BundleError, match=rf"bundle folder; did you mean {Path(right)}\?".replace("\\", ".")):
+            find_bundle(wrong)
+    monkeypatch.chdir("work")
+    with pytest.raises(BundleError, match=r"bundel: no such .*; did you mean Bundle\?"):
+        find_bundle("bundel")
+    monkeypatch.chdir(tmp_path)
     for path in ("nowhere/gemma", "../bundles/gemma", "x" * 5000):
         with pytest.raises(BundleError, match="no such bundle folder") as caught:
             find_bundle(path)

@@ -15,6 +15,11 @@ from click.shell_completion import CompletionItem
 from rrt_edge.cli.interrupts import STATUS, from_interrupt, importing, interrupted_line, interruptible, take_charge
 
 Homes = Mapping[str, tuple[str, str]]  # name: "module:function" in a package, and a line of help
+ELSEWHERE = {  # what other programs call what is here
+    "help": "COMMAND --help", "version": "--version", "ls": "list", "ps": "list", "show": "inspect", "info": "inspect",
+    "install": "pull", "download": "pull", "remove": "rm", "delete": "rm", "uninstall": "rm", "quantize": "export",
+    "benchmark": "bench", "finetune": "train", "evaluate": "eval", "check": "doctor",
+}  # fmt: skip
 Sections = Mapping[str, Homes]  # by the heading of the help under which they stand
 
 
@@ -64,6 +69,14 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._homes)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for, and its arguments; a word of other programs is told ours."""
+        if args[0] in ELSEWHERE and args[0] not in self.commands:
+            ctx.fail(f"No such command '{args[0]}'; rrt-edge {ELSEWHERE[args[0]]} is what does it here.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self._homes))

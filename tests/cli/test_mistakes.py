@@ -139,3 +139,14 @@ def test_verify_says_damage_in_one_line_without_a_table(shell: Shell) -> None:
     assert damaged.stderr.startswith("error: bundle/model.onnx: its SHA-256 is not") and damaged.stderr.count("\n") == 1
     edit_manifest(shell.folder / "bundle", lambda fields: fields["files"].pop("model.onnx"))
     assert json.loads(shell("verify", "bundle", "--json").stderr)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("help", "COMMAND --help"), ("version", "--version"), ("ls", "list"), ("show", "inspect"), ("delete", "rm")],
+)
+def test_words_of_other_programs_are_told_ours(shell: Shell, word: str, meant: str) -> None:
+    complaint = f"Error: No such command '{word}'; rrt-edge {meant} is what does it here.\n"
+    done = shell(word, "bundle")
+    assert done.returncode == 2 and done.stderr.endswith(complaint)
+    assert "Did you mean 'verify'?" in shell("verfy", "bundle").stderr

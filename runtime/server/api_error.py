@@ -61,6 +61,11 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+def chained(names: Mapping[str, str], further: Mapping[str, str]) -> dict[str, str]:
+    """Names for `named` where what `names` gives is called otherwise once more."""
+    return {**further, **{name: further.get(told, told) for name, told in names.items()}}
+
+
 def is_cancelled(error: BaseException) -> bool:
     """Whether the task that caught an error is to end: another's cancellation is an error like others."""
     task = asyncio.current_task()

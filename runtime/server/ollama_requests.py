@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.server.api_error import ApiError, named
+from rrt_edge.runtime.server.api_error import ApiError, chained, named
 from rrt_edge.runtime.server.door import Ask
 from rrt_edge.runtime.server.fields import BOTH, Fields
 from rrt_edge.runtime.server.protocol import read_chat, read_completion
@@ -17,7 +17,9 @@ from rrt_edge.runtime.system.options import shown
 
 OURS = BOTH - {"model", "stream", "stream_options", "logprobs", "n"}  # fields that may stand among the options
 RENAMED = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}  # options: as OpenAI's clients say it
-SHARED = frozenset({"model", "stream", "format", "options", "keep_alive", "think", "logprobs", "top_logprobs"})
+SHARED = frozenset(
+    {"model", "stream", "format", "options", "keep_alive", "think", "logprobs", "top_logprobs", "truncate"}
+)
 CHAT_FIELDS = SHARED | {"messages", "tools"}
 GENERATE_FIELDS = SHARED | {"prompt", "system", "raw"}
 MACHINE = frozenset(  # options that say how a model is loaded, or how another engine samples
@@ -43,16 +45,18 @@ def read_ollama_chat(body: Any, model: Model, options: ServerOptions) -> Ask:
         BadInputError: an option is out of range.
     """
     fields = Fields.of(body, CHAT_FIELDS, NOTHING, frozenset())
-    with named(_names(fields)):
+    names = _names(fields)
+    with named(names):
         asked = {**_asked(fields, options), "messages": _messages(fields.get("messages")), "tools": fields.get("tools")}
-        return _told(read_chat(_thinking(fields, asked), model, options), fields)
+        return _told(read_chat(_thinking(fields, asked), model, options), fields, names)
 
 
 def read_ollama_generate(body: Any, model: Model, options: ServerOptions) -> Ask:
     """The body of /api/generate: a question, or with `raw`, and where the bundle has no chat template, a text that is
     continued; errors as `read_ollama_chat`."""
     fields = Fields.of(body, GENERATE_FIELDS, NOTHING, frozenset())
-    with named({**_names(fields), "messages": "prompt"}):
+    names = {**_names(fields), "messages": "prompt"}
+    with named(names):
         prompt, asked = fields.text("prompt") or "", _asked(fields, options)
         system = fields.text("system")
         if fields.flag("raw") or model.template is None:
@@ -61,10 +65,10 @@ def read_ollama_generate(body: Any, model: Model, options: ServerOptions) -> Ask
             wanted = asked.pop("top_logprobs", None)
             asked["logprobs"] = (wanted or 0) if asked.pop("logprobs", False) else None
             asked.setdefault("max_tokens", options.default_tokens)
-            return _told(read_completion({**asked, "prompt": (system or "") + prompt}, model, options), fields)
+            return _told(read_completion({**asked, "prompt": (system or "") + prompt}, model, options), fields, names)
         messages = [{"role": "system", "content": system}] if system else []
         asked["messages"] = [*messages, {"role": "user", "content": prompt}]
-        return _told(read_chat(_thinking(fields, asked), model, options), fields)
+        return _told(read_chat(_thinking(fields, asked), model, options), fields, names)
 
 
 def is_for_loading(body: Any, what: str) -> bool:
@@ -72,10 +76,10 @@ def is_for_loading(body: Any, what: str) -> bool:
     return isinstance(body, dict) and not body.get(what) and not body.get("images")
 
 
-def _told(ask: Ask, fields: Fields) -> Ask:
+def _told(ask: Ask, fields: Fields, names: dict[str, str]) -> Ask:
     options = fields.get("options") or {}
     passed = [f"options.{name}" for name, value in options.items() if name in MACHINE and value is not None]
-    return replace(ask, ignored=(*fields.ignored, *passed), names={**ask.names, **_names(fields)})
+    return replace(ask, ignored=(*fields.ignored, *passed), names=chained(ask.names, names))
 
 
 def _names(fields: Fields) -> dict[str, str]:
@@ -100,6 +104,8 @@ def _asked(fields: Fields, options: ServerOptions) -> dict[str, Any]:
         asked["max_tokens"] = options.most_tokens
     stream = fields.get("stream")
     asked |= {"stream": True if stream is None else stream, "model": fields.get("model")}
+    if "truncate" not in fields or fields.flag("truncate"):  # as in Ollama, the oldest messages make room
+        asked.setdefault("context_full", "truncate-left")
     form = fields.get("format")
     if form == "json":
         asked["response_format"] = {"type": "json_object"}

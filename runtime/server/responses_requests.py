@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rrt_edge.runtime.model import Model
-from rrt_edge.runtime.server.api_error import ApiError, named
+from rrt_edge.runtime.server.api_error import ApiError, chained, named
 from rrt_edge.runtime.server.door import Ask
 from rrt_edge.runtime.server.fields import BOTH, PASSED_OVER, Fields
 from rrt_edge.runtime.server.protocol import read_chat
@@ -18,7 +18,7 @@ from rrt_edge.runtime.system.options import shown
 SAME = BOTH - {"n", "max_tokens", "logprobs", "response_format", "stream_options"}  # fields that chats have as well
 READ = SAME | {
     "input", "instructions", "max_output_tokens", "text", "tools", "tool_choice", "parallel_tool_calls",
-    "top_logprobs", "include", "chat_template_kwargs", "stream_options",
+    "top_logprobs", "include", "chat_template_kwargs", "stream_options", "truncation",
 }  # fmt: skip
 STATELESS = "nothing is stored here: send the whole conversation as input"
 NOTHING: dict[str, tuple[tuple[Any, ...], str]] = {  # fields that are not supported, but for these values
@@ -27,7 +27,6 @@ NOTHING: dict[str, tuple[tuple[Any, ...], str]] = {  # fields that are not suppo
     "previous_response_id": ((), STATELESS),
     "prompt": ((), "send its text as instructions or input"),
     "context_management": (([],), "leave out of input what is not needed any more"),
-    "truncation": (("disabled",), "leave out of input what is not needed any more"),
 }
 PASSED = PASSED_OVER | {"reasoning", "max_tool_calls", "access_programs", "background_options", "image"}
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -56,6 +55,7 @@ def read_response(body: Any, model: Model, options: ServerOptions) -> Ask:
             "response_format": _format(fields.get("text")),
             "tools": _tools(fields),
             "tool_choice": _choice(fields.get("tool_choice")),
+            "context_full": _context_full(fields),
         }
         if LOGPROBS in _included(fields) or fields.get("top_logprobs"):
             asked |= {"logprobs": True, "top_logprobs": fields.get("top_logprobs")}
@@ -63,7 +63,17 @@ def read_response(body: Any, model: Model, options: ServerOptions) -> Ask:
     echo = {name: otherwise if fields.get(name) is None else fields.get(name) for name, otherwise in ECHOED}
     values = body if isinstance(body, dict) else {}
     echo |= {name: values[name] for name in ("metadata", "user") if values.get(name) is not None}
-    return replace(ask, ignored=fields.ignored, names={**ask.names, **names}, echo=echo)
+    return replace(ask, ignored=fields.ignored, names=chained(ask.names, names), echo=echo)
+
+
+def _context_full(fields: Fields) -> Any:
+    """What is done where the conversation has no room: `truncation`, unless our own field says it."""
+    truncation = fields.get("truncation")
+    if truncation not in (None, "auto", "disabled"):
+        raise ApiError(400, f"truncation {shown(truncation)}: must be auto or disabled", "truncation")
+    if "context_full" in fields:
+        return fields.get("context_full")
+    return "truncate-left" if truncation == "auto" else None
 
 
 def _included(fields: Fields) -> list[Any]:

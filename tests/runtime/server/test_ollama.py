@@ -94,6 +94,16 @@ def test_the_api_streams_unless_it_is_told_not_to(served: Served) -> None:
     assert lines[-1]["rrt_edge"]["mean_depth"] >= 1
 
 
+def test_the_oldest_messages_make_room(served: Served, client) -> None:
+    said = [
+        {"role": role, "content": f"{QUESTION[0]['content']} " * 4} for _ in range(20) for role in ("user", "assistant")
+    ]
+    whole = client.chat("pydoc", [*said, *QUESTION], options={"num_predict": 20})
+    assert whole.message.content and whole.prompt_eval_count < 512
+    body = {"model": "pydoc", "messages": [*said, *QUESTION], "truncate": False}
+    assert "context" in httpx.post(f"{served.url}/api/chat", json=body).json()["error"]
+
+
 def test_options_steer_the_reply(client, model: Model) -> None:
     cut = client.chat("pydoc", QUESTION, options={"num_predict": 5, "num_ctx": 4096, "exit_policy": "full"})
     assert (cut.done_reason, cut.eval_count) == ("length", 5)
@@ -178,6 +188,7 @@ def test_thoughts_stand_beside_the_answer(thinking) -> None:
         ("chat", {"think": 3}, 400, "think 3"),
         ("chat", {"tools": [AGE]}, 400, "tools"),
         ("chat", {"mesages": []}, 400, "mesages: no such field; did you mean messages?"),
+        ("generate", {"prompt": "word " * 900, "truncate": False}, 400, "tokens"),
         ("generate", {"prompt": "a", "suffix": "b"}, 400, "suffix: not supported"),
         ("generate", {"prompt": "a", "context": [3]}, 400, "context: not supported"),
         ("generate", {"prompt": 3}, 400, "prompt: must be a text"),

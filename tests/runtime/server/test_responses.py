@@ -40,6 +40,9 @@ def served(serve, demo: Path) -> Served:
     return serve(demo, "--name", "pydoc")
 
 
+LONG = [{"role": role, "content": f"{TEXT} " * 4} for _ in range(20) for role in ("user", "assistant")] + QUESTION
+
+
 def client_of(served: Served):
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
@@ -127,6 +130,12 @@ def test_a_reply_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
     assert last.type == "response.incomplete" and last.response.output_text == cut.output_text
 
 
+def test_the_oldest_items_make_room_where_that_is_asked_for(client: openai.OpenAI) -> None:
+    response = client.responses.create(model="pydoc", input=LONG, truncation="auto", max_output_tokens=20)
+    assert response.output_text and response.truncation == "auto" and response.usage.input_tokens < 512
+    assert response.model_extra["rrt_edge"]["messages_left_out"] > 10
+
+
 def test_our_fields_and_logprobs(client: openai.OpenAI, model: Model) -> None:
     ours = {"exit_policy": "depth=1", "return_depths": True, "seed": 3}
     asked = {"model": "pydoc", "input": TEXT, "temperature": 1.2, "max_output_tokens": 6, "extra_body": ours}
@@ -208,7 +217,8 @@ def test_thoughts_are_items(thinking: openai.OpenAI) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is stored here"),
         ({"background": True}, "background", "not supported"),
         ({"conversation": "c"}, "conversation", "nothing is stored here"),
-        ({"truncation": "auto"}, "truncation", "leave out of input"),
+        ({"truncation": "left"}, "truncation", "must be auto or disabled"),
+        ({"input": LONG}, "input", "tokens"),
         ({"input": []}, "input", "must be a text, or a list of items"),
         ({"input": [3]}, "input[0]", "must be an object"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "nothing is stored here"),

@@ -59,6 +59,11 @@ class Page:
         else:
             actions.send_keys(*keys).perform()
 
+    @property
+    def complaints(self) -> list[str]:
+        """What the browser complains of: errors of scripts, breaches of the content policy, what it could not load."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
+
     def metric(self, name: str) -> float:
         """What the server tells of its requests: how many are `running` or `waiting`."""
         with urllib.request.urlopen(f"{self.url}/metrics") as response:

@@ -115,7 +115,7 @@ def test_the_corrected_text_stands_beside_with_changes_and_depths(page: Page) ->
     assert page.js("return getComputedStyle(result.querySelector('.token')).backgroundColor") == "rgba(0, 0, 0, 0)"
     page.find("#take").click()
     assert page.js("return text.value") == RIGHT
-    assert page.driver.get_log("browser") == []
+    assert page.complaints == []
 
 
 def test_cancelling_by_button_and_by_key(page: Page) -> None:

@@ -139,7 +139,7 @@ def test_each_logit_is_that_of_the_definition(made: Made, name: str, kv_bits: in
                 for token in (9, 8, 7):
                     decoders["last"].step(token, ExitPolicy(depth=1 + token % loops))
                 decoders["last"].rewind(71)
-    most = 1e-4 if kv_bits == 32 else 1e-3  # a number between two steps of 8 bits may be rounded to either
+    most = 1e-4 if kv_bits == 32 else 4e-3  # a number between two steps of 8 bits may be rounded to either
     assert apart["last"] < most < 1e-2 < min(apart["exact"], apart["latest"])
 
 

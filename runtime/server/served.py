@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -52,28 +51,17 @@ class Served:
         message = f"{len(self.engine.waiting)} requests wait already; try again in {seconds} s"
         return ApiError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
 
-    def about(self, name: str) -> dict[str, Any]:
-        """What /v1/models tells."""
-        manifest = self.model.manifest
-        ours = {
-            "loaded": True,
-            "loops": self.model.loops,
+    def facts(self) -> dict[str, Any]:
+        """What /v1/models tells of a bundle that is loaded, and could not of another."""
+        loaded = insides(self.model)
+        return {
             "context": self.model.context,
-            "chat": self.model.template is not None,
-            "gate_trained": manifest.gate.trained,
-            "threshold": manifest.gate.threshold,
-            "points": manifest.gate.points,
-            "depths": list(insides(self.model).exits.readable),
-            "curve": [dataclasses.asdict(point) for point in manifest.gate.curve],
-            "examples": list(manifest.examples),
-            "exit_policy": self.options.exit_policy or insides(self.model).exits.own_policy,
+            "depths": list(loaded.exits.readable),
+            "exit_policy": self.options.exit_policy or loaded.exits.own_policy,
             "kv_rule": self.engine.kv_rule,
             "max_tokens": self.options.most_tokens,
             "default_max_tokens": self.default_tokens,
         }
-        payload = {"id": name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
-        payload["root"] = self.options.name  # of which others are aliases
-        return {**payload, "rrt_edge": ours}
 
     @property
     def default_tokens(self) -> int:

@@ -32,9 +32,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Listed:
-    """A bundle by its name; `served` where it is loaded."""
+    """A bundle by one of its names, of which `root` is the first; `served` where it is loaded."""
 
     name: str
+    root: str
     manifest: Manifest
     template: ChatTemplate | None
     created: int
@@ -42,11 +43,9 @@ class Listed:
 
     def about(self) -> dict[str, Any]:
         """What /v1/models tells."""
-        if self.served is not None:
-            return self.served.about(self.name)
-        manifest = self.manifest
-        ours = {
-            "loaded": False,
+        manifest, served = self.manifest, self.served
+        facts = {
+            "loaded": served is not None,
             "loops": manifest.architecture.loops,
             "context": manifest.architecture.context_length,
             "chat": self.template is not None,
@@ -55,9 +54,10 @@ class Listed:
             "points": manifest.gate.points,
             "curve": [asdict(point) for point in manifest.gate.curve],
             "examples": list(manifest.examples),
+            **({} if served is None else served.facts()),
         }
         about = {"id": self.name, "object": "model", "created": self.created, "owned_by": "rrt-edge"}
-        return {**about, "root": self.name, "rrt_edge": ours}
+        return {**about, "root": self.root, "rrt_edge": facts}
 
 
 class Shelf(Protocol):
@@ -102,7 +102,8 @@ class OneBundle:
 
     def _listed(self, name: str) -> Listed:
         served = self._served
-        return Listed(name, served.model.manifest, served.model.template, served.created, served)
+        model = served.model
+        return Listed(name, self._options.name, model.manifest, model.template, served.created, served)
 
     def one(self, name: Any) -> Listed:
         self._check(name)
@@ -186,8 +187,8 @@ class ManyBundles:
         created = int((folder / FILE).stat().st_mtime)
         if place is not None:
             model = place.served.model
-            return Listed(name, model.manifest, model.template, created, place.served)
-        return Listed(name, Manifest.read(folder), ChatTemplate.from_folder(folder), created, None)
+            return Listed(name, name, model.manifest, model.template, created, place.served)
+        return Listed(name, name, Manifest.read(folder), ChatTemplate.from_folder(folder), created, None)
 
     def loaded(self) -> Sequence[Served]:
         return [place.served for place in self._places.values()]

@@ -110,9 +110,12 @@ class _Application:
 
         return Route(path, self._guarded(answer, told), methods=["POST"])
 
+    async def _json(self, request: Request) -> Any:
+        return await self.aside.run(read_json, await self.answering.body(request))
+
     def _tokens(self, path: str, told: Callable[[Any, Model], dict[str, Any]]) -> Route:
         async def answer(request: Request) -> Response:
-            body = read_json(await self.answering.body(request))
+            body = await self._json(request)
             async with self.shelf.using(body.get("model") if isinstance(body, dict) else None) as served:
                 return JSONResponse(await self.aside.run(told, body, served.model))
 
@@ -178,7 +181,7 @@ class _Application:
         return JSONResponse({"models": list(map(ollama.running, loaded))})
 
     async def ollama_show(self, request: Request) -> Response:
-        body = read_json(await self.answering.body(request))
+        body = await self._json(request)
         name = (body.get("model") or body.get("name")) if isinstance(body, dict) else None
         return JSONResponse(ollama.show(await self.aside.run(self.shelf.one, name)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +73,7 @@ class Shelf(Protocol):
 
     def loaded(self) -> Sequence[Served]: ...
 
-    def using(self, name: Any) -> Any:
+    def using(self, name: Any) -> AbstractAsyncContextManager[Served]:
         """A context manager with the loaded bundle that a request's `model` stands for, which stays loaded meanwhile.
 
         Raises:
@@ -173,6 +173,7 @@ class ManyBundles:
         self._places: dict[str, _Place] = {}
         self._loading = asyncio.Lock()
         self._sweeper: asyncio.Task[None] | None = None
+        self._tasks = set[asyncio.Task[_Place]]()  # that load a bundle
 
     def listed(self) -> list[Listed]:
         found = []
@@ -195,19 +196,32 @@ class ManyBundles:
 
     @asynccontextmanager
     async def using(self, name: Any) -> AsyncIterator[Served]:
-        name, folder = self._find(name)
-        place = self._places.get(name)
-        if place is None:
-            async with self._loading:
-                place = self._places.get(name) or await self._take_down(name, folder)
-                place.users += 1
-        else:
-            place.users += 1
+        place = await self._asked(*self._find(name))
         try:
             yield place.served
         finally:
-            place.users -= 1
-            place.used = time.monotonic()
+            _leave(place)
+
+    async def _asked(self, name: str, folder: Path) -> _Place:
+        """A bundle with one user more; where that one goes while it is loaded, it is loaded all the same."""
+        place = self._places.get(name)
+        if place is not None:
+            place.users += 1
+            return place
+        loading = asyncio.create_task(self._loaded(name, folder))
+        self._tasks.add(loading)
+        loading.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_leave_loaded)
+            raise
+
+    async def _loaded(self, name: str, folder: Path) -> _Place:
+        async with self._loading:
+            place = self._places.get(name) or await self._take_down(name, folder)
+            place.users += 1
+            return place
 
     def _find(self, name: Any) -> tuple[str, Path]:
         folders = self._folders()
@@ -268,9 +282,21 @@ class ManyBundles:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         async with self._loading:
             for name in list(self._places):
                 await self._put_back(name)
+
+
+def _leave(place: _Place) -> None:
+    place.users -= 1
+    place.used = time.monotonic()
+
+
+def _leave_loaded(loading: asyncio.Task[_Place]) -> None:
+    """Who asked for a bundle has gone before it was loaded."""
+    if not loading.cancelled() and loading.exception() is None:
+        _leave(loading.result())
 
 
 def bare(name: Any) -> Any:

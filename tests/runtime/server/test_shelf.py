@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -153,6 +154,40 @@ def test_two_that_ask_at_once_get_one(folder: Path) -> None:
         first, second = await asyncio.gather(use(bundles), use(bundles))
         assert first is second and len(loaded) == 1
         await bundles.stop()
+
+    asyncio.run(walk())
+
+
+def test_who_goes_while_a_bundle_is_loaded_leaves_it_to_the_next(folder: Path) -> None:
+    may_load = threading.Event()
+
+    def load(path: Path) -> Model:
+        may_load.wait()
+        return Model.load(path, device="cpu")
+
+    async def use(bundles: ManyBundles) -> None:
+        async with bundles.using("one"):
+            pass
+
+    async def walk() -> None:
+        bundles = ManyBundles(lambda: in_folder(folder), load, ServerOptions(""), 0)
+        asked = asyncio.create_task(use(bundles))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert asked.cancelled() and names(bundles) == []
+        may_load.set()
+        await use(bundles)
+        assert names(bundles) == ["one"]
+        await bundles.unload("one")  # nobody is left who uses it
+        assert names(bundles) == []
+        may_load.clear()
+        asked = asyncio.create_task(use(bundles))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        threading.Timer(0.1, may_load.set).start()
+        await bundles.stop()
+        assert names(bundles) == []
 
     asyncio.run(walk())
 

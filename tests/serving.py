@@ -59,6 +59,14 @@ def serving(bundle: Path | str, *options: str, **environment: str) -> Iterator[S
             process.kill()
 
 
+def answer(model: Any, messages: list[dict[str, str]], **sampling: object) -> str:
+    """What a model says in Python, by its calibrated threshold, in as many tokens as a server's default."""
+    from rrt_edge.runtime import Sampling
+
+    said = model.chat(messages, Sampling(max_tokens=1024, **sampling), exit_policy="threshold")
+    return "".join(token.text for token in said)
+
+
 @dataclass(frozen=True)
 class Here:
     """A server in a thread of this process, whose parts a test may change."""

@@ -104,7 +104,7 @@ def serve(
             what, where = options.name, f", on {served.device}"
         else:
             folders = _folders(models_dir)
-            served = ManyBundles(folders, lambda path: load_model(path, dict(values)), options, idle)
+            served = ManyBundles(folders, lambda path: load_model(path, values), options, idle)
             what, where = ", ".join(sorted(folders())), ", each loaded when a request names it"
 
         def ready() -> None:
@@ -135,8 +135,7 @@ def _folders(models_dir: Path | None) -> Callable[[], dict[str, Path]]:
     Raises:
         BadInputError: there are none.
     """
-    from rrt_edge.runtime.library.store import folder_of, installed_names
-    from rrt_edge.runtime.server.shelf import in_folder
+    from rrt_edge.runtime.library.store import bundles_in, folder_of, installed_names
 
     if models_dir is None:
 
@@ -148,9 +147,9 @@ def _folders(models_dir: Path | None) -> Callable[[], dict[str, Path]]:
         return folders
     if not models_dir.is_dir():
         raise BadInputError(f"--models-dir {models_dir}: no such folder")
-    if not in_folder(models_dir):
+    if not bundles_in(models_dir):
         raise BadInputError(f"--models-dir {models_dir}: holds no bundle; make one there with rrt-edge export")
-    return lambda: in_folder(models_dir)
+    return lambda: bundles_in(models_dir)
 
 
 def _page() -> Path:

@@ -15,6 +15,8 @@ LONGEST = 1000  # characters; no path is as long
 
 def swapped(context: click.Context) -> str:
     """What to do where a command's first argument is not what it reads, but another is; else nothing."""
+    from rrt_edge.runtime.library.store import is_folder
+
     reads = context.command.reads if isinstance(context.command, Command) else ()
     values = list(_values(context))
     if len(values) < 2 or not reads:
@@ -22,7 +24,7 @@ def swapped(context: click.Context) -> str:
     (_, first), *others = values
     first = Path(str(getattr(first, "text", first)))  # of what stands in the place of a path that was not found
     kind = _kind(first)
-    if kind in reads or (kind is None and _is_folder(first)):
+    if kind in reads or (kind is None and is_folder(first)):
         return ""
     for flag, other in others:
         found = _kind(Path(str(other)))
@@ -59,10 +61,3 @@ def _kind(path: Path) -> str | None:
         return BUNDLE if str(path) in installed_names() else None
     except (OSError, ValueError):
         return None
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # longer than a name can be
-        return False

@@ -188,6 +188,11 @@ class Manifest:
         return KV_RULES[self.kv_rule]
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes of the bundle's files, as they are listed."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of what a conversation depends on: graph, weights and tokenizer."""
         names = ("model.onnx", "model.onnx.data", "tokenizer.json")

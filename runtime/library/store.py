@@ -124,22 +124,23 @@ def find_bundle(text: str | Path) -> Path:
     name = str(text)
     if len(name) <= _LONG:
         recover(Path(text))
-    if _is_folder(Path(text)):
+    if is_folder(Path(text)):
         return Path(text)
     if len(name) > _LONG:  # a prompt in the place of a bundle
         raise BundleError(f"{name[:40]}...: no such bundle folder; the bundle comes first")
-    beside = _bundles_beside(Path(name))
     if "/" in name or os.sep in name or name in ("", ".", ".."):
-        raise BundleError(f"{name}: no such bundle folder; {_meant(name, beside) or 'make one with rrt-edge export'}")
+        remedy = _meant(name, _bundles_beside(Path(name))) or "make one with rrt-edge export"
+        raise BundleError(f"{name}: no such bundle folder; {remedy}")
     if _NAME.fullmatch(name):
         recover(bundles_folder() / name)
         if folder_of(name).is_dir():
             return folder_of(name)
-    remedy = _meant(name, [*beside, *installed_names()]) or _installed()
+    remedy = _meant(name, [*_bundles_beside(Path(name)), *installed_names()]) or _installed()
     raise BundleError(f"{name}: no such bundle folder, and no such bundle is installed; {remedy}")
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; a text that cannot be a path is none."""
     try:
         return path.is_dir()
     except OSError:  # longer than a name can be
@@ -153,12 +154,20 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(by_last[match] for match in close)}?" if close else ""
 
 
+def bundles_in(folder: Path, most: int | None = None) -> dict[str, Path]:
+    """The bundles that lie in a folder, by the names of their folders.
+
+    Args:
+        most: entries of the folder that are looked at.
+    """
+    return {path.name: path for path in islice(folder.iterdir(), most) if (path / FILE).is_file()}
+
+
 def _bundles_beside(path: Path) -> list[str]:
     try:
-        folders = [other for other in islice(path.parent.iterdir(), _LOOKED_AT) if (other / FILE).is_file()]
+        return list(map(str, bundles_in(path.parent, _LOOKED_AT).values()))
     except OSError:
         return []
-    return [str(path.parent / folder.name) for folder in folders]
 
 
 def _installed() -> str:
@@ -286,7 +295,7 @@ def _install(folder: Path, out: Path, ours: bool, source: str, progress: Progres
 
 
 def _copy(manifest: Manifest, folder: Path, out: Path, progress: Progress | None) -> None:
-    total = sum(file.bytes for file in manifest.files.values())
+    total = manifest.total_bytes
     done = 0
     for name in (FILE, *manifest.files):
         with (folder / name).open("rb") as source, (out / name).open("xb") as target:

@@ -65,8 +65,7 @@ class Answering:
             body = await self._aside.run(read_json, content)
             name = body.get("model") if isinstance(body, dict) else None
             if door.unloads(body):
-                await self._shelf.unload(name)
-                return door.at_once(body, self._shelf.one(name).name) or {}
+                return door.at_once(body, await self._shelf.unload(name)) or {}
             async with self._shelf.using(name) as served:
                 name = served.options.name if name is None else name
                 at_once = door.at_once(body, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -125,8 +124,8 @@ def tag(listed: Listed) -> dict[str, Any]:
         "name": name,
         "model": name,
         "modified_at": _time(listed.created),
-        "size": sum(file.bytes for file in manifest.files.values()),
-        "digest": hashlib.sha256(manifest.fingerprint.encode()).hexdigest(),
+        "size": manifest.total_bytes,
+        "digest": manifest.fingerprint,
         "details": _details(manifest),
     }
 

@@ -61,8 +61,6 @@ def read_response(body: Any, model: Model, options: ServerOptions) -> Ask:
             asked |= {"logprobs": True, "top_logprobs": fields.get("top_logprobs")}
         ask = read_chat(asked, model, options)
     echo = {name: otherwise if fields.get(name) is None else fields.get(name) for name, otherwise in ECHOED}
-    values = body if isinstance(body, dict) else {}
-    echo |= {name: values[name] for name in ("metadata", "user") if values.get(name) is not None}
     return replace(ask, ignored=fields.ignored, names=chained(ask.names, names), echo=echo)
 
 

@@ -22,9 +22,7 @@ from rrt_edge.runtime.system.memory import return_unused
 from rrt_edge.runtime.system.options import shown
 
 TAG = ":latest"  # that clients of Ollama put behind names
-SHARE = (
-    1.5  # of its files: the memory that a loaded bundle takes, its packed weights and a first reply's keys and values
-)
+SHARE = 1.5  # of its files: the memory of a loaded bundle, its packed weights and a first reply's keys and values
 SWEEPS = 4  # looks for idle bundles in the time after which they are unloaded
 SHORTEST, LONGEST = 0.05, 15.0  # seconds between two looks
 MIB = 1 << 20
@@ -82,8 +80,8 @@ class Shelf(Protocol):
         """
         ...
 
-    async def unload(self, name: Any) -> None:
-        """Unload a bundle where nobody uses it and it can be loaded again."""
+    async def unload(self, name: Any) -> str:
+        """Unload a bundle where nobody uses it and it can be loaded again; its name. Raises ApiError."""
         ...
 
     def start(self) -> None: ...
@@ -106,27 +104,29 @@ class OneBundle:
         return Listed(name, self._options.name, model.manifest, model.template, served.created, served)
 
     def one(self, name: Any) -> Listed:
-        self._check(name)
-        return self._listed(self._options.name if name is None else name)
+        return self._listed(self._known(name))
 
     def loaded(self) -> Sequence[Served]:
         return [self._served]
 
     @asynccontextmanager
     async def using(self, name: Any) -> AsyncIterator[Served]:
-        self._check(name)
+        self._known(name)
         yield self._served
 
-    def _check(self, name: Any) -> None:
+    def _known(self, name: Any) -> str:
+        """A name that the bundle answers to; the first of its own where a request has none."""
         names = self._options.names
-        if name is None or bare(name) in names or (self._options.any_model and isinstance(name, str)):
-            return
+        if name is None:
+            return self._options.name
+        if isinstance(name, str) and (bare(name) in names or self._options.any_model):
+            return name
         here = " and ".join(map(repr, names))
         more = "rrt-edge serve --alias NAME, or --any-model, takes further names"
         raise not_here(name, f"this server has {here} ({more})")
 
-    async def unload(self, name: Any) -> None:
-        """It stays."""
+    async def unload(self, name: Any) -> str:
+        return self._known(name)  # it stays
 
     def start(self) -> None:
         self._served.start()
@@ -196,7 +196,7 @@ class ManyBundles:
 
     @asynccontextmanager
     async def using(self, name: Any) -> AsyncIterator[Served]:
-        place = await self._asked(*self._find(name))
+        place = await self._asked(*await asyncio.to_thread(self._find, name))
         try:
             yield place.served
         finally:
@@ -235,8 +235,8 @@ class ManyBundles:
 
     async def _take_down(self, name: str, folder: Path) -> _Place:
         """Load a bundle, when those have made room for it that nobody uses; the longest unused first."""
-        manifest = Manifest.read(folder)
-        needed = int(SHARE * sum(file.bytes for file in manifest.files.values()))
+        manifest = await asyncio.to_thread(Manifest.read, folder)
+        needed = int(SHARE * manifest.total_bytes)
         while self._available() < needed:
             unused = [(place.used, other) for other, place in self._places.items() if not place.busy]
             if not unused:
@@ -252,16 +252,18 @@ class ManyBundles:
         return place
 
     async def _put_back(self, name: str) -> None:
-        served = self._places.pop(name).served
-        await asyncio.to_thread(served.stop)
-        await asyncio.to_thread(served.model.close)
-        return_unused()
+        await asyncio.to_thread(_close, self._places.pop(name).served)
 
-    async def unload(self, name: Any) -> None:
+    async def unload(self, name: Any) -> str:
+        found, _ = await asyncio.to_thread(self._find, name)
+        await self._unload(found)
+        return found
+
+    async def _unload(self, name: str) -> None:
         async with self._loading:
-            place = self._places.get(bare(name))
+            place = self._places.get(name)
             if place is not None and not place.busy:
-                await self._put_back(bare(name))
+                await self._put_back(name)
 
     def start(self) -> None:
         if self._idle:
@@ -276,7 +278,7 @@ class ManyBundles:
                 if place.busy:
                     place.used = now
                 elif now - place.used >= self._idle:
-                    await self.unload(name)
+                    await self._unload(name)
 
     async def stop(self) -> None:
         if self._sweeper is not None:
@@ -286,6 +288,12 @@ class ManyBundles:
         async with self._loading:
             for name in list(self._places):
                 await self._put_back(name)
+
+
+def _close(served: Served) -> None:
+    served.stop()
+    served.model.close()
+    return_unused()
 
 
 def _leave(place: _Place) -> None:
@@ -306,8 +314,3 @@ def bare(name: Any) -> Any:
 
 def not_here(name: Any, here: str) -> ApiError:
     return ApiError(404, f"model {shown(name)}: not served here; {here}", "model", "model_not_found")
-
-
-def in_folder(folder: Path) -> dict[str, Path]:
-    """The bundles in a folder, by the names of theirs."""
-    return {path.name: path for path in sorted(folder.iterdir()) if (path / FILE).is_file()}

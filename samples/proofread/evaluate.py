@@ -17,12 +17,10 @@ from pathlib import Path
 import pairs
 import scoring
 import torch
+from proofread.replies import LONGER, SPARE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import rrt_edge  # noqa: F401  makes recursive checkpoints known to transformers
-
-LONGER = 1.3  # an answer may have so many times the tokens of its text, and SPARE more
-SPARE = 8
 
 
 def correct(

@@ -20,11 +20,9 @@ from statistics import fmean
 import pairs
 import scoring
 from proofread.comparing import Change, compare
+from proofread.replies import LONGER, SPARE
 
 from rrt_edge.runtime import Generation, Model
-
-LONGER = 1.3  # an answer may have so many times the tokens of its text, and SPARE more
-SPARE = 8
 
 
 @dataclass

@@ -12,6 +12,7 @@ from langchain_openai import ChatOpenAI
 
 from rrt_edge.runtime import Model, Sampling
 from tests.conftest import ROOT
+from tests.serving import answer
 
 QUESTION = [{"role": "user", "content": "What does os.path.join do?"}]
 OTHER = [{"role": "user", "content": "What does heapq.heappush do?"}]
@@ -25,16 +26,6 @@ def served(serve, demo: Path):
 @pytest.fixture(scope="module")
 def client(served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(demo: Path):
-    with Model.load(demo) as loaded:
-        yield loaded
-
-
-def answer(model: Model, messages: list[dict[str, str]]) -> str:
-    return "".join(token.text for token in model.chat(messages, exit_policy="threshold"))
 
 
 @pytest.mark.slow

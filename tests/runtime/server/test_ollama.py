@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install -e '.[dev]'")
 
-from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime import Model
 from tests.caller import ARGUMENTS, WORDS
-from tests.serving import Served
+from tests.serving import Served, answer
 
 QUESTION = [{"role": "user", "content": "What does os.path.join do?"}]
 SEVERAL = [*QUESTION, {"role": "assistant", "content": "It joins."}, {"role": "user", "content": "And heappush?"}]
@@ -40,12 +40,6 @@ def client(served: Served):
 
 
 @pytest.fixture(scope="module")
-def model(demo: Path):
-    with Model.load(demo) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def calling(serve, caller: Path):
     with ollama.Client(host=serve(caller, "--name", "caller").url) as ours:
         yield ours
@@ -55,11 +49,6 @@ def calling(serve, caller: Path):
 def thinking(serve, thinker: Path):
     with ollama.Client(host=serve(thinker, "--name", "thinker").url) as ours:
         yield ours
-
-
-def answer(model: Model, messages: list[dict[str, str]], **sampling: object) -> str:
-    said = model.chat(messages, Sampling(max_tokens=1024, **sampling), exit_policy="threshold")
-    return "".join(token.text for token in said)
 
 
 def test_programs_find_the_model(client, served: Served) -> None:

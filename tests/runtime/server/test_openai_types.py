@@ -5,24 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from openai.types import completion_create_params
-from openai.types.chat import completion_create_params as chat_create_params
+from openai.types import completion_create_params as of_completions
+from openai.types.chat import completion_create_params as of_chats
 from typing_extensions import is_typeddict
 
 from rrt_edge.runtime import ContextFullError, Model
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.server.api_error import api_error
 from rrt_edge.runtime.server.door import Ask
 from rrt_edge.runtime.server.protocol import read_chat, read_completion
 from rrt_edge.runtime.server.server_options import ServerOptions
 
 pytest.importorskip("llguidance")
-TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ tools }}"
+chat_types = of_chats.CompletionCreateParamsNonStreaming, of_chats.CompletionCreateParamsStreaming
+completion_types = of_completions.CompletionCreateParamsNonStreaming, of_completions.CompletionCreateParamsStreaming
 USER = {"role": "user", "content": "Hi"}
 SERVED = ServerOptions("here", most_tokens=100)
 TOOLS = [{"type": "function", "function": {"name": "a text"}}]
@@ -68,18 +67,11 @@ def samples(hint: Any) -> Iterator[Any]:
         yield from SCALARS[hint]
 
 
-def cases(module: Any) -> list[Any]:
-    variants = module.CompletionCreateParamsNonStreaming, module.CompletionCreateParamsStreaming
+def cases(*variants: Any) -> list[Any]:
+    """The fields of request types, with the types of their values."""
     hints = {name: hint for kind in variants for name, hint in get_type_hints(kind, include_extras=True).items()}
     hints |= {"stream": bool}
     return [pytest.param(name, hint, id=name) for name, hint in hints.items() if name != "model"]
-
-
-@pytest.fixture(scope="module")
-def loaded(bundle: Path) -> Iterator[Model]:
-    with Model.load(bundle) as model:
-        model._loaded.template = ChatTemplate(TEMPLATE, {})
-        yield model
 
 
 def check(read: Any, model: Model, body: dict[str, Any], name: str, hint: Any) -> None:
@@ -99,26 +91,26 @@ def check(read: Any, model: Model, body: dict[str, Any], name: str, hint: Any) -
             assert isinstance(ask, Ask) and not refused, value
 
 
-@pytest.mark.parametrize(("name", "hint"), cases(chat_create_params))
-def test_chats_take_what_the_types_allow(loaded: Model, name: str, hint: Any) -> None:
-    check(read_chat, loaded, {"messages": [USER]}, name, hint)
+@pytest.mark.parametrize(("name", "hint"), cases(*chat_types))
+def test_chats_take_what_the_types_allow(templated: Model, name: str, hint: Any) -> None:
+    check(read_chat, templated, {"messages": [USER]}, name, hint)
 
 
-@pytest.mark.parametrize(("name", "hint"), cases(completion_create_params))
-def test_completions_take_what_the_types_allow(loaded: Model, name: str, hint: Any) -> None:
-    check(read_completion, loaded, {"prompt": "The cat"}, name, hint)
+@pytest.mark.parametrize(("name", "hint"), cases(*completion_types))
+def test_completions_take_what_the_types_allow(templated: Model, name: str, hint: Any) -> None:
+    check(read_completion, templated, {"prompt": "The cat"}, name, hint)
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_text(loaded: Model) -> None:
+def test_an_empty_prompt_is_the_beginning_of_a_text(templated: Model) -> None:
     for prompt in (None, ""):
-        ask = read_completion({"prompt": prompt}, loaded, SERVED)
-        assert ask.prompts == ([loaded.manifest.eos_token_ids[0]],)
+        ask = read_completion({"prompt": prompt}, templated, SERVED)
+        assert ask.prompts == ([templated.manifest.eos_token_ids[0]],)
 
 
-def test_null_is_absent(loaded: Model) -> None:
+def test_null_is_absent(templated: Model) -> None:
     fields = {"messages": [USER], "max_tokens": 3, "max_completion_tokens": None, "seed": None}
-    assert read_chat(fields, loaded, SERVED).sampling.max_tokens == 3
-    assert read_completion({"prompt": "a", "max_tokens": None}, loaded, SERVED).sampling.max_tokens == 16
+    assert read_chat(fields, templated, SERVED).sampling.max_tokens == 3
+    assert read_completion({"prompt": "a", "max_tokens": None}, templated, SERVED).sampling.max_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -129,21 +121,21 @@ def test_null_is_absent(loaded: Model) -> None:
         ("stop_token_id", "stop_token_ids"), ("regexp", "regex"),
     ],
 )  # fmt: skip
-def test_misspelt_fields_are_told(loaded: Model, name: str, meant: str) -> None:
+def test_misspelt_fields_are_told(templated: Model, name: str, meant: str) -> None:
     for read, body in ((read_chat, {"messages": [USER]}), (read_completion, {"prompt": "a"})):
         with pytest.raises(Exception, match=f"{name}: no such field; did you mean {meant}\\?") as caught:
-            read({**body, name: 1}, loaded, SERVED)
+            read({**body, name: 1}, templated, SERVED)
         assert api_error(caught.value).param == name
-        assert read({**body, name: None}, loaded, SERVED).ignored == ()
+        assert read({**body, name: None}, templated, SERVED).ignored == ()
 
 
-def test_what_changes_nothing_is_ignored_and_told(loaded: Model) -> None:
+def test_what_changes_nothing_is_ignored_and_told(templated: Model) -> None:
     others = ["mirostat", "repeat_penalty", "top_a", "cache_prompt", "max_new_tokens", "keep_alive", "n_probs"]
     body = {"messages": [USER], "user": "me", "store": False, "function_call": "auto", **dict.fromkeys(others, 1)}
-    assert read_chat(body, loaded, SERVED).ignored == ("user", "store", *others)
+    assert read_chat(body, templated, SERVED).ignored == ("user", "store", *others)
     many = {f"x{number}": 1 for number in range(40)}
     with pytest.raises(Exception, match="mirostat: one of 47 fields"):
-        read_chat({**body, **many}, loaded, SERVED)
+        read_chat({**body, **many}, templated, SERVED)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +155,9 @@ def test_what_changes_nothing_is_ignored_and_told(loaded: Model) -> None:
         ({"messages": [{"role": "user", "content": "x" * 10**6}]}, "messages"),
     ],
 )  # fmt: skip
-def test_errors_name_the_field(loaded: Model, fields: dict[str, Any], param: str) -> None:
+def test_errors_name_the_field(templated: Model, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Exception) as caught:
-        read_chat({"messages": [USER], **fields}, loaded, SERVED)
+        read_chat({"messages": [USER], **fields}, templated, SERVED)
     told = api_error(caught.value)
     assert (told.status, told.param) == (400, param)
     assert param.partition("[")[0] in str(told) or isinstance(caught.value, ContextFullError)

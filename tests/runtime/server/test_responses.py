@@ -14,9 +14,9 @@ from pydantic import BaseModel
 pytest.importorskip("torch", reason="needs torch: pip install -e '.[dev]'")
 pytest.importorskip("llguidance")
 
-from rrt_edge.runtime import Model, Sampling
+from rrt_edge.runtime import Model
 from tests.caller import ARGUMENTS, WORDS
-from tests.serving import Served
+from tests.serving import Served, answer
 
 TEXT = "What does os.path.join do?"
 QUESTION = [{"role": "user", "content": TEXT}]
@@ -54,12 +54,6 @@ def client(served: Served):
 
 
 @pytest.fixture(scope="module")
-def model(demo: Path):
-    with Model.load(demo) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def calling(serve, caller: Path):
     with client_of(serve(caller, "--name", "caller")) as ours:
         yield ours
@@ -69,11 +63,6 @@ def calling(serve, caller: Path):
 def thinking(serve, thinker: Path):
     with client_of(serve(thinker, "--name", "thinker")) as ours:
         yield ours
-
-
-def answer(model: Model, messages: list[dict[str, str]], **sampling: object) -> str:
-    said = model.chat(messages, Sampling(max_tokens=1024, **sampling), exit_policy="threshold")
-    return "".join(token.text for token in said)
 
 
 def test_a_text_is_answered(client: openai.OpenAI, model: Model) -> None:

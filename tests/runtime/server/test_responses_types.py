@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from openai.types.responses import response_create_params
 
 from rrt_edge.runtime import Model
-from rrt_edge.runtime.bundle.chat_template import ChatTemplate
 from rrt_edge.runtime.server.api_error import api_error
 from rrt_edge.runtime.server.door import Ask
 from rrt_edge.runtime.server.responses_requests import read_response
-from tests.runtime.server.test_openai_types import BOUNDS, SERVED, TEMPLATE, USER, samples
+from tests.runtime.server.test_openai_types import BOUNDS, SERVED, USER, cases, samples
 
 pytest.importorskip("llguidance")
+TYPES = (
+    response_create_params.ResponseCreateParamsNonStreaming,
+    response_create_params.ResponseCreateParamsStreaming,
+)
 TOOLS = [{"type": "function", "name": "a text", "parameters": {}, "strict": False}]
 BESIDE = {"tool_choice": {"tools": TOOLS}}
 NOTHING_STORED = ("previous_response_id", "conversation", "prompt")
@@ -44,32 +45,15 @@ def is_item(item: dict[str, Any]) -> bool:
     return kind in known and all(part["type"] in TEXT_PARTS for part in parts)
 
 
-def cases() -> list[Any]:
-    variants = (
-        response_create_params.ResponseCreateParamsNonStreaming,
-        response_create_params.ResponseCreateParamsStreaming,
-    )
-    hints = {name: hint for kind in variants for name, hint in get_type_hints(kind, include_extras=True).items()}
-    hints |= {"stream": bool}
-    return [pytest.param(name, hint, id=name) for name, hint in hints.items() if name != "model"]
-
-
-@pytest.fixture(scope="module")
-def loaded(bundle: Path) -> Iterator[Model]:
-    with Model.load(bundle) as model:
-        model._loaded.template = ChatTemplate(TEMPLATE, {})
-        yield model
-
-
-@pytest.mark.parametrize(("name", "hint"), cases())
-def test_responses_take_what_the_types_allow(loaded: Model, name: str, hint: Any) -> None:
+@pytest.mark.parametrize(("name", "hint"), cases(*TYPES))
+def test_responses_take_what_the_types_allow(templated: Model, name: str, hint: Any) -> None:
     for value in [None, *samples(hint), *BOUNDS.get(name, [])]:
         if name == "input" and value is None:
             continue
         wrapped = [USER, *value, USER] if name == "input" and isinstance(value, list) else value
         fields = {"input": "Hi", **BESIDE.get(name, {}), name: wrapped}
         try:
-            ask = read_response(fields, loaded, SERVED)
+            ask = read_response(fields, templated, SERVED)
         except Exception as error:
             told = api_error(error)
             assert not is_supported(name, value), (value, told)

@@ -16,9 +16,10 @@ import pytest
 
 from rrt_edge.runtime import BundleError, Model
 from rrt_edge.runtime.bundle.manifest import Manifest
+from rrt_edge.runtime.library.store import bundles_in
 from rrt_edge.runtime.server.api_error import ApiError
 from rrt_edge.runtime.server.server_options import ServerOptions
-from rrt_edge.runtime.server.shelf import SHARE, ManyBundles, in_folder
+from rrt_edge.runtime.server.shelf import SHARE, ManyBundles
 from tests.serving import serving_here
 
 BODY = {"prompt": [2, 3], "max_tokens": 3}
@@ -34,7 +35,9 @@ def folder(bundle: Path, tmp_path: Path) -> Path:
 
 def shelf(folder: Path, idle: float = 0, available: Callable[[], int] = lambda: 1 << 40) -> ManyBundles:
     options = ServerOptions("", most_tokens=100_000)
-    return ManyBundles(lambda: in_folder(folder), lambda path: Model.load(path, device="cpu"), options, idle, available)
+    return ManyBundles(
+        lambda: bundles_in(folder), lambda path: Model.load(path, device="cpu"), options, idle, available
+    )
 
 
 def names(bundles: ManyBundles) -> list[str]:
@@ -150,7 +153,7 @@ def test_two_that_ask_at_once_get_one(folder: Path) -> None:
             return served
 
     async def walk() -> None:
-        bundles = ManyBundles(lambda: in_folder(folder), load, ServerOptions(""), 0)
+        bundles = ManyBundles(lambda: bundles_in(folder), load, ServerOptions(""), 0)
         first, second = await asyncio.gather(use(bundles), use(bundles))
         assert first is second and len(loaded) == 1
         await bundles.stop()
@@ -170,7 +173,7 @@ def test_who_goes_while_a_bundle_is_loaded_leaves_it_to_the_next(folder: Path) -
             pass
 
     async def walk() -> None:
-        bundles = ManyBundles(lambda: in_folder(folder), load, ServerOptions(""), 0)
+        bundles = ManyBundles(lambda: bundles_in(folder), load, ServerOptions(""), 0)
         asked = asyncio.create_task(use(bundles))
         await asyncio.sleep(0.05)
         asked.cancel()

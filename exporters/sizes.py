@@ -28,7 +28,7 @@ from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
 FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get
-BYTES_OF_TOKEN, BYTES_OF_MERGE = 30, 46  # that tokenizer.json takes for each, all but the largest part indentation
+BYTES_OF_TOKEN, BYTES_OF_MERGE = 18, 17  # that tokenizer.json takes for each
 MERGES_OF_PIECE = 1.95  # that a vocabulary of SentencePiece's BPE has for each of its pieces
 
 
@@ -103,7 +103,7 @@ def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
     if not path.is_file():
         return round(int(checkpoint.config.vocab_size) * (BYTES_OF_TOKEN + MERGES_OF_PIECE * BYTES_OF_MERGE))
     try:
-        text: str = Tokenizer.from_file(str(path)).to_str(pretty=True)
+        text: str = Tokenizer.from_file(str(path)).to_str(pretty=False)
     except Exception:  # tokenizers raises plain Exception; export says what is wrong with it
         return path.stat().st_size
     return len(text.encode())

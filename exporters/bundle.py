@@ -20,6 +20,7 @@ from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.conversion import read_texts, recursive_config, write_generation_config
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.options import Init
+from rrt_edge.exporters.as_trained import as_trained, trained_for
 from rrt_edge.exporters.block import LayerWeights
 from rrt_edge.exporters.budget import Budget, Spent
 from rrt_edge.exporters.checkpoint_weights import (
@@ -172,33 +173,6 @@ def plan_bits(options: ExportOptions, tied_head: bool) -> Bits:
     return bits_by_part(options.bits, eight_bit, tied_head, options.block_size or BLOCK)
 
 
-def _trained_for(config: RecursiveConfig) -> dict[str, str]:
-    """What a checkpoint's weights were rounded to while it was trained, for the manifest."""
-    if config.trained_bits is None:
-        return {}
-    return {"trained_for": f"{config.trained_bits} bits in blocks of {config.trained_block_size}"}
-
-
-def _as_trained(source: Path, config: RecursiveConfig, options: ExportOptions) -> ExportOptions:
-    """The options, with the block size that a checkpoint was trained with where there is none; says what differs."""
-    if config.trained_bits is None:
-        return options
-    if options.block_size is None and options.bits in (4, 8):
-        options = dataclasses.replace(options, block_size=config.trained_block_size)
-    differing = []
-    if options.bits != config.trained_bits:
-        differing.append(f"bits {options.bits}")
-    elif options.block_size != config.trained_block_size:
-        differing.append(f"block-size {options.block_size}")
-    if options.eight_bit is not None:
-        differing.append("eight-bit")
-    differing += [name for name in ("data", "max-size") if getattr(options, name.replace("-", "_")) is not None]
-    if differing:
-        trained = _trained_for(config)["trained_for"]
-        log.warning("%s: was trained for %s; this is rounded otherwise (%s)", source, trained, ", ".join(differing))
-    return options
-
-
 def _export_recursive(
     weights: RecursiveTensors,
     checkpoint: Checkpoint,
@@ -208,7 +182,7 @@ def _export_recursive(
     started: float,
 ) -> ExportReport:
     """Export `weights`; `checkpoint` is where they are from, and has the tokenizer."""
-    options = _as_trained(checkpoint.folder, weights.config, options)
+    options = as_trained(checkpoint.folder, weights.config, options)
     dtype, blocks = checkpoint.dtype, _source_blocks(weights, checkpoint, options)
     facts = spec_of(weights.config)
     plan = None if blocks is not None else plan_bits(options, facts.tied_head)
@@ -242,7 +216,7 @@ def _export_recursive(
         assert isinstance(bits, int)
         unshared = _unshared_weight_bytes(spec, plan, weight_bytes)
         write_generation_config(checkpoint, folder)
-        provenance = {"init": weights.config.init, **_trained_for(weights.config)}
+        provenance = {"init": weights.config.init, **trained_for(weights.config)}
         shared = shared_weight_bytes(weights.config, spec, plan) if options.merge_adapters else None
         write_manifest(
             weights.config, spec, bits, plan, weight_bytes, folder, eos_token_ids=eos, provenance=provenance,

@@ -44,7 +44,8 @@ def source_model(source: Path, manifest: Manifest) -> PreTrainedModel:
     if isinstance(model, RecursiveForCausalLM):
         loops = model.config.loops
         if model.config.trained_bits == manifest.quantization.bits:
-            Rounding(model, manifest.quantization.bits, model.config.trained_block_size).round()
+            trained = model.config
+            Rounding(model, trained.trained_bits, trained.trained_block_size, trained.trained_eight_bit).round()
     text = model.config.get_text_config()
     source_sizes = (loops, text.num_hidden_layers // loops, text.hidden_size, text.vocab_size)
     bundle_sizes = (shape.loops, shape.layers_per_block, shape.hidden_size, shape.vocabulary)

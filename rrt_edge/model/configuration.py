@@ -39,6 +39,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         exit_points: those of named operating points (`rrt-edge calibrate`), which export writes into the bundle.
         trained_bits: the bits that weights were rounded to while it was trained, in blocks of `trained_block_size`;
             None: it was trained in floats.
+        trained_eight_bit: the parts that had 8 bits then (`rrt_edge.quantisation.plan.Part`); None: those that have
+            them by default.
 
     Raises:
         BadInputError: `loops` does not divide the layers, a rank is impossible, there is no such KV rule, it does not
@@ -66,6 +68,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     exit_points: Any = None  # dict[str, float]
     trained_bits: int | None = None
     trained_block_size: int | None = None
+    trained_eight_bit: Any = None  # list[Part]
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

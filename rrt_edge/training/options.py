@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from rrt_edge.model.kv_rules import kv_rule
 from rrt_edge.quantisation.blocks import BLOCK, SIZES
+from rrt_edge.quantisation.plan import Part
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
@@ -47,7 +48,7 @@ class TrainOptions:
             that shares the weights and has gradients of its own (4 bytes a parameter more).
         bits: train with the rounding in it: in each step the weights are those that export would write in so many bits,
             and what is learnt of them is learnt by the floats behind them, which are saved. None: floats alone.
-        block_size: of these bits, as in `rrt_edge.export`.
+        block_size, eight_bit: of these bits, as in `rrt_edge.export`.
         bf16: mixed precision; where None, on GPUs that have it.
         gradient_checkpointing: run the block again in the backward pass instead of keeping what it computed.
         kd_weight: weight of the divergence from the teacher (section 3.1, appendix E).
@@ -114,6 +115,11 @@ class TrainOptions:
         unset="floats",
     )
     block_size: int = option(BLOCK, "With --bits: weights that share a scale.", choices=SIZES)
+    eight_bit: tuple[Part, ...] | None = option(
+        None,
+        "With --bits: keep a part at 8 bits; may be repeated; none: all at 4, a tied embedding too.",
+        unset="a tied embedding and head",
+    )
     bf16: bool | None = option(None, "Mixed precision.", unset="on GPUs that have it")
     gradient_checkpointing: bool = option(
         False, "Run the block again in the backward pass: less memory, a third more time."
@@ -155,8 +161,9 @@ class TrainOptions:
         if unknown or not self.stages:
             raise BadInputError(f"stages {', '.join(unknown) or '(none)'}: choose from {', '.join(STAGES)}, or all")
         check_options(self)
-        if self.block_size != BLOCK and self.bits is None:
-            raise BadInputError("block-size goes with bits 4; leave it out where weights are not rounded")
+        for name, is_given in {"block-size": self.block_size != BLOCK, "eight-bit": self.eight_bit is not None}.items():
+            if is_given and self.bits is None:
+                raise BadInputError(f"{name} goes with bits 4; leave it out where weights are not rounded")
         if self.stream and not self.max_steps:
             raise BadInputError("stream: the end of a stream is not known; say how far with max-steps")
         if self.hidden_weight and (self.teacher_top_k or self.gradient_checkpointing):

@@ -6,7 +6,7 @@ weight is taken for its float's, as if rounding were not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,7 +19,7 @@ from rrt_edge.model.modeling import RecursiveForCausalLM
 from rrt_edge.model.projections import projections, tensors_of
 from rrt_edge.model.threads import torch_threads
 from rrt_edge.quantisation.blocks import BLOCK, Quantized, rounded
-from rrt_edge.quantisation.plan import bits_by_part, packs_embedding
+from rrt_edge.quantisation.plan import Part, bits_by_part, packs_embedding
 from rrt_edge.quantisation.scales import balancing
 from rrt_edge.quantisation.wide import Adapted, Float, apart, fused, has_adapters, products, wide_a
 
@@ -33,11 +33,17 @@ class Rounding:
     Copies of the model that share its weights have them rounded with it.
     """
 
-    def __init__(self, model: RecursiveForCausalLM, bits: int, block_size: int = BLOCK) -> None:
+    def __init__(
+        self,
+        model: RecursiveForCausalLM,
+        bits: int,
+        block_size: int = BLOCK,
+        eight_bit: Sequence[Part] | None = None,
+    ) -> None:
         text = model.config.text_config
         self._model = model
         self._residual_scale = family_of(text).residual_scale(text)
-        self._bits = bits_by_part(bits, None, text.tie_word_embeddings, block_size)
+        self._bits = bits_by_part(bits, eight_bit, text.tie_word_embeddings, block_size)
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._floats: dict[str, Tensor] = {}  # what the model had before it was rounded
         self._is_rounded = False

@@ -51,7 +51,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self.is_distributed_loading_by_transformers = processes() > 1  # sharded before: nobody else wraps the model
         self.stage, self.teacher, self.options = stage, teacher, options
         self._replicas: Replicas | None = None
-        self.rounding = None if options.bits is None else Rounding(self.model, options.bits, options.block_size)
+        self.rounding: Rounding | None = None
+        if options.bits is not None:
+            self.rounding = Rounding(self.model, options.bits, options.block_size, options.eight_bit)
         self.model_accepts_loss_kwargs = False  # our losses are means: let the Trainer divide when it accumulates
         if isinstance(teacher, OnlineTeacher):
             teacher.model.to(self.args.device)

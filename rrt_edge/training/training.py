@@ -207,6 +207,7 @@ def _run_stage(
     if options.bits is not None or stage != "gate":  # a gate alone leaves the weights as they were trained
         model.config.trained_bits = options.bits
         model.config.trained_block_size = None if options.bits is None else options.block_size
+        model.config.trained_eight_bit = None if options.eight_bit is None else list(options.eight_bit)
     arguments = _arguments(stage, work, evaluated is not None, options)
     if processes() > 1:
         shard(model, arguments.device)

@@ -23,6 +23,7 @@ from rrt_edge.exporters.source_model import source_model
 from rrt_edge.model.families import family_of, part_sizes
 from rrt_edge.model.lora import split_rows
 from rrt_edge.model.modeling import RecursiveForCausalLM
+from rrt_edge.quantisation.plan import Part
 from rrt_edge.runtime import Model
 from rrt_edge.runtime.bundle.manifest import Manifest
 from rrt_edge.runtime.scoring.bundle_scores import read_examples, score_bundle
@@ -180,10 +181,16 @@ def test_a_factor_of_the_residual_stream_is_taken_out_again(tmp_path: Path) -> N
         np.testing.assert_allclose(matrix, expected(name), rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(("eight_bit", "said"), [(None, ""), ((), ", nothing at 8"), (("lora",), ", lora at 8")])
 def test_what_training_saw_is_what_export_writes(
-    make_source: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_source: Callable[..., Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eight_bit: tuple[Part, ...] | None,
+    said: str,
 ) -> None:
-    """The last evaluation runs on the weights that are saved; export takes the block size from the checkpoint."""
+    """The last evaluation runs on the weights that are saved; export takes how they are rounded from the checkpoint."""
     source, recursive = make_source(intermediate_size=256), tmp_path / "recursive"
     rrt_edge.convert(source, recursive, loops=3, rank=4)
     runs: list[dict[str, Tensor]] = []
@@ -194,7 +201,7 @@ def test_what_training_saw_is_what_export_writes(
 
     forward = RecursiveForCausalLM.forward
     monkeypatch.setattr(RecursiveForCausalLM, "forward", recorded)
-    options = quick(stages=("uptrain", "early-exit"), epochs=2, bits=4, block_size=64)
+    options = quick(stages=("uptrain", "early-exit"), epochs=2, bits=4, block_size=64, eight_bit=eight_bit)
     rrt_edge.train(recursive, tmp_path / "out", data=data, teacher=source, eval_data=data, options=options)
     monkeypatch.undo()
     model = RecursiveForCausalLM.from_pretrained(tmp_path / "out")
@@ -205,7 +212,9 @@ def test_what_training_saw_is_what_export_writes(
     assert sizes_of_blocks(tmp_path / "bundle") == {32, 64}
     for name, matrix in matrices_of(tmp_path / "bundle").items():
         assert np.array_equal(matrix, expected(name)), name
-    proved = source_model(tmp_path / "out", Manifest.read(tmp_path / "bundle"))  # what verify compares the bundle with
+    manifest = Manifest.read(tmp_path / "bundle")
+    assert manifest.provenance["trained_for"] == f"4 bits in blocks of 64{said}"
+    proved = source_model(tmp_path / "out", manifest)  # what verify compares the bundle with
     for name, weight in all_weights(proved).items():
         assert torch.equal(weight, runs[0][name]), name
     assert not torch.equal(runs[0]["model.block.0.mlp.up_proj.weight"], model.model.block[0].mlp.up_proj.weight)
@@ -331,6 +340,7 @@ def test_export_says_where_it_rounds_otherwise(
     assert message.endswith("(block-size 32, eight-bit, data)")
 
 
-def test_a_block_size_goes_with_bits() -> None:
-    with pytest.raises(rrt_edge.BadInputError, match="block-size goes with bits 4"):
-        quick(block_size=64)
+@pytest.mark.parametrize("options", [{"block_size": 64}, {"eight_bit": ()}])
+def test_how_is_rounded_goes_with_bits(options: dict[str, Any]) -> None:
+    with pytest.raises(rrt_edge.BadInputError, match=r"(block-size|eight-bit) goes with bits 4"):
+        quick(**options)

@@ -109,7 +109,9 @@ class Block:
                     lost = torch.zeros_like(residual) if zero else residual
                     a, b, kept, energy = residual_factors(lost, module.ranks[part])
                     if not zero:
-                        energies.add(part, loop * self.config.layers_per_block + k, kept, energy)
+                        energies.add(
+                            part, self.config.source_layer(loop * self.config.layers_per_block + k), kept, energy
+                        )
                     yield from self._pair(k, loop, linear.path, module, part, a, b)
         self._checkpoint.close()
 
@@ -118,7 +120,8 @@ class Block:
     ) -> Iterator[Piece]:
         """Yield all adapters, those that lose least of the layers' output on some texts.
 
-        The layers are made one after another, each on the inputs that those before it give.
+        The layers are made one after another, each on the inputs that those before it give. Where a loop stands for
+        every other layer of the source, each is fitted beside the one it stands for, behind all that come before that.
 
         Args:
             texts: token ids.
@@ -127,9 +130,16 @@ class Block:
         layers = self.config.text_config.num_hidden_layers
         side = SideBySide(self.config, texts, self._embedding())
         groups: list[list[str]] = []
+        reached = 0  # the source's layer in front of which its states are
         for slot in range(layers):
             loop, k = divmod(slot, self.config.layers_per_block)
-            source = side.layer(slot, self._source_layer(slot))
+            number = self.config.source_layer(slot)
+            if number < reached:
+                side.restart_source()
+                reached = 0
+            for before in range(reached, number):
+                side.advance_source(before, side.layer(before, self._source_layer(before)))
+            source = side.layer(number, self._source_layer(number))
             made = side.layer(k, self._unadapted_layer(k, loop))
             groups = groups or side.groups(slot, source)
             for group in groups:
@@ -142,12 +152,14 @@ class Block:
                         if not module.ranks[part]:
                             continue
                         a, b, lost, whole = output_factors(weight, weight - rows[part], module.ranks[part], sums)
-                        energies.add(part, slot, lost, whole)
+                        energies.add(part, number, lost, whole)
                         a, b = a.to(self._dtype), b.to(self._dtype)
                         yield from self._pair(k, loop, path, module, part, a, b)
                         rows[part] = rows[part] + b.float() @ a.float()
                     made.get_submodule(path).weight = nn.Parameter(join_rows(rows, module.groups), requires_grad=False)
-            side.advance(slot, source, made)
+            side.advance_source(number, source)
+            side.advance_made(slot, made)
+            reached = number + 1
             self._checkpoint.close()
             if progress is not None:
                 progress(slot + 1, layers, "layers")
@@ -197,7 +209,7 @@ class Block:
             if isinstance(module, DepthLoRALinear) and leaf == "weight":
                 tensor = self._weight(k, path, module)
             elif self.config.own_vectors:
-                tensor = self._source(loop * self.config.layers_per_block + k, name, shape)
+                tensor = self._source_at(loop, k, name, shape)
             else:
                 tensor = self._shared(k, name, shape)
             tensors[name] = tensor.to(self._dtype).float()
@@ -206,7 +218,11 @@ class Block:
     def _tied(self, k: int, parameter: str, shape: torch.Size) -> Iterator[Tensor]:
         """The tensors of the source's layers that share block layer `k`, loop by loop."""
         for loop in range(self.config.loops):
-            yield self._source(loop * self.config.layers_per_block + k, parameter, shape)
+            yield self._source_at(loop, k, parameter, shape)
+
+    def _source_at(self, loop: int, k: int, parameter: str, shape: torch.Size) -> Tensor:
+        """A tensor of the layer that block layer `k` stands for at a depth."""
+        return self._source(self.config.source_layer(loop * self.config.layers_per_block + k), parameter, shape)
 
     def _source(self, slot: int, parameter: str, shape: torch.Size) -> Tensor:
         if self.family.looping is not None:  # its layers are those of the block

@@ -25,7 +25,7 @@ from rrt_edge.model.card import read_metadata, write_card
 from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.families import family_of
 from rrt_edge.model.modeling import RecursiveForCausalLM
-from rrt_edge.model.sharing import LOOPS
+from rrt_edge.model.sharing import LOOPS, Order
 from rrt_edge.model.text import tokenized
 from rrt_edge.runtime.errors import BadInputError, in_words, one_line
 from rrt_edge.runtime.scoring.corpus import read_records
@@ -58,6 +58,7 @@ class ConvertReport:
     rank: float
     component_ranks: dict[str, float]
     init: str
+    order: str
     lora_init: str
     own_vectors: bool
     texts: int
@@ -75,6 +76,7 @@ def convert(
     *,
     loops: int | None = None,
     init: Init = "average",
+    order: Order = "consecutive",
     rank: float = 0,
     component_ranks: Mapping[str, float] | None = None,
     data: Path | str | None = None,
@@ -98,6 +100,9 @@ def convert(
         out: the folder to write; replaced where it holds a checkpoint made by this function.
         loops: times the block is run; divides the number of layers. 1 shares nothing; by default 2. A looped model of
             others (Ouro, Nanbeige 4.2) keeps its own, and its weights are copied.
+        order: which layers of the source a loop stands for: the next ones (`consecutive`: all together are the source's
+            own order), or every `loops`-th (`interleaved`: the first loop is a source with layers left out, which
+            learns soon to answer alone, and the whole has to be trained before it answers).
         rank: LoRA rank of every linear at every depth, capped at its smaller side; below 1, a share of that.
         component_ranks: ranks that differ, of `attention` (queries and output), `kv` and `ffn`.
         data: texts or chats (`rrt_edge.model.text.read_examples`); a few dozen are enough.
@@ -114,6 +119,7 @@ def convert(
     options = ConvertOptions(
         loops=loops,
         init=init,
+        order=order,
         rank=rank,
         component_ranks=component_ranks or {},
         data=None if data is None else Path(data),
@@ -158,6 +164,7 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
         rank=options.rank,
         component_ranks=dict(config.component_ranks),
         init=config.init,
+        order=config.order,
         lora_init=config.lora_init,
         own_vectors=config.own_vectors,
         texts=len(texts),
@@ -177,7 +184,8 @@ def recursive_config(text: PreTrainedConfig, options: ConvertOptions, source: st
     """
     looping, loops = family_of(text).looping, options.loops or LOOPS
     chosen: dict[str, Any] = {
-        "init": options.init, "lora_init": options.adapters, "own_vectors": options.owns_vectors,
+        "init": options.init, "order": options.order,
+        "lora_init": options.adapters, "own_vectors": options.owns_vectors,
     }  # fmt: skip
     if looping is not None:
         own = looping(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rrt_edge.model.sharing import LOOPS
+from rrt_edge.model.sharing import LOOPS, Order
 from rrt_edge.runtime.errors import BadInputError
 from rrt_edge.runtime.system.options import check_options, option
 
@@ -36,6 +36,11 @@ class ConvertOptions:
     init: Init = option(
         "average",
         "What the block starts from: the mean of the layers it replaces, evenly spaced layers, the first ones, noise.",
+    )
+    order: Order = option(
+        "consecutive",
+        "Which layers a loop stands for: the first loop for the first half of two and so on, which is the source's own "
+        "order, or interleaved: for every other one, so that it learns soon to answer alone.",
     )
     rank: float = option(
         0,

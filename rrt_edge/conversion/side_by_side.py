@@ -56,8 +56,8 @@ class SideBySide:
         self._layers_per_block, self._kinds = config.layers_per_block, layer_types(text)
         self._rotary = self._family.rotary(text)
         scale = self._family.embedding_scale(text)
-        self._source = [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
-        self._made = list(self._source)
+        self._embedded = [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
+        self._source, self._made = list(self._embedded), list(self._embedded)
         self._shares = [range(first, len(texts), SHARES) for first in range(min(SHARES, len(texts)))]
         self._threads = torch_threads(min(torch.get_num_threads(), SHARES))
         lengths = {len(ids): hidden for ids, hidden in zip(texts, self._source, strict=True)}
@@ -148,10 +148,18 @@ class SideBySide:
         """Go on behind a layer of the source alone."""
         self._advance(index, source, self._source)
 
+    def restart_source(self) -> None:
+        """Have the source's states in front of its first layer again."""
+        self._source = list(self._embedded)
+
+    def advance_made(self, index: int, made: nn.Module) -> None:
+        """Go on behind a layer of the model that is being made alone."""
+        self._advance(index, made, self._made)
+
     def advance(self, index: int, source: nn.Module, made: nn.Module) -> None:
         """Go on behind a layer."""
-        self._advance(index, source, self._source)
-        self._advance(index, made, self._made)
+        self.advance_source(index, source)
+        self.advance_made(index, made)
 
     def _advance(self, index: int, layer: nn.Module, states: list[Tensor]) -> None:
         @torch.no_grad()

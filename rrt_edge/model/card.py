@@ -90,6 +90,7 @@ def model_card(config: RecursiveConfig, source_metadata: Mapping[str, Any]) -> s
         ("loops x layers per block", f"{config.loops} x {config.layers_per_block}"),
         ("LoRA rank", ", ".join(ranks) if config.relaxed else "none"),
         ("init", f"block {config.init}" + (f", adapters {config.lora_init}" if config.relaxed else "")),
+        *([("order of the layers", config.order)] if config.order != "consecutive" else []),
         ("norms and biases", "of each depth" if config.own_vectors else "shared"),
         ("KV rule", config.kv_rule),
         ("exit gate", gate),

@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.model.families import FAMILIES, windows
 from rrt_edge.model.kv_rules import KVRule, kv_rule
-from rrt_edge.model.sharing import COMPONENTS, Rank, check_sharing
+from rrt_edge.model.sharing import COMPONENTS, Order, Rank, check_sharing, source_layer
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.looping import GateKind, Looping
 from rrt_edge.runtime.errors import BadInputError
@@ -27,6 +27,8 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
             of each linear's full rank.
         component_ranks: ranks that differ, by component: `attention` (queries and output), `kv`, `ffn`.
         init: how the block was initialised: `average`, `stepwise`, `lower` or `random`.
+        order: which layers of the source a loop stands for: the next ones (`consecutive`), or every `loops`-th
+            (`interleaved`).
         lora_init: how the adapters were: `svd` (of what sharing lost of the weights), `output` (of the layers'
             output on texts) or `zero`.
         own_vectors: whether each depth has norms and biases of its own; the paper shares them.
@@ -56,6 +58,7 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     rank: Rank = 0
     component_ranks: Any = None  # dict[str, Rank]
     init: str = "average"
+    order: Order = "consecutive"
     lora_init: str = "svd"
     own_vectors: bool = False
     norm_inside: bool = False
@@ -85,6 +88,9 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         if not may_slide and any(windows(self.text_config)):
             raise BadInputError(f"kv_rule {self.kv_rule} does not go with a model whose attention slides over a window")
 
+        is_known = self.text_config.model_type in FAMILIES
+        if self.order == "interleaved" and is_known and len(set(windows(self.text_config))) > 1:
+            raise BadInputError("order interleaved goes with models whose layers all attend alike, which these do not")
         if self.gate_kind == "hazard" and self.rule.propagates:
             raise BadInputError(f"kv_rule {self.kv_rule} does not go with this model's gate, which is a hazard")
 
@@ -99,6 +105,10 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
     def rule(self) -> KVRule:
         """The KV rule that `kv_rule` names."""
         return kv_rule(self.kv_rule)
+
+    def source_layer(self, slot: int) -> int:
+        """The layer of the source that a run of a layer stands for, by the run's number."""
+        return source_layer(slot, self.text_config.num_hidden_layers, self.loops, self.order)
 
     @property
     def layers_per_block(self) -> int:

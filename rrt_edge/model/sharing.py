@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rrt_edge.runtime.errors import BadInputError
 
+Order = Literal["consecutive", "interleaved"]
 Rank = int | float  # a float below 1 is a share of full rank
 LOOPS = 2  # where nobody says
 LOOPED = {"ouro": "total_ut_steps", "nanbeige": "num_loops"}  # looped models of others: the field of their loops
@@ -36,6 +37,18 @@ def check_sharing(
             raise BadInputError(f"{label} {value} is negative; 0 shares the block without LoRA")
         if value > 1 and value != int(value):
             raise BadInputError(f"{label} {value} is neither a whole number nor a share of full rank below 1")
+
+
+def source_layer(slot: int, layers: int, loops: int, order: Order) -> int:
+    """The layer of a source that a run of a layer of the block stands for.
+
+    Args:
+        slot: the number of the run, `loop * layers // loops + layer of the block`.
+    """
+    if order == "consecutive":
+        return slot
+    loop, layer = divmod(slot, layers // loops)
+    return layer * loops + loop
 
 
 def own_loops(fields: Mapping[str, Any]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import rrt_edge
+from rrt_edge.model.sharing import Order
 from rrt_edge.model.text import encode_text
 from tests.checkpoints import save_tokenizer
 from tests.families import CASES, random_model
@@ -55,20 +56,25 @@ def inputs(model: LlamaForCausalLM, path: str, texts: list[Tensor]) -> np.ndarra
     return torch.cat(rows).double().numpy()
 
 
-def fitted(source: Path, texts: list[Tensor]) -> LlamaForCausalLM:
+ORDERS = {"consecutive": range(LAYERS), "interleaved": (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)}
+
+
+def fitted(source: Path, texts: list[Tensor], order: Sequence[int]) -> LlamaForCausalLM:
     """The unshared model that conversion stands for, made from the formulas of the docs with whole models."""
     theirs, ours = (LlamaForCausalLM.from_pretrained(source) for _ in range(2))
-    for layer in range(LAYERS):
+    for layer, number in enumerate(order):
+        ours.model.layers[layer].load_state_dict(theirs.model.layers[number].state_dict())
+    for layer, number in enumerate(order):
         for group in GROUPS:
-            source_inputs = inputs(theirs, f"model.layers.{layer}.{group[0]}", texts)
+            source_inputs = inputs(theirs, f"model.layers.{number}.{group[0]}", texts)
             own = inputs(ours, f"model.layers.{layer}.{group[0]}", texts)
             squares = own.T @ own
             squares += 0.01 * squares.diagonal().mean() * np.eye(len(squares))
             guess = (source_inputs - own).T @ own @ np.linalg.inv(squares)
             root = np.linalg.cholesky(squares)
             for path in group:
-                tied = [theirs.model.layers[n].get_submodule(path).weight for n in range(layer % 4, LAYERS, 4)]
-                weight = theirs.model.layers[layer].get_submodule(path).weight.detach().double().numpy()
+                tied = [theirs.model.layers[n].get_submodule(path).weight for n in order[layer % 4 :: 4]]
+                weight = theirs.model.layers[number].get_submodule(path).weight.detach().double().numpy()
                 shared = (sum(tied) / LOOPS).detach().double().numpy()
                 u, s, vt = np.linalg.svd((weight - shared + 0.7 * weight @ guess) @ root, full_matrices=False)
                 adapter = (u[:, :RANK] * s[:RANK]) @ vt[:RANK] @ np.linalg.inv(root)
@@ -77,10 +83,13 @@ def fitted(source: Path, texts: list[Tensor]) -> LlamaForCausalLM:
     return ours
 
 
-def test_adapters_are_those_that_lose_least_of_the_output(source: Path, data: Path, tmp_path: Path) -> None:
-    report = rrt_edge.convert(source, tmp_path / "out", loops=LOOPS, rank=RANK, data=data)
+@pytest.mark.parametrize("order", ORDERS)
+def test_adapters_are_those_that_lose_least_of_the_output(
+    source: Path, data: Path, tmp_path: Path, order: Order
+) -> None:
+    report = rrt_edge.convert(source, tmp_path / "out", loops=LOOPS, rank=RANK, data=data, order=order)
     texts = token_ids(source, data)
-    expected = fitted(source, texts)
+    expected = fitted(source, texts, ORDERS[order])
     ours, theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), LlamaForCausalLM.from_pretrained(source)
     with torch.no_grad():
         torch.testing.assert_close(ours(texts[0]).logits, expected(texts[0]).logits, atol=2e-3, rtol=0)

@@ -25,6 +25,7 @@ import rrt_edge
 from rrt_edge.conversion.adapters import residual_factors
 from rrt_edge.conversion.block import shared_source
 from rrt_edge.conversion.conversion import count_parameters
+from tests.families import random_model
 
 IDS = torch.randint(2, 300, (2, 11), generator=torch.Generator().manual_seed(7))
 
@@ -38,6 +39,23 @@ def test_full_rank_reproduces_the_source(source: Path, tmp_path: Path, init: str
     theirs = LlamaForCausalLM.from_pretrained(source)
     assert type(ours) is rrt_edge.RecursiveForCausalLM
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=0)
+
+
+def test_loops_may_stand_for_every_other_layer(source: Path, tmp_path: Path) -> None:
+    report = rrt_edge.convert(source, tmp_path / "out", loops=3, rank=10_000, order="interleaved", own_vectors=True)
+    ours, looped = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), LlamaForCausalLM.from_pretrained(source)
+    states = [copy.deepcopy(layer.state_dict()) for layer in looped.model.layers]
+    for slot, number in enumerate((0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)):
+        looped.model.layers[slot].load_state_dict(states[number])
+    torch.testing.assert_close(ours(IDS).logits, looped(IDS).logits, atol=1e-4, rtol=0)
+    assert report.order == ours.config.order == "interleaved"
+    assert "| order of the layers | interleaved |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_interleaved_layers_attend_alike(tmp_path: Path) -> None:
+    random_model("gemma3").save_pretrained(tmp_path / "source")
+    with pytest.raises(rrt_edge.BadInputError, match="order interleaved goes with models whose layers all attend"):
+        rrt_edge.convert(tmp_path / "source", tmp_path / "out", loops=2, order="interleaved")
 
 
 @pytest.mark.parametrize("init", ["average", "stepwise", "lower"])
@@ -227,6 +245,7 @@ def test_the_energy_kept_is_reported_with_the_worst_layer(source: Path, tmp_path
         ({"loops": 0}, "loops 0"),
         ({"rank": -1}, "rank -1 is negative"),
         ({"init": "best"}, "init 'best'"),
+        ({"order": "best"}, "order 'best'"),
         ({"lora_init": "best"}, "lora-init 'best'"),
         ({"rank": 2.5}, "rank 2.5 is neither a whole number nor a share of full rank"),
         ({"component_ranks": {"kv": -1}}, "kv rank -1 is negative"),

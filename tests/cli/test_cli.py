@@ -30,7 +30,7 @@ def test_the_whole_way_in_json(source: Path, tmp_path: Path) -> None:
     converted = json.loads(run("convert", source, tmp_path / "r", "--loops", 3, "--rank", 4, "--json").stdout)
     assert set(converted) == {
         "out", "loops", "layers_per_block", "rank", "init", "parameters", "seconds", "peak_memory_bytes",
-        "component_ranks", "lora_init", "own_vectors", "texts", "tokens", "kept", "output_errors",
+        "component_ranks", "order", "lora_init", "own_vectors", "texts", "tokens", "kept", "output_errors",
     }  # fmt: skip
     assert {"projection", "kept", "worst", "worst_layer"} == set(converted["kept"][0])
     assert set(converted["parameters"]) == {"total", "non_embedding", "source_non_embedding"}

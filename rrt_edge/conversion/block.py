@@ -109,7 +109,7 @@ class Block:
                     lost = torch.zeros_like(residual) if zero else residual
                     a, b, kept, energy = residual_factors(lost, module.ranks[part])
                     if not zero:
-                        energies.add(part, self._number(loop, k), kept, energy)
+                        energies.add(part, self.config.source_layer(loop, k), kept, energy)
                     yield from self._pair(k, loop, linear.path, module, part, a, b)
         self._checkpoint.close()
 
@@ -131,9 +131,9 @@ class Block:
         reached = 0  # the source's layer in front of which its states are
         for slot in range(layers):
             loop, k = divmod(slot, self.config.layers_per_block)
-            number = self.config.source_layer(slot)
+            number = self.config.source_layer(loop, k)
             if number < reached:
-                side.restart_source()
+                side.restart_source(texts, self._embedding())
                 reached = 0
             for before in range(reached, number):
                 side.advance_source(before, side.layer(before, self._source_layer(before)))
@@ -220,11 +220,7 @@ class Block:
 
     def _source_at(self, loop: int, k: int, parameter: str, shape: torch.Size) -> Tensor:
         """A tensor of the layer that block layer `k` stands for at a depth."""
-        return self._source(self._number(loop, k), parameter, shape)
-
-    def _number(self, loop: int, k: int) -> int:
-        """The layer of the source that block layer `k` stands for at a depth."""
-        return self.config.source_layer(loop * self.config.layers_per_block + k)
+        return self._source(self.config.source_layer(loop, k), parameter, shape)
 
     def _source(self, slot: int, parameter: str, shape: torch.Size) -> Tensor:
         if self.family.looping is not None:  # its layers are those of the block

@@ -55,9 +55,8 @@ class SideBySide:
         self._text, self._family = text, family_of(text)
         self._layers_per_block, self._kinds = config.layers_per_block, layer_types(text)
         self._rotary = self._family.rotary(text)
-        scale = self._family.embedding_scale(text)
-        self._embedded = [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
-        self._source, self._made = list(self._embedded), list(self._embedded)
+        self._source = self._embedded(texts, embedding)
+        self._made = list(self._source)
         self._shares = [range(first, len(texts), SHARES) for first in range(min(SHARES, len(texts)))]
         self._threads = torch_threads(min(torch.get_num_threads(), SHARES))
         lengths = {len(ids): hidden for ids, hidden in zip(texts, self._source, strict=True)}
@@ -148,9 +147,9 @@ class SideBySide:
         """Go on behind a layer of the source alone."""
         self._advance(index, source, self._source)
 
-    def restart_source(self) -> None:
-        """Have the source's states in front of its first layer again."""
-        self._source = list(self._embedded)
+    def restart_source(self, texts: Sequence[Sequence[int]], embedding: Tensor) -> None:
+        """Have the source's states in front of its first layer again; the arguments are those of the constructor."""
+        self._source = self._embedded(texts, embedding)
 
     def advance_made(self, index: int, made: nn.Module) -> None:
         """Go on behind a layer of the model that is being made alone."""
@@ -169,6 +168,11 @@ class SideBySide:
             states[number] = self._norm(hidden) if ends_loop and self._norm is not None else hidden
 
         list(self._threads.map(behind, range(len(states))))
+
+    def _embedded(self, texts: Sequence[Sequence[int]], embedding: Tensor) -> list[Tensor]:
+        """[1, S, H] of each text in front of the first layer."""
+        scale = self._family.embedding_scale(self._text)
+        return [embedding[torch.tensor(ids)][None].float() * scale for ids in texts]
 
     def _of_text(self, hidden: Tensor) -> dict[str, dict[str, Any]]:
         """What a layer's forward takes beside a text's hidden states, by type of layer."""

@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from rrt_edge.model.families import FAMILIES, windows
 from rrt_edge.model.kv_rules import KVRule, kv_rule
-from rrt_edge.model.sharing import COMPONENTS, Order, Rank, check_sharing, source_layer
+from rrt_edge.model.sharing import COMPONENTS, Order, Rank, check_sharing
 from rrt_edge.runtime.bundle.kv_rule_names import KVRuleName
 from rrt_edge.runtime.bundle.looping import GateKind, Looping
 from rrt_edge.runtime.errors import BadInputError
@@ -106,9 +106,9 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         """The KV rule that `kv_rule` names."""
         return kv_rule(self.kv_rule)
 
-    def source_layer(self, slot: int) -> int:
-        """The layer of the source that a run of a layer stands for, by the run's number."""
-        return source_layer(slot, self.text_config.num_hidden_layers, self.loops, self.order)
+    def source_layer(self, loop: int, layer: int) -> int:
+        """The layer of the source that a layer of the block stands for in a loop; all count from 0."""
+        return layer * self.loops + loop if self.order == "interleaved" else loop * self.layers_per_block + layer
 
     @property
     def layers_per_block(self) -> int:

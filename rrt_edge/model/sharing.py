@@ -39,18 +39,6 @@ def check_sharing(
             raise BadInputError(f"{label} {value} is neither a whole number nor a share of full rank below 1")
 
 
-def source_layer(slot: int, layers: int, loops: int, order: Order) -> int:
-    """The layer of a source that a run of a layer of the block stands for.
-
-    Args:
-        slot: the number of the run, `loop * layers // loops + layer of the block`.
-    """
-    if order == "consecutive":
-        return slot
-    loop, layer = divmod(slot, layers // loops)
-    return layer * loops + loop
-
-
 def own_loops(fields: Mapping[str, Any]) -> int | None:
     """The loops of a looped model of others, by the fields of its config.json; None: it is none."""
     field = LOOPED.get(str(fields.get("model_type")))

@@ -110,6 +110,16 @@ class RecursiveConfig(PreTrainedConfig):  # type: ignore[misc]
         """The layer of the source that a layer of the block stands for in a loop; all count from 0."""
         return layer * self.loops + loop if self.order == "interleaved" else loop * self.layers_per_block + layer
 
+    def same_states(self) -> list[tuple[int, int]]:
+        """Of what layers run the state stands for the source's after how many layers: pairs (run from 0, layers).
+
+        Where loops interleave, the first has done after a layer what the source has after as many as there are loops;
+        later loops go through it again, and their states stand for none.
+        """
+        if self.order == "interleaved":
+            return [(layer, (layer + 1) * self.loops) for layer in range(self.layers_per_block)]
+        return [(run, run + 1) for run in range(self.layers_per_block * self.loops)]
+
     @property
     def layers_per_block(self) -> int:
         return int(self.text_config.num_hidden_layers // self.loops)

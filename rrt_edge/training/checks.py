@@ -50,11 +50,6 @@ def _check_hidden(checkpoint: Path | str, fields: dict[str, Any], teacher: Path 
     """
     if teacher is None:
         raise BadInputError("hidden-weight needs a teacher; name the checkpoint's source with --teacher")
-    if fields.get("order", "consecutive") != "consecutive":
-        raise BadInputError(
-            f"{checkpoint}: has its source's layers in another order, so its hidden states are not to be compared with "
-            "the source's; leave out hidden-weight"
-        )
     (ours, size), (theirs, wide) = (_layers_run(of) for of in (fields, check_folder(teacher)))
     if (ours, size) != (theirs, wide):
         raise BadInputError(

@@ -52,8 +52,9 @@ class TrainOptions:
         bf16: mixed precision; where None, on GPUs that have it.
         gradient_checkpointing: run the block again in the backward pass instead of keeping what it computed.
         kd_weight: weight of the divergence from the teacher (section 3.1, appendix E).
-        hidden_weight: weight, in uptraining, of the distance of the hidden states after each layer from those of the
-            teacher, which has to be the checkpoint's source; it runs beside the student.
+        hidden_weight: weight, in all stages but the gate's, of the distance of the hidden states after each layer from
+            those of the teacher, which has to be the checkpoint's source; it runs beside the student. Where the loops
+            interleave, those of the first loop are compared.
         temperature: softens teacher and student in it.
         divergence: which one: `forward-kl`, or for comparison `reverse-kl`, `jsd` or `tvd`.
         teacher_top_k: keep this many of the teacher's logits at each position on disk, once, instead of running it
@@ -127,7 +128,7 @@ class TrainOptions:
     kd_weight: float = option(1.0, "Weight of the divergence from the teacher.", least=0, section="Distillation")
     hidden_weight: float = option(
         0.0,
-        "Weight, in uptraining, of how far hidden states are after each layer from the teacher's, which is its source.",
+        "Weight of how far hidden states are after each layer from the teacher's, which is the source.",
         least=0,
     )
     temperature: float = option(1.0, "Softens both sides of it.", above=0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rrt_edge.model.modeling import RecursiveOutput
+from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.model.text import IGNORED, Example
 from rrt_edge.model.threads import torch_threads
 from rrt_edge.runtime.errors import BadInputError
@@ -42,30 +42,63 @@ def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
 
 
+class Answer(Protocol):
+    """What a teacher says of a batch, at the positions asked for."""
+
+    def divergence(self, student: Tensor, kind: Divergence, t: float) -> Tensor:
+        """Divergence of a student's logits [N, V] from the teacher's, at temperature t."""
+        ...
+
+
+@dataclass(frozen=True)
+class Logits:
+    """All logits [N, V]; and, where asked for, the hidden states [B, S, H] behind the embedding and each layer."""
+
+    logits: Tensor
+    states: tuple[Tensor, ...] | None = None
+
+    def divergence(self, student: Tensor, kind: Divergence, t: float) -> Tensor:
+        return divergence(student, self.logits, kind, t)
+
+    def distance(self, student: tuple[Tensor, ...], config: RecursiveConfig, kept: Tensor) -> Tensor:
+        """How far a student's states after each layer run are from those of its source, at the positions `kept`.
+
+        Where they stand for the same (`RecursiveConfig.same_states`), less the source's last, which may be normed.
+        """
+        assert self.states is not None
+        pairs = [pair for pair in config.same_states() if pair[0] < len(student) and pair[1] < len(self.states) - 1]
+        return hidden_loss([student[run] for run, _ in pairs], [self.states[layers] for _, layers in pairs], kept)
+
+
 @dataclass(frozen=True)
 class OnlineTeacher:
     """Runs the teacher for every batch."""
 
     model: PreTrainedModel
 
-    def loss(self, student: Tensor, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float) -> Tensor:
-        """Divergence of the student's logits [N, V] from the teacher's at the positions asked for, at temperature t."""
-        with torch.no_grad():
-            taught = self.model(**text_of(batch)).logits[predicts]
-        return divergence(student, taught, kind, t)
+    @torch.no_grad()
+    def answer(self, batch: dict[str, Tensor], predicts: Tensor, states: bool = False) -> Logits:
+        """What the teacher says at the positions `predicts`, bool [B, S], and its hidden states where asked for."""
+        said = self.model(**text_of(batch), output_hidden_states=states)
+        return Logits(said.logits[predicts], said.hidden_states if states else None)
 
-    def both_losses(
-        self, student: RecursiveOutput, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float
-    ) -> tuple[Tensor, Tensor]:
-        """`loss`, and how far the student's hidden states are from the teacher's after each layer but the last."""
-        with torch.no_grad():
-            said = self.model(**text_of(batch), output_hidden_states=True)
-        assert student.logits is not None and student.hidden_states is not None
-        layers = len(student.hidden_states)
-        taught = said.hidden_states[-layers:-1]  # what comes before is the embedding; the last may be normed
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        apart = hidden_loss(student.hidden_states[:-1], taught, mask.bool())
-        return divergence(student.logits, said.logits[predicts], kind, t), apart
+
+@dataclass(frozen=True)
+class MostLogits:
+    """The k largest logits [N, k], by their tokens, and how much the others weigh together [N], at a temperature."""
+
+    tokens: Tensor
+    logits: Tensor
+    others: Tensor
+    temperature: float
+
+    def divergence(self, student: Tensor, kind: Divergence, t: float) -> Tensor:
+        """Forward KL, as `Logits` has it."""
+        assert kind == "forward-kl" and t == self.temperature
+        p = torch.log_softmax(torch.cat([self.logits / t, self.others[:, None]], dim=-1), dim=-1)  # [N, k + 1]
+        q = torch.log_softmax(student.float() / t, dim=-1).gather(-1, self.tokens)
+        rest = torch.log1p(-q.exp().sum(dim=-1, keepdim=True).clamp(max=1 - 1e-6))
+        return F.kl_div(torch.cat([q, rest], dim=-1), p, log_target=True, reduction="batchmean") * t**2
 
 
 class CachedTeacher:
@@ -81,18 +114,14 @@ class CachedTeacher:
         self._logits: NDArray[np.float16] = np.load(folder / "logits.npy", mmap_mode="r")
         self._others: NDArray[np.float32] = np.load(folder / "others.npy")
 
-    def loss(self, student: Tensor, batch: dict[str, Tensor], predicts: Tensor, kind: Divergence, t: float) -> Tensor:
-        """Forward KL, as `OnlineTeacher` has it; `predicts` may leave out some that predict a label."""
-        assert kind == "forward-kl" and t == self.temperature
+    def answer(self, batch: dict[str, Tensor], predicts: Tensor, states: bool = False) -> MostLogits:
+        """What was kept of positions that predict a label; `predicts` may leave out some. Of hidden states nothing."""
+        assert not states
         rows = np.concatenate([np.arange(*self._starts[index : index + 2]) for index in batch["index"].tolist()])
         rows = rows[predicts[predicting(batch["labels"])].cpu().numpy()]
-        tokens = torch.from_numpy(self._tokens[rows].astype(np.int64)).to(student.device)
-        logits = torch.from_numpy(self._logits[rows].astype(np.float32)).to(student.device) / t
-        others = torch.from_numpy(self._others[rows]).to(student.device)
-        p = torch.log_softmax(torch.cat([logits, others[:, None]], dim=-1), dim=-1)  # [N, k + 1]
-        q = torch.log_softmax(student.float() / t, dim=-1).gather(-1, tokens)
-        rest = torch.log1p(-q.exp().sum(dim=-1, keepdim=True).clamp(max=1 - 1e-6))
-        return F.kl_div(torch.cat([q, rest], dim=-1), p, log_target=True, reduction="batchmean") * t**2
+        kept = (self._tokens[rows].astype(np.int64), self._logits[rows].astype(np.float32), self._others[rows])
+        tokens, logits, others = (torch.from_numpy(array).to(predicts.device) for array in kept)
+        return MostLogits(tokens, logits, others, self.temperature)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from rrt_edge.training.losses import draw_exits, exit_loss, gate_loss, weighted_
 from rrt_edge.training.options import Stage, TrainOptions
 from rrt_edge.training.replicas import Replicas, divided
 from rrt_edge.training.rounding import Rounding
-from rrt_edge.training.teacher import CachedTeacher, OnlineTeacher, predicting, text_of
+from rrt_edge.training.teacher import Answer, CachedTeacher, Logits, OnlineTeacher, predicting, text_of
 
 BY_GATE = 0.5  # share of tokens that leave as the gate says, where it does
 THRESHOLDS = (0.5, 1.0)  # of the gate in training: one of these for each batch
@@ -136,7 +137,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     @property
     def _matches_hidden(self) -> bool:
         """Whether hidden states are compared with the teacher's."""
-        return self.stage == "uptrain" and self.options.hidden_weight > 0
+        return self.stage != "gate" and self.options.hidden_weight > 0
 
     @property
     def _by_gate(self) -> bool:
@@ -146,42 +147,46 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         options = self.options
         if self.stage == "gate":
             return gate_loss(outputs.gate_logits, outputs.depth_logits)
-        if self._matches_hidden:
-            assert isinstance(self.teacher, OnlineTeacher)
-            kind, temperature = options.divergence, options.temperature
-            said, apart = self.teacher.both_losses(outputs, inputs, predicts, kind, temperature)
-            own = F.cross_entropy(outputs.logits.float(), targets)
-            return own + options.kd_weight * said + options.hidden_weight * apart
+        says = self._teachers_answer(inputs, predicts)
         if self.stage == "early-exit" and options.exit_loss == "weighted":
             loss = weighted_exit_loss(outputs.depth_logits, targets)
         else:
-            loss = self._taught(outputs.logits, targets, inputs, predicts, options.kd_weight)
+            loss = self._taught(outputs.logits, targets, says, options.kd_weight)
             if outputs.depth_logits is not None:
-                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, inputs, predicts)
+                loss = loss + options.exit_weight * self._early(outputs.depth_logits, targets, says)
         if self._by_gate and outputs.depth_logits is not None:
             loss = loss + gate_loss(outputs.gate_logits, outputs.depth_logits)
+        if self._matches_hidden:
+            said = says()
+            assert isinstance(said, Logits)
+            kept = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+            config = self.accelerator.unwrap_model(self.model).config
+            loss = loss + options.hidden_weight * said.distance(outputs.hidden_states, config, kept)
         return loss
 
-    def _early(
-        self, depth_logits: tuple[Tensor, ...], targets: Tensor, inputs: dict[str, Tensor], predicts: Tensor
-    ) -> Tensor:
+    def _teachers_answer(self, inputs: dict[str, Tensor], predicts: Tensor) -> Callable[[], Answer | None]:
+        """What the teacher says of a batch, for whoever asks: it runs for the first."""
+
+        @cache
+        def answer() -> Answer | None:
+            return None if self.teacher is None else self.teacher.answer(inputs, predicts, self._matches_hidden)
+
+        return answer
+
+    def _early(self, depth_logits: tuple[Tensor, ...], targets: Tensor, says: Callable[[], Answer | None]) -> Tensor:
         """The earlier loops' losses, distilled from the last loop or from the teacher."""
         weight = self.options.exit_kd_weight
         if not self.options.exit_teacher:
             return exit_loss(depth_logits, targets, weight)
-        return torch.stack(
-            [self._taught(logits, targets, inputs, predicts, weight) for logits in depth_logits[:-1]]
-        ).sum()
+        return torch.stack([self._taught(logits, targets, says, weight) for logits in depth_logits[:-1]]).sum()
 
-    def _taught(
-        self, logits: Tensor, targets: Tensor, inputs: dict[str, Tensor], predicts: Tensor, weight: float
-    ) -> Tensor:
+    def _taught(self, logits: Tensor, targets: Tensor, says: Callable[[], Answer | None], weight: float) -> Tensor:
         """Cross entropy of logits [N, V], and the divergence from the teacher's where there is one."""
         loss = F.cross_entropy(logits.float(), targets)
-        if self.teacher is None or not weight:
+        said = says() if weight else None
+        if said is None:
             return loss
-        options = self.options
-        return loss + weight * self.teacher.loss(logits, inputs, predicts, options.divergence, options.temperature)
+        return loss + weight * said.divergence(logits, self.options.divergence, self.options.temperature)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rrt_edge
+from rrt_edge.model.sharing import Order
 from rrt_edge.model.text import read_examples
 from rrt_edge.training.data import PadCollator
 from rrt_edge.training.losses import hidden_loss
-from rrt_edge.training.options import TrainOptions
+from rrt_edge.training.options import Stage, TrainOptions
 from rrt_edge.training.teacher import OnlineTeacher, predicting, text_of
 from tests.training.chats import quick
 
@@ -26,7 +27,8 @@ def apart(student: Path, teacher: Path, data: Path) -> float:
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(student).eval()
         outputs = model(**text_of(batch), logits_mask=asked, output_hidden_states=True)
-        return float(online.both_losses(outputs, batch, asked, "forward-kl", 1.0)[1])
+        said = online.answer(batch, asked, states=True)
+        return float(said.distance(outputs.hidden_states, model.config, batch["attention_mask"].bool()))
 
 
 def test_a_model_that_lost_nothing_has_its_sources_states_after_each_layer(source: Path, tmp_path: Path) -> None:
@@ -53,13 +55,45 @@ def test_the_distance_is_a_share_of_each_tokens_length_and_padding_has_none() ->
     torch.testing.assert_close(hidden_loss(ours, theirs, kept), torch.tensor(((16 / 25) / 2 + (1 / 4 + 1) / 2) / 2))
 
 
-@pytest.mark.parametrize("changes", [{}, {"cpu_replicas": 2}, {"packing": True, "max_length": 64}])
-def test_states_come_nearer_to_the_teachers(
-    source: Path, recursive: Path, data: Path, tmp_path: Path, changes: dict[str, Any]
+def test_the_first_of_interleaved_loops_has_its_sources_states_after_as_many_layers_as_there_are_loops(
+    source: Path, tmp_path: Path
 ) -> None:
-    found = {}
+    """Where all layers of the source are the same, so are the layers that a first loop stands for, and its states."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    for layer in model.model.layers[1::2]:  # they add nothing: the first loop is all
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    model.save_pretrained(tmp_path / "source")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "source")
+    rrt_edge.convert(tmp_path / "source", tmp_path / "out", loops=2, rank=10_000, order="interleaved", own_vectors=True)
+    ours, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), torch.arange(3, 20)[None]
+    with torch.no_grad():
+        theirs = model(ids, output_hidden_states=True).hidden_states
+        states = ours(ids, output_hidden_states=True).hidden_states
+    pairs = ours.config.same_states()
+    assert [layers for _, layers in pairs] == list(range(2, len(model.model.layers) + 1, 2))
+    for run, layers in pairs[:-1]:  # transformers norms the last
+        torch.testing.assert_close(states[run], theirs[layers], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("uptrain", {}),
+        ("uptrain", {"cpu_replicas": 2}),
+        ("uptrain", {"packing": True, "max_length": 64}),
+        ("early-exit", {}),
+        ("early-exit", {"exit_loss": "stochastic"}),
+    ],
+)
+@pytest.mark.parametrize("order", ["consecutive", "interleaved"])
+def test_states_come_nearer_to_the_teachers(
+    source: Path, data: Path, tmp_path: Path, stage: Stage, changes: dict[str, Any], order: Order
+) -> None:
+    found, recursive = {}, tmp_path / "recursive"
+    rrt_edge.convert(source, recursive, loops=2, rank=4, order=order)
     for weight in (0.0, 10.0):
-        options = quick(stages=("uptrain",), epochs=10, hidden_weight=weight, **changes)
+        options = quick(stages=(stage,), epochs=10, hidden_weight=weight, **changes)
         rrt_edge.train(recursive, tmp_path / f"{weight}", data=data, teacher=source, options=options)
         found[weight] = apart(tmp_path / f"{weight}", source, data)
     assert found[10.0] < 0.7 * apart(recursive, source, data)

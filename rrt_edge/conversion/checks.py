@@ -33,12 +33,31 @@ def check_sharing_of(source: Path | str, fields: dict[str, Any], options: Conver
     if fields["model_type"] == RECURSIVE:
         raise BadInputError(f"{source}: is recursive already; convert a plain checkpoint")
     layers, loops = (fields.get("text_config") or fields).get("num_hidden_layers"), loops_of(options.loops, fields)
+    if own_loops(fields) is not None:
+        _check_looped(source, options)
     if options.data is not None:
-        if own_loops(fields) is not None:
-            raise BadInputError(f"{source}: is looped already; there is nothing for data to make up for: leave it out")
         check_kind(options.data)
         if not (options.rank or any(options.component_ranks.values())):
             raise BadInputError("rank 0: with data it is the adapters that are fitted; give a rank")
     sharable = layers if isinstance(layers, int) and own_loops(fields) is None else None
     check_sharing(sharable, loops, options.rank, options.component_ranks)
     return loops
+
+
+def _check_looped(source: Path | str, options: ConvertOptions) -> None:
+    """
+    Raises:
+        BadInputError: an option says how layers are shared, but the source shares them already.
+    """
+    if options.data is not None:
+        raise BadInputError(f"{source}: is looped already; there is nothing for data to make up for: leave it out")
+    given = {
+        "init": None if options.init == "average" else options.init,
+        "order": None if options.order == "consecutive" else options.order,
+        "lora-init": None if options.lora_init == "zero" else options.lora_init,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise BadInputError(
+                f"{name} {value}: {source} is looped already, so its weights are kept; leave out {name}"
+            )

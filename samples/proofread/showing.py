@@ -41,17 +41,18 @@ def text(corrected: Corrected, by_depth: bool, loops: int) -> None:
     """The corrected text; on a terminal with what changed, or with the depths of its tokens."""
     console = _console()
     if by_depth:
-        _print(console, _depths(corrected, _has_colours(console), loops))
+        _print(console, depths(corrected, _has_colours(console), loops))
     elif console.is_terminal:
-        _print(console, _changes(corrected, _has_colours(console)))
-        changes = count(len(corrected.edits), "correction")
+        _print(console, changes(corrected, _has_colours(console)))
+        corrections = count(len(corrected.edits), "correction")
         depth = f", mean depth {corrected.depth:.2f} of {loops}" if corrected.tokens and loops > 1 else ""
-        sys.stderr.write(f"{changes}{depth}\n")
+        sys.stderr.write(f"{corrections}{depth}\n")
     else:
         _write(corrected.text)
 
 
-def _changes(corrected: Corrected, coloured: bool) -> Iterator[Styled]:
+def changes(corrected: Corrected, coloured: bool) -> Iterator[Styled]:
+    """What was removed and what was put in, in colours or between marks."""
     for segment in corrected.segments():
         if coloured:
             yield segment.text, CHANGES.get(segment.kind, "")
@@ -60,7 +61,7 @@ def _changes(corrected: Corrected, coloured: bool) -> Iterator[Styled]:
             yield f"{before}{segment.text}{behind}", ""
 
 
-def _depths(corrected: Corrected, coloured: bool, loops: int) -> Iterator[Styled]:
+def depths(corrected: Corrected, coloured: bool, loops: int) -> Iterator[Styled]:
     """Without colours, the depth stands behind each token."""
     for segment in corrected.segments():
         if segment.kind == "removed":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -179,3 +180,16 @@ def test_ctrl_c_is_one_line_and_nothing_half_written(proofreader_bundle: Path, t
     assert child.exitstatus == 130 and "interrupted; nothing half written" in child.before
     assert "Traceback" not in child.before
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_picture_shows_both_and_loads_nothing(proofreader_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.svg"
+    program = [sys.executable, str(ROOT / "samples" / "proofread" / "picture.py"), str(proofreader_bundle), str(out)]
+    subprocess.run([*program, "--text", "I seen the the dog. They don't knows."], check=True, capture_output=True)
+    lines: dict[str, str] = {}
+    for node in ElementTree.parse(out).iter("{http://www.w3.org/2000/svg}text"):  # spaces are places between them
+        lines[node.attrib["y"]] = lines.get(node.attrib["y"], "") + "".join((node.text or "").split())
+    texts = ["Iseensawthethedog.Theydon'tknowsknow.", "Isawthedog.Theydon'tknow.", "leftafterloop12"]
+    assert [line for line in lines.values() if line and not line.startswith("$")] == texts
+    drawing = out.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in drawing and drawing.count("url(") == drawing.count("url(#") > 0

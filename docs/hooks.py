@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {  # file of the repository: page of the site
     "README.md": "project/readme.md",
     "samples/pydoc/README.md": "project/demo.md",
+    "samples/proofread/README.md": "project/proofreader.md",
+    "samples/proofread/heldout/README.md": "project/peoples-texts.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",

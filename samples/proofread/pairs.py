@@ -60,8 +60,8 @@ def make_sets(sets: Sets, seed: int = SEED) -> dict[str, list[Pair]]:
     return made
 
 
-def chat(pair: Pair) -> dict[str, list[dict[str, str]]]:
-    return {"messages": [{"role": "user", "content": pair.text}, {"role": "assistant", "content": pair.correct}]}
+def chat(text: str, right: str) -> dict[str, list[dict[str, str]]]:
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": right}]}
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:

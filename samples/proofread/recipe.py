@@ -35,7 +35,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, some in made.items():
         with (arguments.out / name).open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(pairs.chat(pair)) + "\n" for pair in some)
+            file.writelines(json.dumps(pairs.chat(pair.text, pair.correct)) + "\n" for pair in some)
         clean = sum(not pair.edits for pair in some)
         errors = sum(len(pair.edits) for pair in some)
         print(f"{arguments.out / name}: {len(some)} texts, {clean} without an error, {errors} errors")

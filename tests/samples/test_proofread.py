@@ -184,7 +184,7 @@ def test_sets_are_apart_and_follow_from_the_seed(proofread, monkeypatch):
 
 def test_a_pair_is_one_turn_and_its_reply(proofread):
     pair = proofread.error_model.Pair("He go.", "He goes.", ())
-    assert proofread.pairs.chat(pair) == {
+    assert proofread.pairs.chat(pair.text, pair.correct) == {
         "messages": [{"role": "user", "content": "He go."}, {"role": "assistant", "content": "He goes."}]
     }
 

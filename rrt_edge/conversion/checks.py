@@ -51,13 +51,10 @@ def _check_looped(source: Path | str, options: ConvertOptions) -> None:
     """
     if options.data is not None:
         raise BadInputError(f"{source}: is looped already; there is nothing for data to make up for: leave it out")
-    given = {
-        "init": None if options.init == "average" else options.init,
-        "order": None if options.order == "consecutive" else options.order,
-        "lora-init": None if options.lora_init == "zero" else options.lora_init,
-    }
-    for name, value in given.items():
-        if value is not None:
+    usual = ConvertOptions()
+    for name in ("init", "order", "lora_init"):
+        value, flag = getattr(options, name), name.replace("_", "-")
+        if value not in (getattr(usual, name), "zero"):  # adapters of a looped model start from nothing
             raise BadInputError(
-                f"{name} {value}: {source} is looped already, so its weights are kept; leave out {name}"
+                f"{flag} {value}: {source} is looped already, so its weights are kept; leave out {flag}"
             )

@@ -64,6 +64,12 @@ def chat(text: str, right: str) -> dict[str, list[dict[str, str]]]:
     return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": right}]}
 
 
+def write_pairs(path: Path, some: Iterable[tuple[str, str]]) -> None:
+    """Write each text and right text as a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(chat(text, right)) + "\n" for text, right in some)
+
+
 def read_pairs(path: Path) -> list[tuple[str, str]]:
     """Text and right text of each line, of a set made here or of one with `text` and `correct`."""
     found = []

@@ -10,7 +10,6 @@ Everything follows from that file, the word lists beside this script and one see
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import corpus_text
@@ -34,8 +33,7 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, some in made.items():
-        with (arguments.out / name).open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(pairs.chat(pair.text, pair.correct)) + "\n" for pair in some)
+        pairs.write_pairs(arguments.out / name, ((pair.text, pair.correct) for pair in some))
         clean = sum(not pair.edits for pair in some)
         errors = sum(len(pair.edits) for pair in some)
         print(f"{arguments.out / name}: {len(some)} texts, {clean} without an error, {errors} errors")

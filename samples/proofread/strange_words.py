@@ -11,7 +11,6 @@ or one made up of several tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 from collections import defaultdict
@@ -93,12 +92,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=pairs.SEED)
     arguments = parser.parse_args()
     rng, words = random.Random(arguments.seed), Words(AutoTokenizer.from_pretrained(arguments.tokenizer).get_vocab())
-    changed = 0
-    with arguments.out.open("w", encoding="utf-8", newline="\n") as file:
-        for text, right in pairs.read_pairs(arguments.texts):
-            pair = with_strange_words(text, right, words, rng) if rng.random() < arguments.share else (text, right)
-            changed += pair != (text, right)
-            file.write(json.dumps(pairs.chat(*pair)) + "\n")
+    before = pairs.read_pairs(arguments.texts)
+    made = [with_strange_words(*pair, words, rng) if rng.random() < arguments.share else pair for pair in before]
+    pairs.write_pairs(arguments.out, made)
+    changed = sum(pair != other for pair, other in zip(before, made, strict=True))
     print(f"{arguments.out}: {changed} texts with strange words")
 
 

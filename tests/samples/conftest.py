@@ -6,8 +6,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,3 +103,9 @@ def package() -> Iterator[ModuleType]:
     sys.path.insert(0, sample)
     yield __import__("proofread")
     sys.path.remove(sample)
+
+
+@pytest.fixture(scope="session")
+def programs(package: ModuleType) -> Callable[..., SimpleNamespace]:
+    """The sample's programs by their names, which import each other as scripts of one folder do."""
+    return lambda *names: SimpleNamespace(**{name: import_module(name) for name in names})

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,11 +28,8 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def proofread() -> Iterator[SimpleNamespace]:
-    """The sample's modules, which import each other as scripts of one folder do."""
-    sys.path.insert(0, str(SAMPLE))
-    yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    sys.path.remove(str(SAMPLE))
+def proofread(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs(*MODULES)
 
 
 def records() -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +20,8 @@ SAMPLE = Path(__file__).parents[2] / "samples" / "proofread"
 
 
 @pytest.fixture(scope="module")
-def sample() -> Iterator[SimpleNamespace]:
-    sys.path.insert(0, str(SAMPLE))
-    yield SimpleNamespace(**{name: __import__(name) for name in ("score_bundle", "score_spellers")})
-    sys.path.remove(str(SAMPLE))
+def sample(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs("score_bundle", "score_spellers")
 
 
 def run(script: str, *arguments: object) -> list[dict[str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +20,8 @@ PAIRS = [(f"He go to shop {number}.", f"He goes to shop {number}.") for number i
 
 
 @pytest.fixture(scope="module")
-def sample() -> Iterator[SimpleNamespace]:
-    sys.path.insert(0, str(SAMPLE))
-    yield SimpleNamespace(**{name: __import__(name) for name in MODULES})
-    sys.path.remove(str(SAMPLE))
+def sample(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs(*MODULES)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +22,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 @pytest.fixture(scope="module")
-def sample() -> Iterator[SimpleNamespace]:
-    sys.path.insert(0, str(SAMPLE))
-    yield SimpleNamespace(**{name: __import__(name) for name in ("base_model", "smaller_vocabulary")})
-    sys.path.remove(str(SAMPLE))
+def sample(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs("base_model", "smaller_vocabulary")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -36,10 +36,8 @@ TOKENS = [
 
 
 @pytest.fixture(scope="module")
-def strange_words() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SAMPLE))
-    yield __import__("strange_words")
-    sys.path.remove(str(SAMPLE))
+def strange_words(programs: Callable[..., SimpleNamespace]) -> ModuleType:
+    return programs("strange_words").strange_words
 
 
 def differing(text: str, right: str) -> list[tuple[int, str, str]]:

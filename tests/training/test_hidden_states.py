@@ -58,7 +58,7 @@ def test_the_distance_is_a_share_of_each_tokens_length_and_padding_has_none() ->
 def test_the_first_of_interleaved_loops_has_its_sources_states_after_as_many_layers_as_there_are_loops(
     source: Path, tmp_path: Path
 ) -> None:
-    """Where all layers of the source are the same, so are the layers that a first loop stands for, and its states."""
+    """Of a source whose every second layer adds nothing, so that the first loop does all that it does."""
     model = AutoModelForCausalLM.from_pretrained(source)
     for layer in model.model.layers[1::2]:  # they add nothing: the first loop is all
         layer.self_attn.o_proj.weight.data.zero_()

@@ -317,9 +317,8 @@ def test_a_teacher_kept_on_disk_teaches_as_the_teacher_itself(
         for mask in (asked, fewer):
             with torch.no_grad():
                 logits = student(**text_of(batch), logits_mask=mask).logits
-                ours, theirs = (
-                    one.answer(batch, mask).divergence(logits, "forward-kl", 2.0) for one in (cached, online)
-                )
+                answers = [one.answer(batch, mask) for one in (cached, online)]
+                ours, theirs = (answer.divergence(logits, "forward-kl", 2.0) for answer in answers)
             assert 0 < float(ours) <= float(theirs) + 1e-3  # what is seen as one cannot differ more
             assert abs(float(ours) - float(theirs)) < error * float(theirs)
     with pytest.raises(rrt_edge.BadInputError, match=r"teacher\.json: temperature: made of another teacher"):

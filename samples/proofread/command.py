@@ -11,6 +11,7 @@ from pathlib import Path
 import showing
 from files import Document, UnusableError, read, replace
 from proofread import Corrected, Proofreader
+from proofread.proofreader import SURE
 
 from rrt_edge.runtime import RRTEdgeError
 
@@ -42,6 +43,19 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         "--point", metavar="NAME", help="operating point: fast, balanced or faithful, or another exit policy"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads that the model computes with")
+    parser.add_argument(
+        "--sure", type=float, default=SURE, metavar="P", help="make only changes that the model gives at least this "
+        "probability, from 0 to 1 (default: %(default)s); a higher one makes fewer changes, and fewer wrong ones"
+    )  # fmt: skip
+
+
+def load(options: argparse.Namespace) -> Proofreader:
+    """The proofreader that these options ask for.
+
+    Raises:
+        RRTEdgeError: as `Proofreader.load`.
+    """
+    return Proofreader.load(options.bundle, options.point, options.threads, options.sure)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     if not documents:
         return status
     try:
-        with Proofreader.load(options.bundle, options.point, options.threads) as proofreader:
+        with load(options) as proofreader:
             for document in documents:
                 try:
                     changed = proofread(proofreader, document, options)

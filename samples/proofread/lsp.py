@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Event
 
-from command import add_bundle_options, complain, is_markdown
+from command import add_bundle_options, complain, is_markdown, load
 
 try:
     from lsprotocol import types as lsp
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str]) -> int:
     add_bundle_options(parser)
     options = parser.parse_args(arguments)
     try:
-        with Proofreader.load(options.bundle, options.point, options.threads) as proofreader:
+        with load(options) as proofreader:
             make_server(proofreader).start_io()
     except RRTEdgeError as error:
         return complain(error)

@@ -3,9 +3,10 @@
     python samples/proofread/score_bundle.py samples/proofread/bundle build/proofread/heldout.jsonl full fast balanced
     python samples/proofread/score_bundle.py samples/proofread/bundle samples/proofread/heldout/people.jsonl balanced
 
-The answers are the model's own, without the checks of `python samples/proofread`. For each policy one object of JSON:
-the scores, mean depth of all tokens, of those of words that stand in the text and of those of words that were changed,
-the share of texts answered as at full depth, and tokens a second.
+The answers are the model's own. For each policy one object of JSON: the scores, mean depth of all tokens, of those of
+words that stand in the text and of those of words that were changed, the share of texts answered as at full depth, and
+tokens a second. With `--sure P` the answers are what `python samples/proofread --sure P` makes of the replies, which
+leaves out changes that the model is not sure of or that do not look like corrections; then without depths and speed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 import pairs
 import scoring
+from proofread import Proofreader
 from proofread.comparing import Change, compare
 from proofread.replies import LONGER, SPARE
 
@@ -92,11 +95,19 @@ def main() -> None:
     parser.add_argument("policies", nargs="+", help="full, depth=N, fast, balanced, faithful, ...")
     parser.add_argument("--first", type=int, help="take the first texts of the set alone")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--sure", type=float, metavar="P", nargs="+", help="score the sample's answers at these")
     arguments = parser.parse_args()
 
     chosen = pairs.read_pairs(arguments.texts)[: arguments.first]
     texts = [text for text, _ in chosen]
     with Model.load(arguments.bundle, device="cpu", threads=arguments.threads) as model:
+        if arguments.sure is not None:
+            for policy, sure in product(arguments.policies, arguments.sure):
+                proofreader = Proofreader(model, policy, sure)
+                answers = [proofreader.correct(text).text for text in texts]
+                scores = scoring.score(texts, [target for _, target in chosen], answers).as_record()
+                print(json.dumps({"policy": policy, "sure": sure, **scores}), flush=True)
+            return
         replies = {"full": correct(model, texts, "full")}
         full = [reply.text.strip() for reply in replies["full"]]
         for policy in arguments.policies:

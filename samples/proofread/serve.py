@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from command import add_bundle_options, complain
+from command import add_bundle_options, complain, load
 
 try:
     import uvicorn
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
     add_bundle_options(parser)
     options = parser.parse_args(arguments)
     try:
-        with Proofreader.load(options.bundle, options.point, options.threads) as proofreader:
+        with load(options) as proofreader:
             name = Path(options.bundle or "proofread").resolve().name
             config = uvicorn.Config(
                 make_app(proofreader, name, options.host), options.host, options.port, log_level="warning"

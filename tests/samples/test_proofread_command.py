@@ -143,6 +143,7 @@ def test_a_bundle_or_a_point_that_is_not_there_is_one_line(run: Run, file: Path,
         proofreader.Proofreader.load()
     status, out, error = run("--point", "swift", file)
     assert (status, out) == (2, b"") and "fast, balanced, faithful" in error and error.count("\n") == 1
+    assert run("--sure", "2", file) == (2, b"", "error: sure: must be a probability from 0 to 1, not 2.0\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of POSIX")

@@ -131,7 +131,7 @@ def correct_badly(text: str, seed: int) -> str:
     for prose in find_prose(text):
         for piece in cut(prose):
             answer = replies(piece.text, rng)
-            edits += corrections(piece, Reply(answer, (), tuple(compare(piece.text, answer)), None), False)[0]
+            edits += corrections(piece, Reply(answer, (), tuple(compare(piece.text, answer)), None), 0, False)[0]
     return apply(text, keep_structure(text, without_overlaps(edits)))
 
 

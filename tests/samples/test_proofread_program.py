@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rrt_edge.runtime import RRTEdgeError
 from tests.samples.proofreader import ANOTHER, CORRECTIONS, EMPTY, FIGURES, LOOP, LOST, MARKUP, OTHER, TOGETHER
 
 
@@ -188,3 +189,47 @@ def test_changes_together_give_the_reply(package, text, reply):
             parts += [text[at : change.start], reply[change.first : change.last]]
             at = change.end
         assert "".join([*parts, text[at:]]) == reply
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "expected"),
+    [
+        ("A sofa.", [("A", 0.9), (" so", 0.8), (".", 0.5), ("", 0.9)], [0.8 * 0.5]),  # "so" ends where "." comes
+        ("The the end", [("The", 0.9), (" end", 0.7), ("", 0.5)], [0.7]),  # a removal: the token that comes instead
+        ("No end", [("No", 0.9), (" end", 0.7), (".", 0.6), ("", 0.5)], [0.6 * 0.5]),
+        ("He go on", [("He", 0.9), (" go", 0.8), ("es", 0.7), (" on", 0.6), ("", 0.5)], [0.8 * 0.7 * 0.6]),
+        ("I is an", [("I", 0.9), (" am", 0.8), (" a", 0.7), ("", 0.5)], [0.8 * 0.7, 0.7 * 0.5]),
+        ("Same.", [("Same", 0.2), (".", 0.1)], []),
+    ],
+)
+def test_the_probability_of_a_change_is_that_of_its_tokens_and_the_next(package, text, tokens, expected):
+    from proofread.comparing import compare
+    from proofread.replies import Reply, Written
+
+    written, at = [], 0
+    for piece, probability in tokens:
+        written.append(Written(at, at + len(piece), 1, probability))
+        at += len(piece)
+    answer = "".join(piece for piece, _ in tokens)
+    reply = Reply(answer, tuple(written), tuple(compare(text, answer)), None)
+    assert [reply.probability(change) for change in reply.changes] == pytest.approx(expected)
+
+
+def test_a_change_that_the_model_is_not_sure_of_is_not_made(package, proofreader_bundle):
+    from proofread.replies import generate
+
+    text = "She go home. We goes too."
+    with package.Proofreader.load(proofreader_bundle, sure=0) as proofreader:
+        assert proofreader.correct(text).text == CORRECTIONS[text]
+        ((_, reply),) = generate(proofreader.model, proofreader.policy, [text], lambda: False)
+        first, second = (reply.probability(change) for change in reply.changes)
+        assert first != second
+        proofreader = package.Proofreader(proofreader.model, sure=(first + second) / 2)
+        half = "She goes home. We goes too." if first > second else "She go home. We go too."
+        assert proofreader.correct(text).text == half
+
+
+@pytest.mark.parametrize("sure", [-0.1, 1.5, float("nan")])
+def test_a_probability_that_is_none_is_refused(package, proofreader_bundle, sure):
+    with pytest.raises(RRTEdgeError, match=f"sure: must be a probability from 0 to 1, not {sure}"):
+        package.Proofreader.load(proofreader_bundle, sure=sure)

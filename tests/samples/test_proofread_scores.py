@@ -50,6 +50,9 @@ def test_a_bundle_is_scored_at_each_policy(make_once: Callable[..., Path], tmp_p
     assert 1 < balanced["mean_depth"] < 2 and 1 <= balanced["changed_depth"] <= 2
     assert all(scores["tokens_per_second"] > 0 for scores in (full, one, balanced))
     assert len(run("score_bundle.py", bundle, texts, "full", "--first", 3, "--threads", 1)) == 1
+    every, none = run("score_bundle.py", bundle, texts, "full", "--sure", 0, 1.0)
+    assert (every["sure"], none["sure"]) == (0, 1) and every["clean"] == none["clean"] == 2
+    assert none["exact"] < every["exact"] < full["exact"]  # a line without an end is a title, and stays
 
 
 def test_tokens_are_told_apart_by_what_was_changed(sample: SimpleNamespace) -> None:

@@ -12,13 +12,19 @@ from proofread.prose import Prose
 from proofread.replies import Reply
 
 
-def corrections(piece: Prose, reply: Reply, curly: bool) -> tuple[list[Edit], list[Run]]:
-    """The edits that a reply makes to its piece, and the depths of what stays; `curly`: with curly apostrophes."""
+def corrections(piece: Prose, reply: Reply, sure: float, curly: bool) -> tuple[list[Edit], list[Run]]:
+    """The edits that a reply makes to its piece, and the depths of what stays.
+
+    Args:
+        sure: the least probability of a change that is made.
+        curly: whether apostrophes are curly.
+    """
     edits, runs, at = [], [], 0
     for change in [*reply.changes, Change(len(piece.text), len(piece.text), len(reply.text), len(reply.text))]:
         runs += _kept(piece, reply, at, change)
         at = change.end
-        edits += _edit(piece, reply, change, curly)
+        if reply.probability(change) >= sure:
+            edits += _edit(piece, reply, change, curly)
     return edits, runs
 
 
@@ -30,9 +36,9 @@ def _edit(piece: Prose, reply: Reply, change: Change, curly: bool) -> list[Edit]
         place = piece.place(variant.start, variant.end)
         if place is not None and is_allowed(piece, variant, inserted):
             depths = [0] * len(inserted)
-            for start, end, depth in reply.tokens:
-                for at in range(max(start, variant.first), min(end, variant.last)):
-                    depths[at - variant.first] = depth
+            for token in reply.tokens:
+                for at in range(max(token.start, variant.first), min(token.end, variant.last)):
+                    depths[at - variant.first] = token.depth
             inserted = inserted.replace("'", "\u2019") if curly else inserted
             return [Edit(*place, inserted, tuple(depths))] if inserted or place[0] < place[1] else []
     return []
@@ -41,10 +47,10 @@ def _edit(piece: Prose, reply: Reply, change: Change, curly: bool) -> list[Edit]
 def _kept(piece: Prose, reply: Reply, start: int, change: Change) -> list[Run]:
     """The tokens of what stays from `start` to a change."""
     shift, runs = change.first - change.start, []
-    for first, last, depth in reply.tokens:
-        begin, end = max(first - shift, start), min(last - shift, change.start)
+    for token in reply.tokens:
+        begin, end = max(token.start - shift, start), min(token.end - shift, change.start)
         if begin < end and piece.starts[begin] < piece.ends[end - 1]:
-            runs.append(Run(piece.starts[begin], piece.ends[end - 1], depth))
+            runs.append(Run(piece.starts[begin], piece.ends[end - 1], token.depth))
     return runs
 
 

@@ -18,6 +18,7 @@ from rrt_edge.runtime import BadInputError, Model
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 KEPT = 4096  # replies that are remembered
+SURE = 0.7  # of changes; docs/proofread.md has the scores of others
 
 
 class Proofreader:
@@ -27,32 +28,35 @@ class Proofreader:
     used by several threads.
     """
 
-    def __init__(self, model: Model, point: str | None = None) -> None:
+    def __init__(self, model: Model, point: str | None = None, sure: float = SURE) -> None:
         """
         Args:
             point: one of the bundle's operating points (`fast`, `balanced`, `faithful`), or another exit policy.
+            sure: the least probability that the model must give a change, from 0 (every change is made) to 1.
 
         Raises:
-            BadInputError: the bundle has no such point.
+            BadInputError: the bundle has no such point, or `sure` is no probability.
         """
-        self.model, self.policy = model, model.policy(point)
+        if not 0 <= sure <= 1:
+            raise BadInputError(f"sure: must be a probability from 0 to 1, not {sure}")
+        self.model, self.policy, self.sure = model, model.policy(point), sure
         self._replies: OrderedDict[str, Reply] = OrderedDict()
         self._lock = Lock()
 
     @classmethod
     def load(
-        cls, bundle: Path | str | None = None, point: str | None = None, threads: int | None = None
+        cls, bundle: Path | str | None = None, point: str | None = None, threads: int | None = None, sure: float = SURE
     ) -> Proofreader:
         """Load a bundle; by default the one that lies beside this package.
 
         Raises:
-            RRTEdgeError: the bundle is missing or damaged, or has no such point.
+            RRTEdgeError: the bundle is missing or damaged or has no such point, or `sure` is no probability.
         """
         if bundle is None and not (BUNDLE / "manifest.json").is_file():
             raise BadInputError(f"{BUNDLE}: the proofreader's bundle is not there; name one with --bundle")
         model = Model.load(BUNDLE if bundle is None else bundle, threads=threads)
         try:
-            return cls(model, point)
+            return cls(model, point, sure)
         except BaseException:
             model.close()
             raise
@@ -100,7 +104,7 @@ class Proofreader:
         for piece in pieces:
             reply = replies[piece.text]
             if reply.is_usable:
-                changed, kept = corrections(piece, reply, "\u2019" in text)
+                changed, kept = corrections(piece, reply, self.sure, "\u2019" in text)
                 edits += changed
                 runs += kept
             elif reply.problem:
@@ -108,7 +112,7 @@ class Proofreader:
         edits = without_overlaps(edits)
         if is_markdown:
             edits = keep_structure(text, edits)
-        depths = [depth for reply in replies.values() for _, _, depth in reply.tokens]
+        depths = [token.depth for reply in replies.values() for token in reply.tokens]
         mean = sum(depths) / len(depths) if depths else 0.0
         return Corrected(text, tuple(edits), tuple(left), tuple(runs), len(depths), mean)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import exp, prod
+from typing import NamedTuple
 
 from proofread.checks import problem
 from proofread.comparing import Change, compare
@@ -17,25 +19,41 @@ class Stopped(Exception):
     """A correction was stopped before its end."""
 
 
+class Written(NamedTuple):
+    """A token of a reply: where it stands in the text, its depth, and the probability that the model gave it."""
+
+    start: int
+    end: int
+    depth: int
+    probability: float
+
+
 @dataclass(frozen=True)
 class Reply:
     """The model's reply to a piece.
 
     Attributes:
         text: without white space at its ends.
-        tokens: start, end (in `text`) and depth of each token.
+        tokens: all, in order.
         changes: from the piece to `text`.
         problem: why it is no correction, if it is none; empty where that goes without saying.
     """
 
     text: str
-    tokens: tuple[tuple[int, int, int], ...]
+    tokens: tuple[Written, ...]
     changes: tuple[Change, ...]
     problem: str | None
 
     @property
     def is_usable(self) -> bool:
         return self.problem is None
+
+    def probability(self, change: Change) -> float:
+        """How likely the model held a change: that of all its tokens together and of the one behind them, which says
+        that it ends there ("sofa" becomes "so" by the token that follows "so").
+        """
+        behind = next((at for at, token in enumerate(self.tokens) if token.start >= change.last), len(self.tokens))
+        return prod(token.probability for token in self.tokens[: behind + 1] if token.end > change.first)
 
 
 def generate(
@@ -53,7 +71,7 @@ def generate(
             try:
                 ids = model.encode_chat([{"role": "user", "content": text}])
                 most = round(LONGER * len(ids)) + SPARE
-                running[engine.submit(ids, Sampling(max_tokens=most), policy)] = text
+                running[engine.submit(ids, Sampling(max_tokens=most, logprobs=0), policy)] = text
             except RRTEdgeError as error:
                 yield text, Reply("", (), (), f"the model cannot take it ({error})")
         if not running:
@@ -71,8 +89,9 @@ def _reply(text: str, request: Request) -> Reply:
     answer, lead = whole.strip(), len(whole) - len(whole.lstrip())
     tokens, at = [], -lead
     for token in request.tokens:
-        tokens.append((max(at, 0), min(at + len(token.text), len(answer)), token.depth))
-        at += len(token.text)
+        end = at + len(token.text)
+        tokens.append(Written(max(at, 0), min(end, len(answer)), token.depth, exp(token.logprob or 0)))
+        at = end
     changes = compare(text, answer)
     if request.error is not None:
         reason: str | None = f"the model failed ({request.error})"

@@ -5,7 +5,8 @@
 
 The text has a sentence a line. Lines 1 to 1,600, 40 a text, are what `--data` gets; perplexity is of lines 2,001 to
 2,800, 40 a text. Texts are cut to 512 tokens. Methods: `svd` is the paper's conversion, `svd-own` the same with norms
-of each depth's own, `output` what `--data` makes; `output:stepwise` from another block (--init).
+of each depth's own, `output` what `--data` makes; `output:stepwise` from another block (--init). `spread`, behind
+another method, is `output` with as many parameters as that one had, but with ranks that `--parameters` chose.
 """
 
 from __future__ import annotations
@@ -47,17 +48,22 @@ def main() -> None:
     print(f"{sum(map(len, held_out)):,} tokens; source {source:.2f}", flush=True)
     print("| method | rank | parameters | perplexity | to the source's | seconds | peak MB |")
     print("|---|---|---|---|---|---|---|", flush=True)
+    share = 1.0
     for rank in map(int, arguments.ranks.split(",")):
         for method in arguments.methods.split(","):
             kind, _, init = method.partition(":")
-            options = {"data": data, "data_tokens": arguments.tokens} if kind == "output" else {}
+            options = {"data": data, "data_tokens": arguments.tokens} if kind in ("output", "spread") else {}
+            options |= {"parameters": share} if kind == "spread" else {"rank": rank}
             out, started = arguments.folder / "recursive", time.perf_counter()
             report = rrt_edge.convert(
-                arguments.source, out, loops=arguments.loops, rank=rank, init=init or "average",
+                arguments.source, out, loops=arguments.loops, init=init or "average",
                 own_vectors=kind != "svd", **options,
             )  # fmt: skip
+            count = report.parameters
+            share = count.total / (count.total - count.non_embedding + count.source_non_embedding)
             seconds, found = time.perf_counter() - started, perplexity(load(out), held_out)
-            cells = [method, rank, f"{report.parameters.total / 1e6:.1f}M", f"{found:,.2f}", f"{found / source:,.2f}"]
+            shown = ", ".join(f"{name} {own}" for name, own in report.component_ranks.items()) or rank
+            cells = [method, shown, f"{count.total / 1e6:.1f}M", f"{found:,.2f}", f"{found / source:,.2f}"]
             cells += [f"{seconds:.0f}", f"{report.peak_memory_bytes / 1e6:.0f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

@@ -18,6 +18,7 @@ from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import progress_bar, size, two_columns
 from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.options import ConvertOptions, read_rank
+from rrt_edge.model.sharing import ranks_in_words
 
 if TYPE_CHECKING:
     from rrt_edge.conversion.adapters import Kept, OutputError
@@ -74,7 +75,7 @@ def convert(
     count = report.parameters
     rows = [
         ("loops x layers per block", f"{report.loops} x {report.layers_per_block}"),
-        ("rank", ", ".join([f"{report.rank}", *(f"{name} {rank}" for name, rank in ranks.items())])),
+        ("rank", ranks_in_words(report.rank, report.component_ranks)),
         ("init", f"block {report.init}, adapters {report.lora_init}"),
         *([("fitted to", f"{report.texts} texts, {report.tokens:,} tokens")] if report.texts else []),
         ("parameters outside the embedding", f"{count.non_embedding:,}"),

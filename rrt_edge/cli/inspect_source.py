@@ -16,7 +16,7 @@ from rrt_edge.cli.interrupts import importing
 from rrt_edge.cli.terminal import size, two_columns
 from rrt_edge.conversion.facts import End, SourceFacts, read_facts
 from rrt_edge.exporters.options import BLOCK_SIZE
-from rrt_edge.model.sharing import check_sharing
+from rrt_edge.model.sharing import check_sharing, ranks_in_words
 from rrt_edge.runtime.errors import BadInputError
 
 
@@ -81,11 +81,10 @@ def facts_table(facts: SourceFacts, sizes: Mapping[str, int], how: str) -> Table
     ]
     if facts.sharing is not None:
         sharing = facts.sharing
-        ranks = [f"{sharing.rank}", *(f"{name} {rank}" for name, rank in sharing.component_ranks.items())]
         rows += [
             ("loops x layers per block", f"{sharing.loops} x {sharing.layers_per_block}"),
             ("depths", ", ".join(map(str, range(1, sharing.loops + 1)))),
-            ("LoRA rank", ", ".join(ranks)),
+            ("LoRA rank", ranks_in_words(sharing.rank, sharing.component_ranks)),
             ("KV rule", sharing.kv_rule),
             ("exit gate", "trained" if sharing.gate_trained else "not trained"),
             ("made from", sharing.source or "not said"),

@@ -118,6 +118,19 @@ def output_factors(weight: Tensor, residual: Tensor, rank: int, sums: InputSums)
     return rows.T.contiguous(), b @ mixing.T, energy - kept, whole
 
 
+def spectrum(weight: Tensor, residual: Tensor, root: Tensor | None) -> Tensor:
+    """What each rank more of an adapter for `residual` [out, in] keeps, as shares of the weight's energy, falling.
+
+    Args:
+        root: as `InputSums.root`; with it the energies are those of the output.
+    """
+    if root is not None:
+        weight, residual = weight @ root, residual @ root
+    wide = residual if residual.shape[0] <= residual.shape[1] else residual.T
+    squares: Tensor = torch.linalg.eigvalsh((wide @ wide.T).double()).flip(0).clamp_min(0)
+    return squares / weight.double().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def refitted(weight: Tensor, residual: Tensor, a: Tensor, sums: InputSums) -> Tensor:
     """The B [out, rank] with which a given A [rank, in] stands best for `residual`, as `output_factors` has it."""
     reached = (a @ sums.root).double()  # [rank, in]

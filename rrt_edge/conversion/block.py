@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from rrt_edge.conversion.adapters import Energies, output_factors, residual_factors
+from rrt_edge.conversion.adapters import Energies, output_factors, residual_factors, spectrum
 from rrt_edge.conversion.checkpoint import Checkpoint, Tensors
 from rrt_edge.conversion.naming import HEAD
 from rrt_edge.conversion.side_by_side import SideBySide
@@ -112,6 +113,46 @@ class Block:
                         energies.add(part, self.config.source_layer(loop, k), kept, energy)
                     yield from self._pair(k, loop, linear.path, module, part, a, b)
         self._checkpoint.close()
+
+    def spectra(self, texts: Sequence[Sequence[int]], progress: Progress | None) -> Iterator[tuple[str, Tensor, int]]:
+        """Yield how much each rank of an adapter brings back, for each projection at each depth.
+
+        With texts it is of the output on them, on the source's own inputs, without texts of the weight.
+
+        Returns:
+            The projection; shares of the energy of its output or weight, the largest first; the numbers that a rank
+            takes.
+        """
+        side = SideBySide(self.config, texts, self._embedding()) if texts else None
+        for number, k in enumerate(self._block_layers()):
+            tensors = self._source_layer(number)
+            roots = self._input_roots(side, number, tensors) if side is not None else {}
+            for path in (linear.path for linear in self.family.linears):
+                module = _adapted(self._model.model.block[k], path)
+                weight = tensors[f"{path}.weight"].float()
+                whole = split_rows(weight, module.sizes, module.groups)
+                lost = split_rows(weight - self._weight(k, path, module), module.sizes, module.groups)
+                for part in module.sizes:
+                    yield part, spectrum(whole[part], lost[part], roots.get(path)), sum(whole[part].shape)
+            self._checkpoint.close()
+            if progress is not None:
+                progress(number + 1, self.config.text_config.num_hidden_layers, "layers measured")
+
+    def _block_layers(self) -> list[int]:
+        """The block's layer that stands for each layer of the source."""
+        slots = itertools.product(range(self.config.loops), range(self.config.layers_per_block))
+        return [k for _, k in sorted(slots, key=lambda slot: self.config.source_layer(*slot))]
+
+    def _input_roots(self, side: SideBySide, number: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`InputSums.root` of each linear of a source's layer on its own inputs; `side`'s source goes on behind it."""
+        layer = side.layer(number, tensors)
+        alone = side.copy()  # both models where the source is
+        roots: dict[str, Tensor] = {}
+        for group in side.groups(number, layer):
+            root = alone.input_sums(number, layer, layer, group[0]).root
+            roots |= dict.fromkeys(group, root)
+        side.advance_source(number, layer)
+        return roots
 
     def adapters_for_texts(
         self, texts: Sequence[Sequence[int]], energies: Energies, progress: Progress | None

@@ -37,7 +37,7 @@ def check_sharing_of(source: Path | str, fields: dict[str, Any], options: Conver
         _check_looped(source, options)
     if options.data is not None:
         check_kind(options.data)
-        if not (options.rank or any(options.component_ranks.values())):
+        if not (options.rank or options.parameters or any(options.component_ranks.values())):
             raise BadInputError("rank 0: with data it is the adapters that are fitted; give a rank")
     sharable = layers if isinstance(layers, int) and own_loops(fields) is None else None
     check_sharing(sharable, loops, options.rank, options.component_ranks)
@@ -51,6 +51,11 @@ def _check_looped(source: Path | str, options: ConvertOptions) -> None:
     """
     if options.data is not None:
         raise BadInputError(f"{source}: is looped already; there is nothing for data to make up for: leave it out")
+    if options.parameters is not None:
+        raise BadInputError(
+            f"parameters {options.parameters}: {source} is looped already, so sharing loses nothing that adapters "
+            "could bring back; leave out parameters, or give a rank"
+        )
     usual = ConvertOptions()
     for name in ("init", "order", "lora_init"):
         value, flag = getattr(options, name), name.replace("_", "-")

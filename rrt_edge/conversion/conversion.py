@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from rrt_edge.conversion.adapters import Energies, Kept, OutputError
 from rrt_edge.conversion.block import Block, Piece, refuse_leftovers
+from rrt_edge.conversion.budget import curves, spend
 from rrt_edge.conversion.checkpoint import Checkpoint
 from rrt_edge.conversion.checks import check_conversion
 from rrt_edge.conversion.folder import SINGLE, is_recursive_checkpoint
@@ -79,6 +80,7 @@ def convert(
     order: Order = "consecutive",
     rank: float = 0,
     component_ranks: Mapping[str, float] | None = None,
+    parameters: float | None = None,
     data: Path | str | None = None,
     data_tokens: int = 16384,
     lora_init: LoRAInit | None = None,
@@ -105,6 +107,8 @@ def convert(
             learns soon to answer alone, and the whole has to be trained before it answers).
         rank: LoRA rank of every linear at every depth, capped at its smaller side; below 1, a share of that.
         component_ranks: ranks that differ, of `attention` (queries and output), `kv` and `ffn`.
+        parameters: how many the result may have, as a share of the source's, in place of ranks: these are chosen, in
+            steps of 8, so that they bring back as much as they can of what sharing loses.
         data: texts or chats (`rrt_edge.model.text.read_examples`); a few dozen are enough.
         data_tokens: of the data, how many tokens are read, at most 512 of a text.
         lora_init: `svd` (of the weights), `output` (by the data) or `zero`; `output` where there is data, else `svd`.
@@ -122,6 +126,7 @@ def convert(
         order=order,
         rank=rank,
         component_ranks=component_ranks or {},
+        parameters=parameters,
         data=None if data is None else Path(data),
         data_tokens=data_tokens,
         lora_init=lora_init,
@@ -139,8 +144,10 @@ def _convert(source: Path | str, out: Path, options: ConvertOptions, progress: P
     family = family_of(checkpoint.config)
     texts = read_texts(checkpoint, options.data, options.data_tokens)
     name = Path(source).resolve().name if Path(source).exists() else str(source)
-    config = recursive_config(checkpoint.config, options, name)
     stored = checkpoint.dtype if options.dtype == "source" else getattr(torch, options.dtype)
+    if options.parameters is not None:
+        options = with_ranks(checkpoint, options, stored, texts, progress)
+    config = recursive_config(checkpoint.config, options, name)
     with torch.device("meta"):
         model = RecursiveForCausalLM(config)
     energies = Energies()
@@ -202,6 +209,33 @@ def recursive_config(text: PreTrainedConfig, options: ConvertOptions, source: st
         component_ranks=options.component_ranks,
         **chosen,
     )
+
+
+def with_ranks(
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    stored: torch.dtype,
+    texts: Sequence[Sequence[int]],
+    progress: Progress | None,
+) -> ConvertOptions:
+    """The options with ranks in the place of a share of the source's parameters.
+
+    Raises:
+        BadInputError: what is shared takes more already.
+    """
+    assert options.parameters is not None
+    with torch.device("meta"):
+        model = RecursiveForCausalLM(recursive_config(checkpoint.config, options, None))
+    count = count_parameters(model)
+    source = count.source_non_embedding + count.total - count.non_embedding
+    allowed = int(options.parameters * source) - count.total
+    if allowed < 0:
+        raise BadInputError(
+            f"parameters {options.parameters}: {options.loops} loops have {count.total / source:.3f} of the source's "
+            "already without adapters; allow more, or take more loops"
+        )
+    ranks = spend(curves(Block(checkpoint, model, stored).spectra(texts, progress)), allowed)
+    return dataclasses.replace(options, parameters=None, component_ranks=dict(ranks))
 
 
 def recursive_state(

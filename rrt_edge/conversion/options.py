@@ -48,6 +48,15 @@ class ConvertOptions:
         parse=read_rank,
         metavar="RANK",
     )
+    parameters: float | None = option(
+        None,
+        "How many parameters the result may have, as a share of the source's, in place of a rank: attention, keys and "
+        "values, and feed-forward layers get ranks by what each rank brings back.",
+        above=0,
+        most=1,
+        unset="as many as the rank makes",
+        metavar="SHARE",
+    )
     data: Path | None = option(
         None,
         "A few dozen texts or chats (.jsonl, .txt, .parquet): the adapters start where their layers' output on them "
@@ -72,6 +81,8 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.parameters is not None and (self.rank or self.component_ranks):
+            raise BadInputError(f"parameters {self.parameters}: chooses the ranks itself; leave out one of them")
         if (self.data is not None) != (self.adapters == "output"):
             raise BadInputError(
                 f"lora-init {self.adapters}: "

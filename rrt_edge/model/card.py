@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from rrt_edge.model.configuration import RecursiveConfig
-from rrt_edge.model.sharing import LOOPED
+from rrt_edge.model.sharing import LOOPED, ranks_in_words
 from rrt_edge.runtime.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -81,14 +81,13 @@ def _metadata(config: RecursiveConfig, source: Mapping[str, Any]) -> ModelCardDa
 
 def model_card(config: RecursiveConfig, source_metadata: Mapping[str, Any]) -> str:
     text, source = config.text_config, config.source or f"a {config.text_config.model_type} checkpoint"
-    ranks = [f"{config.rank}", *(f"{name} {rank}" for name, rank in config.component_ranks.items())]
     gate = "none" if config.looping.gate == "none" else "trained" if config.gate_trained else "not trained"
     looped = text.model_type in LOOPED
     layers = config.layers_per_block if looped else text.num_hidden_layers
     rows = [
         ("source", f"{source} ({text.model_type}, {layers} layers)"),
         ("loops x layers per block", f"{config.loops} x {config.layers_per_block}"),
-        ("LoRA rank", ", ".join(ranks) if config.relaxed else "none"),
+        ("LoRA rank", ranks_in_words(config.rank, config.component_ranks) if config.relaxed else "none"),
         ("init", f"block {config.init}" + (f", adapters {config.lora_init}" if config.relaxed else "")),
         *([("order of the layers", config.order)] if config.order != "consecutive" else []),
         ("norms and biases", "of each depth" if config.own_vectors else "shared"),

@@ -39,6 +39,12 @@ def check_sharing(
             raise BadInputError(f"{label} {value} is neither a whole number nor a share of full rank below 1")
 
 
+def ranks_in_words(rank: Rank, component_ranks: Mapping[str, Rank]) -> str:
+    """The rank of all adapters, and those that differ, as people read them."""
+    differing = [f"{name} {own}" for name, own in component_ranks.items()]
+    return ", ".join(differing if len(differing) == len(set(COMPONENTS.values())) else [f"{rank}", *differing])
+
+
 def own_loops(fields: Mapping[str, Any]) -> int | None:
     """The loops of a looped model of others, by the fields of its config.json; None: it is none."""
     field = LOOPED.get(str(fields.get("model_type")))

@@ -248,6 +248,13 @@ def test_the_energy_kept_is_reported_with_the_worst_layer(source: Path, tmp_path
         ({"order": "best"}, "order 'best'"),
         ({"lora_init": "best"}, "lora-init 'best'"),
         ({"rank": 2.5}, "rank 2.5 is neither a whole number nor a share of full rank"),
+        ({"parameters": 0}, "parameters 0: must be a number above 0 and at most 1"),
+        ({"parameters": 0.5, "rank": 2}, "parameters 0.5: chooses the ranks itself; leave out one of them"),
+        ({"parameters": 0.5, "component_ranks": {"kv": 2}}, "leave out one of them"),
+        (
+            {"parameters": 0.1},
+            "parameters 0.1: 2 loops have 0.5.* of the source's already without adapters; allow more",
+        ),
         ({"component_ranks": {"kv": -1}}, "kv rank -1 is negative"),
         ({"component_ranks": {"mlp": 1}}, "component_ranks names 'mlp'; choose from attention, ffn, kv"),
     ],

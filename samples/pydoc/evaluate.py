@@ -5,7 +5,8 @@
     python samples/pydoc/evaluate.py bundle build/pydoc --calibrate samples/pydoc/recursive
 
 MODEL is a checkpoint folder (run with transformers) or a bundle (run with rrt_edge.runtime). `--traces` records the
-depths of a bundle's answers, for `rrt-edge bench --traces` to replay. `--calibrate` picks the
+depths of a bundle's answers, for `rrt-edge bench --traces` to replay. `--turns 6` asks six questions in each chat and
+tells the exact answers of each turn. `--calibrate` picks the
 lowest gate threshold that loses at most 1.5 points of exact answers on calibrate.jsonl, which shares no phrasing with
 the held-out questions, and writes it into a checkpoint's config.json, where the next export finds it; beside it the
 operating points that `rrt-edge calibrate` wrote into the bundle.
@@ -87,6 +88,20 @@ def evaluate_bundle(model: Model, chats: list[Chat], exit_policy: str, traces: P
     }
 
 
+def evaluate_turns(model: Model, chats: list[Chat], exit_policy: str, turns: int) -> dict[str, float]:
+    """Exact answers by turn, where a chat goes on with the model's own replies."""
+    exact = [0] * turns
+    groups = [chats[start : start + turns] for start in range(0, len(chats) - turns + 1, turns)]
+    for group in groups:
+        messages: Chat = []
+        for number, chat in enumerate(group):
+            messages += chat[:1]
+            reply = model.generate(messages, Sampling(max_tokens=LONGEST), exit_policy)
+            exact[number] += reply.text == chat[1]["content"]
+            messages += [{"role": "assistant", "content": reply.text}]
+    return {f"turn {number}": count / len(groups) for number, count in enumerate(exact, 1)}
+
+
 def calibrate(model: Model, chats: list[Chat], checkpoint: Path, points: dict[str, float]) -> None:
     """Choose the threshold on `chats` and write it into the checkpoint's config, with the operating points."""
     full = evaluate_bundle(model, chats, "full")
@@ -115,6 +130,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder recipe.py wrote")
     parser.add_argument("--exit-policy", default="full", help="for a bundle")
     parser.add_argument("--traces", type=Path, metavar="FILE")
+    parser.add_argument("--turns", type=int, default=1, help="questions that are asked in a chat, of a bundle")
     parser.add_argument("--calibrate", type=Path, metavar="CHECKPOINT")
     arguments = parser.parse_args()
     chats = read_chats(arguments.data / ("calibrate.jsonl" if arguments.calibrate else "heldout.jsonl"))
@@ -126,6 +142,8 @@ def main() -> None:
     with Model.load(arguments.model) as model:
         if arguments.calibrate:
             calibrate(model, chats, arguments.calibrate, Manifest.read(arguments.model).gate.points)
+        elif arguments.turns > 1:
+            show(str(arguments.model), evaluate_turns(model, chats, arguments.exit_policy, arguments.turns))
         else:
             figures = evaluate_bundle(model, chats, arguments.exit_policy, arguments.traces)
             show(f"{arguments.model} {arguments.exit_policy}", figures)

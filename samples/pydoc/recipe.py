@@ -2,6 +2,7 @@
 
     python samples/pydoc/recipe.py OUT            writes train, gate, heldout and calibrate .jsonl
     python samples/pydoc/recipe.py OUT --rounds 8 fewer phrasings of each question
+    python samples/pydoc/recipe.py OUT --turns 6  chats of up to six turns
     python samples/pydoc/recipe.py --names        makes samples/pydoc/names.txt anew from this Python
 
 Everything follows from names.txt, the docstrings of the running Python and one seed. Another Python version has
@@ -30,6 +31,7 @@ SHORTEST, LONGEST = 12, 90  # characters of an answer
 HELD_OUT_SHARE = 0.15  # of the phrasings: half of these for the test, a quarter each for the gate and its threshold
 GATE_ROUNDS = 4  # times each name is asked in gate.jsonl
 QUESTIONS = 500  # asked in each held-out set
+TURNS = (5, 3, 2, 2, 2, 2)  # how often a chat has one turn, two, ..
 
 # Left out: pictures and games, tests, code made for other tools, and modules whose docstrings repeat another's.
 SKIPPED = {
@@ -172,15 +174,17 @@ def turn(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def training_chats(answers: dict[str, str], templates: list[str], rounds: int) -> Iterator[list[dict[str, str]]]:
-    """Chats of one to three turns; in each round every name is asked once, in a phrasing of its own."""
+def training_chats(
+    answers: dict[str, str], templates: list[str], rounds: int, most: int
+) -> Iterator[list[dict[str, str]]]:
+    """Chats of one to `most` turns; in each round every name is asked once, in a phrasing of its own."""
     rng = random.Random(SEED + 1)
     for _ in range(rounds):
         pairs = [(rng.choice(templates).format(name), answer) for name, answer in answers.items()]
         pairs += [(greeting, GREETING_ANSWER) for greeting in GREETINGS]
         rng.shuffle(pairs)
         while pairs:
-            turns = rng.choices([1, 2, 3], [0.5, 0.3, 0.2])[0]
+            turns = rng.choices(range(1, most + 1), TURNS[:most])[0]
             yield [message for pair in pairs[:turns] for message in turn(*pair)]
             del pairs[:turns]
 
@@ -201,6 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", default=Path("build/pydoc"))
     parser.add_argument("--rounds", type=int, default=30, help="times each name is asked in train.jsonl")
+    parser.add_argument(
+        "--turns", type=int, default=3, choices=range(1, len(TURNS) + 1), help="of the longest chats in train.jsonl"
+    )
     parser.add_argument("--names", action="store_true", help="make names.txt anew and stop")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # deprecated modules say so when imported
@@ -218,8 +225,8 @@ def main() -> None:
     templates = phrasings()
     arguments.out.mkdir(parents=True, exist_ok=True)
     chats = {
-        "train.jsonl": training_chats(answers, templates.train, arguments.rounds),
-        "gate.jsonl": training_chats(answers, templates.gate, GATE_ROUNDS),
+        "train.jsonl": training_chats(answers, templates.train, arguments.rounds, arguments.turns),
+        "gate.jsonl": training_chats(answers, templates.gate, GATE_ROUNDS, arguments.turns),
         "heldout.jsonl": iter(asked_once(answers, templates.held_out, SEED + 2)),
         "calibrate.jsonl": iter(asked_once(answers, templates.calibrate, SEED + 3)),
     }

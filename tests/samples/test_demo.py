@@ -65,6 +65,14 @@ def test_the_recipe_repeats_and_holds_whole_phrasings_out(data: Path, tmp_path: 
     assert not held_out & train and not calibrate & train and not held_out & calibrate
 
 
+def test_chats_have_as_many_turns_as_are_asked_for(data: Path, tmp_path: Path) -> None:
+    longer = [sys.executable, "-P", str(PYDOC / "recipe.py"), str(tmp_path), "--rounds", "1", "--turns", "6"]
+    subprocess.run(longer, check=True, capture_output=True)
+    for folder, most in ((data, 3), (tmp_path, 6)):
+        chats = [json.loads(line)["messages"] for line in (folder / "train.jsonl").read_text().splitlines()]
+        assert {len(chat) // 2 for chat in chats} == set(range(1, most + 1))
+
+
 def test_the_weights_are_small_and_there_once() -> None:
     weights = list(SAMPLES.rglob("*.safetensors")) + list(SAMPLES.rglob("*.pt")) + list(SAMPLES.rglob("*.bin"))
     assert sorted(path.relative_to(PYDOC).as_posix() for path in weights) == [

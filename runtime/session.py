@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rrt_edge.runtime.bundle.kv_rules import KVRule
 from rrt_edge.runtime.decoding.common_prefix import common_prefix
-from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder
+from rrt_edge.runtime.decoding.decoder import Cancelled, Decoder, Seen, Step
 from rrt_edge.runtime.decoding.exit_policy import ExitPolicy
 from rrt_edge.runtime.decoding.pipeline import Pipeline
 from rrt_edge.runtime.decoding.reply import Generation, Reply, Stats, Token
@@ -239,7 +239,7 @@ class Session(TextModel):
 
     def _picked(self, reply: Reply, policy: ExitPolicy) -> Iterator[Picked]:
         """The tokens of a reply, without end; each is fed when the next is asked for."""
-        sampler, decoder = reply.sampler, self._decoder
+        decoder = self._decoder
         pipeline = self._model.pipeline(decoder.state, policy, leaves=True, watch=reply.watch)
         while True:
             if self._make_room(reply, policy) and pipeline is not None:
@@ -251,13 +251,56 @@ class Session(TextModel):
                 continue
             if pipeline is not None:
                 pipeline.forget()
+                if copied := pipeline.copied(reply.history, room):
+                    yield from self._together(reply, pipeline, copied)
+                    continue
             started = time.perf_counter()
             step = decoder.step(reply.history[-1], reply.policy, reply.watch)
-            watched = None if step.watched is None else sampler.pick(step.watched, reply.history)
-            token = sampler.pick(step.logits, reply.history)
+            if pipeline is not None and step.depth == 1 and policy.may_leave:
+                self._model.drafting.stepped_together(1, time.perf_counter() - started)
+            picked = self._pick(reply, step)
             if pipeline is not None and (is_free or policy.may_leave):
                 pipeline.took(False, time.perf_counter() - started)
-            yield sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)
+            yield picked
+
+    def _pick(self, reply: Reply, step: Step, draft: int | None = None) -> Picked:
+        """The token that a step leads to; `draft`: what is on its way in its place."""
+        sampler, history = reply.sampler, reply.history
+        watched = None if step.watched is None else sampler.pick(step.watched, history)
+        token = sampler.pick(step.logits, history)
+        if draft is not None:
+            token = self._model.drafting.verdict(token, draft)
+        return sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)
+
+    def _together(self, reply: Reply, pipeline: Pipeline, copied: Sequence[int]) -> Iterator[Picked]:
+        """The next token, and those behind it for which drafts from the text stand: all run depth 1 in one step. Behind
+        a token that goes deeper nothing counts any more: where the model has to think, copies are seldom right."""
+        decoder, drafts, began = self._decoder, reply.drafts, time.perf_counter()
+        done = decoder.together([reply.history[-1], *copied])
+        spent, tokens = time.perf_counter() - began, 0
+        self._model.drafting.stepped_together(1 + len(copied), spent)
+        drafts.text_drafted += len(copied)
+        try:
+            for index, draft in enumerate([*copied, None]):
+                began, policy, row = time.perf_counter(), reply.policy, decoder.length - len(copied) + index
+                gate, logits = float(done.gate[index]), done.logits[index]
+                if gate >= policy.threshold:
+                    step = Step(logits, 1, gate, (gate,))
+                else:
+                    decoder.rewind(row)
+                    step = decoder.go_on(gate, policy, Seen(reply.watch, (gate,), logits if reply.watch == 1 else None))
+                picked = self._pick(reply, step, draft)
+                stands = picked.token == draft
+                drafts.text_accepted += stands
+                if step.depth == 1 and not stands:
+                    decoder.rewind(row)
+                spent, tokens = spent + time.perf_counter() - began, tokens + 1
+                yield picked
+                if step.depth > 1 or not stands:
+                    return
+        finally:
+            for _ in range(tokens):
+                pipeline.took(False, spent / tokens)
 
     def _enters(self, reply: Reply, pipeline: Pipeline, room: int) -> bool:
         """Whether the next token had better enter the pipeline, which it then does."""

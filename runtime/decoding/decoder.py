@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What is seen of a token on its way down: its gates, and its logits at depth `watch`."""
 
     watch: int | None = None
@@ -124,15 +124,11 @@ class Decoder(Generic[CacheT, BindingT]):
         Args:
             watch: a depth whose logits come too, where the token goes deeper.
         """
-        last, seen = policy.depth or self.loops, _Seen(watch)
+        last, seen = policy.depth or self.loops, Seen(watch)
         self._check_cancelled()
         with self._whole_or_nothing():
             done = self._run_down(np.array([token], np.int64), 1, last, policy.threshold, 1, seen)
-            for depth in range(done.last, last):
-                if self._generated_waiting(depth) > MOST_WAITING:
-                    self._catch_up(depth, 0)
-        gates = seen.gates[: self.loops - 1]
-        return Step(done.logits[-1], done.last, float(done.gate[-1]), gates, seen.logits)
+            return self._last_step(done, last, seen)
 
     def forced(self, ids: Sequence[int], policy: ExitPolicy) -> Iterator[Float]:
         """Feed a given text; yields the logits [n, V] behind its tokens, in order, as `step` gives them."""
@@ -156,13 +152,43 @@ class Decoder(Generic[CacheT, BindingT]):
         self.block_steps += 1
         return done
 
+    def together(self, ids: Sequence[int]) -> PartDone:
+        """Run tokens through depth 1 in one step, behind which they wait, and read all of them there."""
+        least = np.zeros(len(ids), np.float32)
+        (done,) = self.advance([Part(self.state.cache, 1, np.array(ids, np.int64), self.length, least)])
+        self.state.leave(1, done.hidden)
+        return done
+
+    def go_on(self, gate: float, policy: ExitPolicy, seen: Seen) -> Step:
+        """Have the last token, which waits behind depth 1, go deeper; as `step`.
+
+        Args:
+            gate: its gate there.
+            seen: what was seen of it there.
+        """
+        last = policy.depth or self.loops
+        self._check_cancelled()
+        with self._whole_or_nothing(self.length - 1):
+            row = self.state.waiting[0].take_last()
+            self._catch_up(1, self.chunk - 1)
+            exited, rows = self.state.deeper(1, self.state.nothing, row)
+            return self._last_step(self._run_down(rows, 2, last, policy.threshold, 1, seen, exited, gate), last, seen)
+
+    def _last_step(self, done: Pass, last: int, seen: Seen) -> Step:
+        """What came of a token; those that have waited for long are caught up."""
+        for depth in range(done.last, last):
+            if self._generated_waiting(depth) > MOST_WAITING:
+                self._catch_up(depth, 0)
+        return Step(done.logits[-1], done.last, float(done.gate[-1]), seen.gates[: self.loops - 1], seen.logits)
+
     def _check_cancelled(self) -> None:
         if self.cancelled:
             raise Cancelled
 
     @contextmanager
-    def _whole_or_nothing(self) -> Iterator[None]:
-        length = self.length
+    def _whole_or_nothing(self, length: int | None = None) -> Iterator[None]:
+        """`length`: tokens that stay where the call is cancelled; by default all so far."""
+        length = self.length if length is None else length
         try:
             yield
         except Cancelled:
@@ -173,10 +199,22 @@ class Decoder(Generic[CacheT, BindingT]):
             raise
 
     def _run_down(
-        self, rows: Rows, first: int, last: int, threshold: float, logit_count: int, seen: _Seen | None = None
+        self,
+        rows: Rows,
+        first: int,
+        last: int,
+        threshold: float,
+        logit_count: int,
+        seen: Seen | None = None,
+        exited: Hidden | None = None,
+        gate: float = 0.0,
     ) -> Pass:
-        """Run rows down to `last` or to where the last one leaves, taking waiting rows along."""
-        exited, gate, seen = self.state.nothing, 0.0, seen or _Seen()
+        """Run rows down to `last` or to where the last one leaves, taking waiting rows along.
+
+        Args:
+            exited, gate: as for `_run`, of the depth before the first.
+        """
+        exited, seen = self.state.nothing if exited is None else exited, seen or Seen()
         while True:
             stop = self._next_waiting(first, last)
             if seen.watch is not None and first <= seen.watch:

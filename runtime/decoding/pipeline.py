@@ -126,7 +126,7 @@ class Pipeline:
 
     def took(self, drafts: bool, seconds: float) -> None:
         """A token took so long, with drafts or without."""
-        if not drafts:
+        if not drafts and not self._exits:
             self._times.alone(seconds)
             self._drafting.stepped_together(1, seconds / self.last)
         if not drafts or self._times.counts:
@@ -153,6 +153,19 @@ class Pipeline:
             self._entering, self._together = [_Row(history[-1]), *copied], bool(copied)
             drafts.text_drafted += len(copied)
         return self._together
+
+    def copied(self, history: Sequence[int], remaining: int) -> list[int]:
+        """Drafts from the text that had better run through depth 1 together with the last token of a text, where tokens
+        may leave there.
+
+        Args:
+            remaining: tokens that may follow.
+        """
+        if 1 not in self._exits:
+            return []
+        guesses = self._guesses(history, [], remaining)
+        count = self._drafting.together_once([guess.chance for guess in guesses])
+        return [guess.token for guess in guesses[:count]]
 
     def parts(self, others: int = 0, sequences: int = 1, threshold: float = NEVER) -> list[Part[Any]]:
         """The rows to run next, each through its next depth, the deepest first. Where they run together, those that are

@@ -31,6 +31,13 @@ class WaitingRows:
         self._parts, self._count = [rows[count:]], len(rows) - count
         return rows[:count]
 
+    def take_last(self) -> Hidden:
+        """The last row, which waits no longer."""
+        before = self.take(len(self) - 1)
+        last = self.take()
+        self.add(before)
+        return last
+
     def all(self) -> Hidden:
         """The rows, which go on waiting."""
         return joined(*self._parts)

@@ -111,13 +111,37 @@ def test_so_are_those_of_a_lesser_depth(models: Any, policy: str, piped: bool) -
         assert ours.stats.text_accepted > 0
 
 
+@pytest.mark.parametrize("piped", [False, True])
 @pytest.mark.parametrize("policy", ["threshold=0", "threshold=0.5", "threshold=0.55", "mean-depth=1.5"])
 @pytest.mark.parametrize("loops", [2, 3])
-def test_tokens_that_leave_early_do_so_alike(models: Any, loops: int, policy: str) -> None:
-    """Drafts from the text take the place of a lesser depth's, one by one."""
-    for kind in ("greedy", "sampled"):
-        ours, theirs = both(models(loops), PROMPT, KINDS[kind], policy, wrong=4, piped=True)
-        same(list(ours.tokens), list(theirs.tokens))
+def test_tokens_that_leave_early_do_so_alike(models: Any, loops: int, policy: str, piped: bool) -> None:
+    """In a pipeline drafts from the text take the place of a lesser depth's, one by one; else several run depth 1
+    together, and a token that goes deeper ends them."""
+    for kind in ("greedy", "sampled") if piped else KINDS:
+        for wrong, most in ((4, MOST_TOGETHER),) if piped else ((0, MOST_TOGETHER), (4, MOST_TOGETHER), (3, 2)):
+            ours, theirs = both(models(loops), PROMPT, KINDS[kind], policy, wrong=wrong, most=most, piped=piped)
+            same(list(ours.tokens), list(theirs.tokens))
+            assert [token.gates for token in ours.tokens] == [
+                pytest.approx(token.gates, abs=1e-5) for token in theirs.tokens
+            ]
+            stats, leave = ours.stats, sum(token.depth == 1 for token in theirs.tokens)
+            assert stats.text_accepted <= stats.text_drafted
+            if not piped and leave > 20:
+                assert stats.text_accepted > 0 and stats.steps_per_token < theirs.stats.steps_per_token
+
+
+@pytest.mark.parametrize("loops", [2, 3])
+def test_where_all_leave_a_step_brings_as_many_tokens_as_run_together(models: Any, loops: int) -> None:
+    ours, _ = both(models(loops), PROMPT, KINDS["greedy"], "threshold=0")
+    stats = ours.stats  # 50 tokens: one is timed alone, six times eight run together, one is left
+    assert stats.steps_per_token == 8 / 50 and stats.block_rows_per_token == stats.mean_depth == 1
+    assert stats.text_drafted == stats.text_accepted == 6 * 7
+
+
+def test_what_the_first_loop_says_is_told_of_tokens_that_ran_together(models: Any) -> None:
+    sampling = Sampling(max_tokens=50, logit_bias=FREE, first_loop=True)
+    ours, theirs = both(models(2), PROMPT, sampling, "threshold=0.5", wrong=4)
+    assert [token.first_loop for token in ours.tokens] == [token.first_loop for token in theirs.tokens]
 
 
 @pytest.mark.parametrize("loops", LOOPS)

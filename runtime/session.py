@@ -258,27 +258,18 @@ class Session(TextModel):
             step = decoder.step(reply.history[-1], reply.policy, reply.watch)
             if pipeline is not None and step.depth == 1 and policy.may_leave:
                 self._model.drafting.stepped_together(1, time.perf_counter() - started)
-            picked = self._pick(reply, step)
+            picked = _pick(reply, step)
             if pipeline is not None and (is_free or policy.may_leave):
                 pipeline.took(False, time.perf_counter() - started)
             yield picked
-
-    def _pick(self, reply: Reply, step: Step, draft: int | None = None) -> Picked:
-        """The token that a step leads to; `draft`: what is on its way in its place."""
-        sampler, history = reply.sampler, reply.history
-        watched = None if step.watched is None else sampler.pick(step.watched, history)
-        token = sampler.pick(step.logits, history)
-        if draft is not None:
-            token = self._model.drafting.verdict(token, draft)
-        return sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)
 
     def _together(self, reply: Reply, pipeline: Pipeline, copied: Sequence[int]) -> Iterator[Picked]:
         """The next token, and those behind it for which drafts from the text stand: all run depth 1 in one step. Behind
         a token that goes deeper nothing counts any more: where the model has to think, copies are seldom right."""
         decoder, drafts, began = self._decoder, reply.drafts, time.perf_counter()
         done = decoder.together([reply.history[-1], *copied])
+        pipeline.ran(len(copied))
         spent, tokens = time.perf_counter() - began, 0
-        self._model.drafting.stepped_together(1 + len(copied), spent)
         drafts.text_drafted += len(copied)
         try:
             for index, draft in enumerate([*copied, None]):
@@ -289,7 +280,7 @@ class Session(TextModel):
                 else:
                     decoder.rewind(row)
                     step = decoder.go_on(gate, policy, Seen(reply.watch, (gate,), logits if reply.watch == 1 else None))
-                picked = self._pick(reply, step, draft)
+                picked = _pick(reply, step, pipeline, draft)
                 stands = picked.token == draft
                 drafts.text_accepted += stands
                 if step.depth == 1 and not stands:
@@ -340,3 +331,13 @@ class Session(TextModel):
         if self._model.reproducible:
             shared = self._decoder.state.repeatable(shared, policy.depth)
         self._decoder.rewind(shared)
+
+
+def _pick(reply: Reply, step: Step, pipeline: Pipeline | None = None, draft: int | None = None) -> Picked:
+    """The token that a step leads to; `draft`: what is on its way in its place."""
+    sampler, history = reply.sampler, reply.history
+    watched = None if step.watched is None else sampler.pick(step.watched, history)
+    token = sampler.pick(step.logits, history)
+    if pipeline is not None:
+        token = pipeline.verdict(token, draft)
+    return sampler.picked(token, step.depth, step.gate, step.logits, step.gates, watched)

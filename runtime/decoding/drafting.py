@@ -190,11 +190,12 @@ class Drafting:
                 self._together = {}
         return count
 
-    def together_once(self, chances: Sequence[float]) -> int:
+    def together_once(self, chances: Sequence[float], others: int = 0, sequences: int = 1) -> int:
         """How many drafts run through the first depth beside the token before them, where most tokens leave; 0 also
-        until a step of one row has been timed."""
-        alone = self._together.get((1, 1))
-        return 0 if alone is None else self.together(chances, 1, alone.value)
+        until a step without drafts has been timed. The arguments are `together`'s."""
+        key = (sequences, others + 1)
+        alone = self._together.get(key) or self._steps.get(key)
+        return 0 if alone is None else self.together(chances, 1, alone.value / (others + 1), others, sequences)
 
     def judged(self, certainty: float, stood: bool) -> None:
         """A draft of so much certainty stood or not."""

@@ -154,18 +154,25 @@ class Pipeline:
             drafts.text_drafted += len(copied)
         return self._together
 
-    def copied(self, history: Sequence[int], remaining: int) -> list[int]:
+    def copied(self, history: Sequence[int], remaining: int, others: int = 0, sequences: int = 1) -> list[int]:
         """Drafts from the text that had better run through depth 1 together with the last token of a text, where tokens
-        may leave there.
-
-        Args:
-            remaining: tokens that may follow.
+        may leave there; the arguments are `enter`'s.
         """
         if 1 not in self._exits:
             return []
         guesses = self._guesses(history, [], remaining)
-        count = self._drafting.together_once([guess.chance for guess in guesses])
+        count = self._drafting.together_once([guess.chance for guess in guesses], others, sequences)
+        self._others, self._sequences, self._began = others, sequences, time.perf_counter()
         return [guess.token for guess in guesses[:count]]
+
+    def ran(self, copied: int) -> None:
+        """The step with so many drafts that were `copied` has been made."""
+        rows = 1 + copied + self._others
+        self._drafting.stepped_together(rows, time.perf_counter() - self._began, self._sequences)
+
+    def verdict(self, token: int, draft: int | None) -> int:
+        """`Drafting.verdict`, where there is a draft."""
+        return token if draft is None else self._drafting.verdict(token, draft)
 
     def parts(self, others: int = 0, sequences: int = 1, threshold: float = NEVER) -> list[Part[Any]]:
         """The rows to run next, each through its next depth, the deepest first. Where they run together, those that are

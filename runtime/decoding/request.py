@@ -49,6 +49,7 @@ class Request:
         self._block_rows = self._block_steps = 0
         self._pipeline: Pipeline | None = None
         self._piped = False  # whether the rows of the step under way are the pipeline's
+        self._copied: list[int] = []  # drafts from the text behind the token under way, where tokens may leave early
         self._depth = 0  # where the rows in `_moving` stand; 0: none do
         self._moving: NDArray[np.int64] | Hidden = np.zeros(0, np.int64)
         self._exited = state.nothing  # states that give this depth keys and values only
@@ -100,7 +101,7 @@ class Request:
         """Take over what others have run of its prompt."""
         self._state, count = take_over(others, self._prompt, self._policy.depth, self._state)
         del self._unread[:count]
-        self._pipeline = make_pipeline(self._state, self._policy, watch=self._reply.watch)
+        self._pipeline = make_pipeline(self._state, self._policy, leaves=True, watch=self._reply.watch)
 
     @property
     def new_prompt_rows(self) -> int:
@@ -110,7 +111,7 @@ class Request:
     @property
     def width(self) -> int:
         """Parts it would bring if it were served now."""
-        return 1 if self._pipeline is None else self._pipeline.width
+        return 1 if self._pipeline is None or self._policy.may_leave else self._pipeline.width
 
     def parts(self, prompt_room: int, others: int = 0, sequences: int = 1) -> list[Part[Any]]:
         """The rows it needs run next, each part through one depth; no more than `prompt_room` new prompt tokens.
@@ -119,12 +120,14 @@ class Request:
             others: rows of other requests in the same step.
             sequences: requests in the step, this one among them.
         """
-        pipeline = self._pipeline
-        self._piped = pipeline is not None and self._depth == 0 and not self._unread and pipeline.is_free
-        if pipeline is not None and self._piped:
-            reply = self._reply
-            pipeline.enter(reply.history, reply.drafts, reply.remaining, others, sequences)
-            return pipeline.parts(others, sequences)
+        pipeline, reply, self._piped, self._copied = self._pipeline, self._reply, False, []
+        if pipeline is not None and self._depth == 0 and not self._unread:
+            if self._policy.may_leave:
+                self._copied = pipeline.copied(reply.history, reply.remaining, others, sequences)
+            elif pipeline.is_free:
+                self._piped = True
+                pipeline.enter(reply.history, reply.drafts, reply.remaining, others, sequences)
+                return pipeline.parts(others, sequences)
         return [self._part(prompt_room)]
 
     def _part(self, prompt_room: int) -> Part[Any]:
@@ -135,6 +138,8 @@ class Request:
         if self._replying and not self._catching_up:
             self._leaves_at = 0.0 if self._depth == self._last else self._now.threshold
             least[-1] = 0 if self._depth == self._reply.watch else self._leaves_at
+            if self._copied:
+                least[:] = 0
         position = state.first_position(self._depth, len(self._exited) + len(rows))
         moving = self._gate and not self._catching_up
         stayed = last_stayed(len(rows), self._gate) if moving else None
@@ -154,9 +159,42 @@ class Request:
                     return
                 picked = self._pipeline.ready(reply.history, reply.sampler, reply.drafts)
             return
+        if self._copied:
+            yield from self._take_together(done[0])
+            return
         token = self._take(done[0])
         if token is not None:
             yield token
+
+    def _take_together(self, done: PartDone) -> Iterator[Token]:
+        """The token that a step led to, and those behind it for which drafts from the text stand, up to one that goes
+        deeper by itself."""
+        pipeline, state, reply, copied = self._pipeline, self._state, self._reply, self._copied
+        assert pipeline is not None
+        pipeline.ran(len(copied))
+        reply.drafts.text_drafted += len(copied)
+        state.leave(1, done.hidden)
+        self._depth = 0
+        for index, draft in enumerate([*copied, None]):
+            row, gate, logits = state.length - len(copied) + index, float(done.gate[index]), done.logits[index]
+            self._now = reply.policy
+            if done.gate[index] < np.float32(self._now.threshold):
+                state.rewind(row)
+                self._last, self._depth, self._gate, self._gates = self._now.depth or state.loops, 1, gate, [gate]
+                self._watched = reply.sampler.pick(logits, reply.history) if reply.watch == 1 else None
+                self._deeper(state.nothing, state.waiting[0].take_last())
+                return
+            picked = pipeline.verdict(reply.sampler.pick(logits, reply.history), draft)
+            token = self._answer(reply.sampler.picked(picked, 1, gate, logits, (gate,)))
+            stands = picked == draft
+            reply.drafts.text_accepted += stands
+            if not stands or self.finish_reason:
+                state.rewind(row)
+            yield token
+            if not stands or self.finish_reason:
+                break
+        if not self.finish_reason:
+            self._bound_waiting(1)
 
     def _take(self, done: PartDone) -> Token | None:
         if self._catching_up:
@@ -197,7 +235,7 @@ class Request:
         self._replying = not self._unread
         if self._replying:
             self._now = self._reply.policy
-            self._moving = np.array(self._reply.history[-1:], np.int64)
+            self._moving = np.array([*self._reply.history[-1:], *self._copied], np.int64)
         else:
             self._now = self._policy
             chunk = self._state.chunk

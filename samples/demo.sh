@@ -22,3 +22,10 @@ ask "Remind me, what does heapq.heappush do?" faithful
 echo "== the first with a threshold that lets only the surest tokens leave early"
 ask "What does os.path.join do?" threshold=0.99999
 echo "Talk to it: rrt-edge chat build/demo/bundle --show-depth"
+
+text="Thanks for you're mail. I recieved the documents yesterday but I has not had time to read them. We think that its a
+problem with the the power supply. He dont know where the keys is."
+echo "== a text mended by the proofreader, a recursive model of 58 MB: before, and after"
+echo "$text"
+echo "$text" | python samples/proofread --show-depth
+echo "Give it a file of yours: python samples/proofread FILE"

@@ -188,7 +188,9 @@ def test_the_references_tell_of_every_public_name_and_command(site: Path) -> Non
 def test_the_pictures_are_what_their_script_draws(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-B", str(DOCS / "pictures.py"), str(tmp_path)], check=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        path.name: path.read_bytes() for path in DOCS.glob("*.svg")
+        path.name: path.read_bytes()
+        for path in DOCS.glob("*.svg")
+        if path.name != "proofread.svg"  # the sample's
     }
 
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 TEXT = (
-    "Their are alot of reasons why a smal model on you're own laptop are usefull. It do not sends you texts anywhere."
+    "Thanks for you're mail. I recieved the documents yesterday but I has not had time to read them. "
+    "We think that its a problem with the the power supply. He dont know where the keys is."
 )
 WIDTH = 96  # characters
 FORMAT = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">

@@ -71,7 +71,8 @@ def depths(corrected: Corrected, coloured: bool, loops: int) -> Iterator[Styled]
         elif coloured:
             yield segment.text, _depth_style(segment.depth)
         else:
-            yield segment.text + str(segment.depth).translate(SUPERSCRIPTS), ""
+            depth = str(segment.depth).translate(SUPERSCRIPTS) if segment.text.strip() else ""
+            yield segment.text + depth, ""
     if coloured:
         yield ("" if corrected.text.endswith("\n") else "\n") + "left after loop", ""
         for depth in range(1, loops + 1):

@@ -144,9 +144,11 @@ def skeleton(text: str) -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_reply_changes_a_documents_structure(package: ModuleType, path: Path) -> None:
-    text = path.read_text("utf-8")[:20_000]
-    spoilt = correct_badly(text, 1)
-    assert spoilt != text and skeleton(spoilt) == skeleton(text)
+    text, seeds = path.read_text("utf-8")[:20_000], iter(range(1, 20))
+    spoilt = text
+    while spoilt == text:  # short pages have few words that may change
+        spoilt = correct_badly(text, next(seeds))
+    assert skeleton(spoilt) == skeleton(text)
     assert spoilt.count("\n") == text.count("\n")
 
 

@@ -1,7 +1,7 @@
 """Correct texts with a small model on this machine.
 
     import proofread
-    print(proofread.correct("Their going to school tomorow.").text)
+    print(proofread.correct("I recieved you're letter.").text)
 
 `correct` loads the bundle that lies beside this package once; `Proofreader` takes another.
 """

@@ -32,7 +32,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # One onnxruntime thread for each of ours: more would only wait for each other.
-    with Model.load(arguments.bundle, threads=1) as model, ThreadPoolExecutor(arguments.threads) as pool:
+    # Reproducible: the same lines, however many threads take turns.
+    with (
+        Model.load(arguments.bundle, threads=1, reproducible=True) as model,
+        ThreadPoolExecutor(arguments.threads) as pool,
+    ):
 
         def summary(function: tuple[str, str]) -> str:
             name, text = function

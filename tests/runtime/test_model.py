@@ -59,8 +59,17 @@ def test_statistics_add_up(model: Model) -> None:
     stats, depths = generation.stats, [token.depth for token in generation.tokens]
     assert stats.prompt_tokens == 4 and stats.generated_tokens == len(depths)
     assert stats.mean_depth == pytest.approx(sum(depths) / len(depths), abs=1e-3)
-    assert 1 < stats.mean_depth < 3 and stats.mean_depth <= stats.block_rows_per_token <= 3
+    dropped = stats.drafted - stats.accepted
+    assert 1 < stats.mean_depth < 3 and dropped > 0
+    assert sum(depths) + dropped <= stats.block_rows <= 3 * (len(depths) + dropped)
+    assert stats.block_rows_per_token == pytest.approx(stats.block_rows / len(depths), abs=1e-3)
     assert stats.peak_memory_bytes > 10_000_000 and stats.time_to_first_token_s > 0
+
+
+def test_each_token_takes_a_row_a_loop_at_most_where_nothing_is_drafted(bundle: Path) -> None:
+    with Model.load(bundle, reproducible=True) as model:
+        stats = model.generate([20, 30, 40, 50], Sampling(max_tokens=30), "threshold=0.5").stats
+    assert stats.drafted == 0 and 1 < stats.mean_depth <= stats.block_rows_per_token <= 3
 
 
 def test_the_same_seed_repeats_and_another_does_not(model: Model) -> None:

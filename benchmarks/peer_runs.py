@@ -1,14 +1,17 @@
 """llama.cpp and onnxruntime-genai, each in a process of its own: `peers.py` starts this file in their environment.
 
     python benchmarks/peer_runs.py llama_cpp|genai MODEL '{"threads": 2, "vocabulary": 32000, "prompt": 256, "new": 128, "tests": ["decode"]}'
+    python benchmarks/peer_runs.py llama_cpp_replies MODEL '{"threads": 2, "vocabulary": 49152, "ends": [2], "drafts": false, "file": "prompts.json"}'
     python benchmarks/peer_runs.py write_gguf CHECKPOINT OUT
 
 Tests: `decode`, `decode:x4` (so many sequences at once) and `decode:ngram` (drafts from what the text said before, by
-the peer's own means). A first short run warms up. Prints one JSON object: the results of each test, in order.
+the peer's own means). A first short run warms up. Prints one JSON object: the results of each test, in order; of
+`llama_cpp_replies`, which is for `proofread_speed.py`, the replies and their seconds.
 """  # noqa: E501
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -17,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 WARM_UP = 4  # tokens
 
@@ -72,43 +74,87 @@ def peak_memory_bytes() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
-def llama_cpp(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:
-    """Flash attention on; n-gram drafts are llama-cpp-python's prompt lookup, with its defaults."""
-    import llama_cpp as llama
-    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+def quiet_llama_cpp() -> Any:
+    """llama.cpp, which tells nothing while it runs."""
+    import llama_cpp
 
-    silence = llama.llama_log_callback(lambda level, text, data: None)
-    llama.llama_log_set(silence, None)
-    llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
-    lookup, vocabulary = LlamaPromptLookupDecoding(), settings["vocabulary"]
+    llama_cpp.llama_log_set(_silence(), None)
+    return llama_cpp
+
+
+@functools.cache
+def _silence() -> Any:
+    """What takes llama.cpp's lines; it calls it as long as the process lives."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp, flash attention on; n-gram drafts are llama-cpp-python's prompt lookup, as it comes."""
+
+    def __init__(self, path: str, threads: int, vocabulary: int) -> None:
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        llama_cpp = quiet_llama_cpp()
+        self._llama, self._threads, self._vocabulary = llama_cpp, threads, vocabulary
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        self._lookup = LlamaPromptLookupDecoding()
+        self.most_drafts: int = self._lookup.num_pred_tokens
+
+    def open(self, tokens: int, most_rows: int, sequences: int = 1) -> None:
+        """Room for so many tokens of all sequences, and rows of one call."""
+        llama, parameters = self._llama, self._llama.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max = tokens, sequences
+        parameters.n_batch = parameters.n_ubatch = most_rows
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._context = llama.llama_init_from_model(self._model, parameters)
+        self._memory = llama.llama_get_memory(self._context)
+        self._room = llama.llama_batch_init(most_rows, 0, 1)
+
+    def close(self) -> None:
+        self._llama.llama_batch_free(self._room)
+        self._llama.llama_free(self._context)
+
+    def forget(self, length: int) -> None:
+        """Keep so many tokens of the first sequence."""
+        self._llama.llama_memory_seq_rm(self._memory, 0, length, -1)
+
+    def feed(self, rows: list[tuple[int, int, int]], logits: int) -> list[int]:
+        """The likeliest tokens behind the last `logits` of rows of token, position and sequence."""
+        room = self._room
+        room.n_tokens = len(rows)
+        for index, (token, position, sequence) in enumerate(rows):
+            room.token[index], room.pos[index] = token, position
+            room.n_seq_id[index], room.seq_id[index][0] = 1, sequence
+            room.logits[index] = index >= len(rows) - logits
+        if self._llama.llama_decode(self._context, room):
+            raise SystemExit("llama.cpp failed")
+        read = (self._llama.llama_get_logits_ith(self._context, i) for i in range(len(rows) - logits, len(rows)))
+        return [int(np.ctypeslib.as_array(row, shape=(self._vocabulary,)).argmax()) for row in read]
+
+    def drafted(self, text: list[int], most: int) -> tuple[list[int], int]:
+        """What follows a text of which all but the last token was fed, n-gram drafts that stood in front; and how many
+        were drafted, `most` of them."""
+        guess = self._lookup(np.array(text, np.intc)).tolist()[:most]
+        at = len(text) - 1
+        follows = self.feed([(token, at + i, 0) for i, token in enumerate([text[-1], *guess])], 1 + len(guess))
+        stood = next((i for i, token in enumerate(guess) if token != follows[i]), len(guess))
+        self.forget(at + stood + 1)
+        return follows[: stood + 1], len(guess)
+
+
+def llama_cpp(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:
+    engine = LlamaCpp(path, settings["threads"], settings["vocabulary"])
 
     def run(prompts: list[list[int]], new: int, drafts: bool) -> Run:
         batch, length = len(prompts), len(prompts[0])
-        parameters = llama.llama_context_default_params()
-        parameters.n_ctx = batch * (length + new + drafts * lookup.num_pred_tokens)
-        parameters.n_seq_max, parameters.n_batch, parameters.n_ubatch = batch, length, length
-        parameters.n_threads = parameters.n_threads_batch = settings["threads"]
-        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        context = llama.llama_init_from_model(model, parameters)
-        memory = llama.llama_get_memory(context)
-        room = llama.llama_batch_init(max(length, batch), 0, 1)
-
-        def feed(rows: list[tuple[int, int, int]], logits: int) -> NDArray[np.int64]:
-            """The likeliest tokens behind the last `logits` of rows of token, position and sequence."""
-            room.n_tokens = len(rows)
-            for index, (token, position, sequence) in enumerate(rows):
-                room.token[index], room.pos[index] = token, position
-                room.n_seq_id[index], room.seq_id[index][0] = 1, sequence
-                room.logits[index] = index >= len(rows) - logits
-            if llama.llama_decode(context, room):
-                raise SystemExit("llama.cpp failed")
-            read = (llama.llama_get_logits_ith(context, index) for index in range(len(rows) - logits, len(rows)))
-            return np.array([np.ctypeslib.as_array(row, shape=(vocabulary,)).argmax() for row in read])
-
+        engine.open(batch * (length + new + drafts * engine.most_drafts), max(length, batch), batch)
         started = time.perf_counter()
         last = [
-            int(feed([(token, place, sequence) for place, token in enumerate(prompt)], 1)[0])
+            engine.feed([(token, place, sequence) for place, token in enumerate(prompt)], 1)[0]
             for sequence, prompt in enumerate(prompts)
         ]
         middle = time.perf_counter()
@@ -116,25 +162,49 @@ def llama_cpp(path: str, settings: dict[str, Any]) -> list[dict[str, float | str
         if drafts:
             text = [*prompts[0], last[0]]
             while tokens < new - 1:
-                guess = lookup(np.array(text, np.intc)).tolist()[: new - 2 - tokens]
-                at = len(text) - 1
-                follows = feed([(token, at + i, 0) for i, token in enumerate([text[-1], *guess])], 1 + len(guess))
-                stood = next((i for i, token in enumerate(guess) if token != follows[i]), len(guess))
-                text += map(int, follows[: stood + 1])
-                llama.llama_memory_seq_rm(memory, 0, len(text) - 1, -1)
-                steps, drafted, accepted = steps + 1, drafted + len(guess), accepted + stood
-                tokens += stood + 1
+                follows, count = engine.drafted(text, new - 2 - tokens)
+                text += follows
+                steps, drafted, accepted = steps + 1, drafted + count, accepted + len(follows) - 1
+                tokens += len(follows)
         else:
             for steps in range(1, new):
                 rows = [(token, length + steps - 1, sequence) for sequence, token in enumerate(last)]
-                last = feed(rows, batch).tolist()
+                last = engine.feed(rows, batch)
                 tokens += batch
         ended = time.perf_counter()
-        llama.llama_batch_free(room)
-        llama.llama_free(context)
+        engine.close()
         return Run(middle - started, ended - middle, tokens, steps, drafted, accepted)
 
     return measured(run, settings)
+
+
+def llama_cpp_replies(path: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Greedy replies to prompts of token ids, one after another, and the seconds of them all.
+
+    `settings` has `threads`, `vocabulary`, `ends` (token ids), `drafts` (from n-grams), and `file`: JSON, of each
+    prompt its token ids and how many may follow. The first prompt is answered once more before, to warm up.
+    """
+    prompts = json.loads(Path(settings["file"]).read_text())
+    engine, ends = LlamaCpp(path, settings["threads"], settings["vocabulary"]), set(settings["ends"])
+    longest = max(len(ids) + most for ids, most in prompts)
+    engine.open(longest + engine.most_drafts, longest)
+
+    def reply(ids: list[int], most: int) -> list[int]:
+        engine.forget(0)
+        text = [*ids, *engine.feed([(token, place, 0) for place, token in enumerate(ids)], 1)]
+        while text[-1] not in ends and len(text) < len(ids) + most:
+            if settings["drafts"]:
+                follows, _ = engine.drafted(text, len(ids) + most - len(text) - 1)
+            else:
+                follows = engine.feed([(text[-1], len(text) - 1, 0)], 1)
+            end = next((i + 1 for i, token in enumerate(follows) if token in ends), len(follows))
+            text += follows[:end]
+        return text[len(ids) :]
+
+    reply(*prompts[0])
+    started = time.perf_counter()
+    replies = [reply(ids, most) for ids, most in prompts]
+    return {"seconds": time.perf_counter() - started, "replies": replies, "peak": peak_memory_bytes()}
 
 
 def genai(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:
@@ -177,11 +247,11 @@ def write_gguf(checkpoint: str, out: str) -> None:
     import ctypes
 
     import gguf
-    import llama_cpp
     import ml_dtypes  # noqa: F401  numpy's bfloat16
     import numpy as np
     from safetensors.numpy import load_file
 
+    llama_cpp = quiet_llama_cpp()
     config = json.loads((Path(checkpoint) / "config.json").read_text())
     tensors = load_file(Path(checkpoint) / "model.safetensors")
     half = Path(out).with_suffix(".f16")
@@ -195,6 +265,7 @@ def write_gguf(checkpoint: str, out: str) -> None:
     writer.add_head_count(heads)
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
     names = {
@@ -204,11 +275,14 @@ def write_gguf(checkpoint: str, out: str) -> None:
     }  # fmt: skip
     outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     outer["lm_head.weight"] = "output.weight"
+    turned = {"self_attn.q_proj": heads, "self_attn.k_proj": config["num_key_value_heads"]}
     for name, tensor in tensors.items():
         target = outer.get(name)
         if target is None:
             _, _, layer, part = name.removesuffix(".weight").split(".", 3)
             target = f"blk.{layer}.{names[part]}.weight"
+            if part in turned:  # llama.cpp turns numbers that are neighbours, transformers those of a head's two halves
+                tensor = tensor.reshape(turned[part], 2, -1, hidden).swapaxes(1, 2).reshape(-1, hidden)
         writer.add_tensor(target, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -228,7 +302,9 @@ def main() -> None:
         write_gguf(*arguments)
         return
     path, settings = arguments
-    print(json.dumps({"llama_cpp": llama_cpp, "genai": genai}[what](path, json.loads(settings))))
+    runs: dict[str, Callable[[str, dict[str, Any]], Any]]
+    runs = {"llama_cpp": llama_cpp, "llama_cpp_replies": llama_cpp_replies, "genai": genai}
+    print(json.dumps(runs[what](path, json.loads(settings))))
 
 
 if __name__ == "__main__":

@@ -234,6 +234,13 @@ def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: P
     )
 
 
+def check_idle() -> None:
+    """Refuse to go on where the machine does not become idle."""
+    busy = next((share for share in (busy_share() for _ in range(PATIENCE)) if share <= MOST_BUSY), 1.0)
+    if busy > MOST_BUSY:
+        raise SystemExit(f"the machine is busy ({busy:.0%}): nothing is timed; stop what else runs and start again")
+
+
 def busy_share() -> float:
     """What share of the processors others use just now."""
     before = used_seconds()
@@ -253,9 +260,7 @@ def processor() -> str:
 
 
 def run(folder: Path, shape: str, rows: str, threads: int, repeats: int, environment: Path) -> None:
-    busy = next((share for share in (busy_share() for _ in range(PATIENCE)) if share <= MOST_BUSY), 1.0)
-    if busy > MOST_BUSY:
-        raise SystemExit(f"the machine is busy ({busy:.0%}): nothing is timed; stop what else runs and start again")
+    check_idle()
     contenders = [one for one in PARTS[shape, rows] if (folder / shape / one.file).exists()]
     started, prompt, beside = time.perf_counter(), PROMPTS.get(rows, PROMPT), 0.0
     found: dict[str, list[list[dict[str, Any]]]] = {one.name: [] for one in contenders}

@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT / "samples" / "pydoc"))
 import recipe  # noqa: E402
 
 WORK, RESULTS = ROOT / "build" / "miniature", ROOT / "benchmarks" / "results" / "paper_miniature.json"
+FEW = WORK / "few.jsonl"  # of the cells' training data, for a conversion that knows texts
 TOKENIZER = ROOT / "samples" / "pydoc" / "teacher"
 NAMES, QUESTIONS_EACH = 400, 5
 SOURCE_ROUNDS, ROUNDS = 60, 12  # times each name is asked: in the source's training, and in every cell's
@@ -86,6 +87,7 @@ CELLS = [
     cell("relaxed-8", "relaxed, average + SVD, rank 8", rank=8),
     cell("relaxed-16", "relaxed, average + SVD, rank 16", rank=16),
     cell("zero-16", "relaxed, average + zero, rank 16", rank=16, lora_init="zero"),
+    cell("output-16", "relaxed, average + output on 80 texts, own norms, rank 16", rank=16, data=FEW),
     cell("stepwise-16", "relaxed, stepwise + SVD, rank 16", rank=16, init="stepwise"),
     cell("no-teacher", "relaxed, average + SVD, rank 16, no teacher", teacher=False, rank=16),
     cell("three-loops", "relaxed, average + SVD, rank 16, 3 loops", rank=16, loops=3),
@@ -176,6 +178,7 @@ def make_data() -> Data:
         path = WORK / f"{name}.jsonl"
         path.write_text("\n".join(lines) + "\n", "utf-8")
         paths.append(path)
+    FEW.write_text("\n".join(lines[:80]) + "\n", "utf-8")
     asked = random.Random(8)
     questions = [
         recipe.turn(asked.choice(templates.held_out).format(name), answer)

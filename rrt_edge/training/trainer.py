@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rrt_edge.conversion.folder import SINGLE
+from rrt_edge.model.configuration import RecursiveConfig
 from rrt_edge.runtime.system.files import explained
 from rrt_edge.training.checkpoints import SAVING, publish
 from rrt_edge.training.distributed import (
@@ -63,7 +64,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         predicts = predicting(inputs["labels"])  # [B, S]
-        exits = self._exits(model, predicts, self.accelerator.unwrap_model(model).config.loops)
+        exits = self._exits(model, predicts, self._config(model).loops)
         loss, outputs = self._mean_loss(model, inputs, predicts, exits)
         loss = share_of_mean(loss, int(predicts.sum()))
         return (loss, outputs) if return_outputs else loss
@@ -80,6 +81,11 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self.rounding.restore()
         return loss
 
+    def _config(self, model: Any) -> RecursiveConfig:
+        """Of the model inside what the Trainer wraps around it."""
+        config: RecursiveConfig = self.accelerator.unwrap_model(model).config
+        return config
+
     def _learn(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Forward and backward: in one, or with a part of the batch for each replica."""
         if self.options.cpu_replicas == 1:
@@ -95,7 +101,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _share(self, model: Any, part: dict[str, Tensor], count: int) -> Callable[[nn.Module], Tensor]:
         """The loss of a part, which a copy of the model will compute: as much of a mean over `count` as it is."""
         predicts = predicting(part["labels"])
-        exits = self._exits(model, predicts, self.accelerator.unwrap_model(model).config.loops)  # drawn in this thread
+        exits = self._exits(model, predicts, self._config(model).loops)  # drawn in this thread
 
         def loss(replica: nn.Module) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.args.bf16)):
@@ -108,7 +114,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Any]:
         """The stage's mean loss over the labelled positions, and what the model gave."""
         targets = inputs["labels"][:, 1:][predicts[:, :-1]]  # [N]
-        loops, depth = self.accelerator.unwrap_model(model).config.loops, None
+        loops, depth = self._config(model).loops, None
         if self.stage == "early-exit" and self.options.exit_loss == "stochastic":
             depth = self._drawn.randint(1, loops)
         outputs = model(
@@ -128,7 +134,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def _exits(self, model: Any, predicts: Tensor, loops: int) -> dict[str, Any]:
         """Return the depths at which a batch's tokens leave, under a rule by which that matters."""
-        if self.stage == "uptrain" or not self.accelerator.unwrap_model(model).config.rule.exits_matter:
+        if self.stage == "uptrain" or not self._config(model).rule.exits_matter:
             return {}
         if not self._by_gate:
             return {"exit_depths": draw_exits(predicts, loops)}
@@ -160,7 +166,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             said = says()
             assert isinstance(said, Logits)
             kept = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-            config = self.accelerator.unwrap_model(self.model).config
+            config = self._config(self.model)
             loss = loss + options.hidden_weight * said.distance(outputs.hidden_states, config, kept)
         return loss
 

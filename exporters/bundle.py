@@ -206,7 +206,7 @@ def _export_recursive(
             check_mergeable(checkpoint.folder, spec.architecture)
         outer = outer_weights(weights, spec, outside)
         if blocks is not None:
-            plan = blocks.plan(outer.embedding, outer.head)
+            plan = blocks.plan(outer)
         assert plan is not None
         layers = watched(layer_weights(weights, spec, inside), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer, layers, folder, options.merge_adapters)

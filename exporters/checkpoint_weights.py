@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -85,9 +86,9 @@ def outer_weights(checkpoint: RecursiveTensors, spec: BlockSpec, matrix: ReadRow
     names = () if kind is None else [field.name for field in dataclasses.fields(kind)]
     gate = {name: checkpoint.tensor(f"exit_gate.{name}").numpy() for name in names}
     return OuterWeights(
-        embedding=matrix("model.embed_tokens.weight"),
+        embedding=partial(matrix, "model.embed_tokens.weight"),
         norm=_norm(checkpoint, family_of(checkpoint.config.text_config), spec, "model.norm"),
-        head=None if spec.tied_head else matrix("lm_head.weight"),
+        head=None if spec.tied_head else partial(matrix, "lm_head.weight"),
         gate=None if kind is None else kind(**gate),
     )
 

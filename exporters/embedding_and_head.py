@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from rrt_edge.quantisation.plan import Bits, Format, packs_embedding
 from rrt_edge.quantisation.wide import Matrix
 
 Float = NDArray[np.float32]
+ReadOuter = Callable[[], Matrix | Rows]
 ALWAYS = 1e4  # a gate bias whose sigmoid is 1: the last depth's token is full depth's
 
 
@@ -39,15 +41,18 @@ class HazardWeights:
 
 @dataclass(frozen=True)
 class OuterWeights:
-    """The weights around the block. `head` is None where it is the embedding, `gate` where there is none."""
+    """The weights around the block. `head` is None where it is the embedding, `gate` where there is none.
 
-    embedding: Matrix | Rows
+    What reads embedding and head is called when they are written: they are the largest matrices, and held no longer.
+    """
+
+    embedding: ReadOuter
     norm: Norm
-    head: Matrix | Rows | None
+    head: ReadOuter | None
     gate: GateWeights | HazardWeights | None
 
 
-def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
+def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: ReadOuter, ids: str) -> str:
     """Emit the embedding of token ids [B, S]: [B, S, H]; in 4 or 8 bits it stays packed in memory."""
     rows = _rows_of(graph, linears, spec, bits, embedding, ids)
     if spec.embedding_scale == 1:
@@ -55,16 +60,16 @@ def embed(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embeddi
     return graph.op("Mul", rows, graph.constant(spec.embedding_scale, linears.dtype))
 
 
-def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: Matrix | Rows, ids: str) -> str:
+def _rows_of(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, embedding: ReadOuter, ids: str) -> str:
     shape, stored = (spec.vocabulary, spec.hidden), bits.format(bits.embedding, spec.hidden)
     if packs_embedding(spec.hidden, stored.bits):
-        linears.write("embedding", lambda: embedding, shape, stored, "embedding")
+        linears.write("embedding", embedding, shape, stored, "embedding")
         linears.weights.alias("embedding.rows", "embedding.packed", (spec.vocabulary, spec.hidden * stored.bits // 8))
         tensors = ("embedding.rows", ids, "embedding.scales")
         sizes = {"bits": stored.bits, "block_size": stored.block, "gather_axis": 0, "quantize_axis": 1}
         return graph.op("GatherBlockQuantized", *tensors, domain=MICROSOFT, **sizes)
     floats = Format(16 if stored.bits == 16 else 32)
-    linears.write("embedding", lambda: embedding, shape, floats, "embedding", turned=False)
+    linears.write("embedding", embedding, shape, floats, "embedding", turned=False)
     rows = graph.op("Gather", "embedding", ids, axis=0)
     return graph.op("Cast", rows, to=FLOAT) if floats.bits == 16 else rows
 
@@ -78,7 +83,7 @@ def head(graph: Builder, linears: Linears, spec: BlockSpec, bits: Bits, outer: O
         name = "embedding"
     else:
         name, matrix = "head", outer.embedding if outer.head is None else outer.head
-        linears.write(name, lambda: matrix, (spec.vocabulary, spec.hidden), stored, "head")
+        linears.write(name, matrix, (spec.vocabulary, spec.hidden), stored, "head")
     logits = linears.matmul(graph, normed, name, spec.hidden, spec.vocabulary, stored)
     if spec.logits_softcap is None:
         return logits

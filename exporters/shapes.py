@@ -78,10 +78,11 @@ def _random(rng: np.random.Generator, *shape: int) -> Float:
 
 def _outer(spec: BlockSpec, rng: np.random.Generator) -> OuterWeights:
     embedding = _random(rng, spec.vocabulary, spec.hidden)
+    head = None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden)
     return OuterWeights(
-        embedding=embedding,
+        embedding=lambda: embedding,
         norm=Norm(np.ones(spec.hidden, np.float32)),
-        head=None if spec.tied_head else _random(rng, spec.vocabulary, spec.hidden),
+        head=None if head is None else lambda: head,
         gate=_gate(spec, rng),
     )
 

@@ -82,7 +82,7 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0, block_si
             plan = plan_bits(options, spec.tied_head)
         else:
             outer, matrix = outer_weights(shapes, spec, blocks.matrix), blocks.matrix
-            plan = blocks.plan(outer.embedding, outer.head)
+            plan = blocks.plan(outer)
         sizes[str(bits)] = emitted_bytes(spec, plan, shapes, matrix) + beside
     return sizes
 

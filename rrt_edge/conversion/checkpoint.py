@@ -131,7 +131,8 @@ class Checkpoint:
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             shape_here, expected = (" x ".join(map(str, sizes)) for sizes in (tensor.shape, shape))
             raise BadInputError(f"{where}: {stored} is {shape_here}, but config.json makes it {expected}")
-        return tensor.to(dtype, copy=tensor.dtype == dtype)  # a copy: the file may be closed
+        is_mapped = self.gguf is None  # the file may be closed
+        return tensor.to(dtype, copy=is_mapped and tensor.dtype == dtype)
 
     def block_type(self, name: str) -> str | None:
         """GGML's type of a matrix, where it is stored in its blocks."""

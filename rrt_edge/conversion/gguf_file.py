@@ -6,6 +6,7 @@ what Gemma adds while running, and writes GPT-NeoX's queries, keys and values be
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ LINEARS = {  # by the projections they hold
 }  # fmt: skip
 TURNED = ("llama", "granite")  # architectures whose rows of queries and keys are turned
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ROWS = 1024  # dequantised at once, which takes several times their result
 IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # the config says them
 
@@ -76,14 +78,12 @@ class GgufFile:
             BadInputError: its type cannot be dequantised.
         """
         own = self._own[name]
-        tensor = torch.from_numpy(np.array(self._rows(own)))
-        kind = self._header.tensors[own].type
-        if kind in PLAIN:
-            tensor = tensor.view(PLAIN[kind])
-        elif kind == "F64":
-            tensor = tensor.view(torch.float64).float()
+        rows, kind = self._rows(own), self._header.tensors[own].type
+        if kind in PLAIN or kind == "F64":
+            tensor = torch.from_numpy(np.array(rows)).view(PLAIN.get(kind, torch.float64))
+            tensor = tensor.float() if kind == "F64" else tensor
         else:
-            tensor = self._dequantised(own, tensor.numpy())
+            tensor = self._dequantised(own, rows)
         if name.endswith("norm.weight") and self._family.norm_offset:
             tensor = tensor.float() - self._family.norm_offset
         return tensor
@@ -143,8 +143,13 @@ class GgufFile:
         from gguf.quants import dequantize
 
         tensor = self._header.tensors[own]
+        numbers = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), np.float32)
+        stored = rows.reshape(len(numbers), -1)
         try:
-            return torch.from_numpy(dequantize(rows, GGMLQuantizationType(tensor.number)))
+            for start in range(0, len(numbers), ROWS):
+                some = np.array(stored[start : start + ROWS])
+                numbers[start : start + ROWS] = dequantize(some, GGMLQuantizationType(tensor.number))
+            return torch.from_numpy(numbers.reshape(tensor.shape))
         except NotImplementedError as error:
             raise BadInputError(
                 f"{self._header.path}: {named(own)} is stored as {tensor.type}, which is not read"

@@ -42,6 +42,7 @@ GENAI_NEEDS = ["torch==2.13.0", "transformers", "onnx-ir", "onnx", "sentencepiec
 GGUF_NEEDS = ["gguf", "numpy", "safetensors", "ml_dtypes"]
 LOOPS = {"tinyllama": 2, "smollm": 3}
 RANK = 64
+MERGED_SHAPES = ("smollm",)  # small enough to gain from weights of each depth's own
 MOST_BUSY = 0.1  # of the processors, by others, before a run
 MOST_BESIDE, TRIES = 0.03, 3  # of the processors, by others, while a process is timed; how often it is
 PATIENCE = 20  # seconds within which the machine must become idle
@@ -73,9 +74,11 @@ def prepare(folder: Path, shape: str, environment: Path) -> None:
     from rrt_edge.exporters.shapes import random_bundle
 
     for size in BLOCKS:
-        for name, loops, rank in ((f"bundle-{size}", LOOPS[shape], RANK), (f"unshared-{size}", 1, 0)):
-            if not (home / name / "manifest.json").is_file():
-                random_bundle(shape, home / name, loops=loops, rank=rank, block_size=size)
+        for name, loops, rank in (("bundle", LOOPS[shape], RANK), ("merged", LOOPS[shape], RANK), ("unshared", 1, 0)):
+            out = home / f"{name}-{size}"
+            if not (out / "manifest.json").is_file() and (name != "merged" or shape in MERGED_SHAPES):
+                merge = name == "merged"
+                random_bundle(shape, out, loops=loops, rank=rank, block_size=size, merge_adapters=merge)
     as_before(home / f"bundle-{BLOCKS[0]}", home / "before")
 
 

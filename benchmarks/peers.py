@@ -220,7 +220,11 @@ def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: P
     from rrt_edge.runtime import Sampling
 
     sampling = Sampling(max_tokens=LONGEST)
-    replies = [model.generate(model.encode_chat(question), sampling, policy).stats for question in questions][WARM_UP:]
+    replies = []
+    for question in questions:  # a prompt that waits for its deeper loops would count as tokens
+        session = model.session(lazy_prompt=False)
+        replies.append(session.generate(model.encode_chat(question), sampling, policy).stats)
+    replies = replies[WARM_UP:]
     several = [stats for stats in replies if stats.generated_tokens > 1]
     drafted = sum(stats.drafted for stats in replies)
     behind = [stats.generated_tokens - 1 for stats in several]

@@ -251,7 +251,7 @@ class Session(TextModel):
                 continue
             if pipeline is not None:
                 pipeline.forget()
-                if copied := pipeline.copied(reply.history, room):
+                if copied := pipeline.copied(reply.history, room, reply.leaving):
                     yield from self._together(reply, pipeline, copied)
                     continue
             started = time.perf_counter()
@@ -282,7 +282,7 @@ class Session(TextModel):
                     step = decoder.go_on(gate, policy, Seen(reply.watch, (gate,), logits if reply.watch == 1 else None))
                 picked = _pick(reply, step, pipeline, draft)
                 stands = picked.token == draft
-                drafts.text_accepted += stands
+                drafts.text_accepted += stands and step.depth == 1
                 if step.depth == 1 and not stands:
                     decoder.rewind(row)
                 spent, tokens = spent + time.perf_counter() - began, tokens + 1

@@ -32,9 +32,7 @@ from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
 
 Float = NDArray[np.float32]
 MOST_TOGETHER = 8  # rows
-HOPELESS = (
-    0.25  # chance to stand below which no draft from the text is worth its row: a second costs as much of the first
-)
+HOPELESS = 0.25  # chance to stand below which no draft from the text is worth a row: it costs as much of the first
 
 
 class _Reading(NamedTuple):
@@ -154,14 +152,20 @@ class Pipeline:
             drafts.text_drafted += len(copied)
         return self._together
 
-    def copied(self, history: Sequence[int], remaining: int, others: int = 0, sequences: int = 1) -> list[int]:
+    def copied(
+        self, history: Sequence[int], remaining: int, leaving: float, others: int = 0, sequences: int = 1
+    ) -> list[int]:
         """Drafts from the text that had better run through depth 1 together with the last token of a text, where tokens
         may leave there; the arguments are `enter`'s.
+
+        Args:
+            leaving: the chance that a token does; behind one that goes deeper none counts.
         """
         if 1 not in self._exits:
             return []
         guesses = self._guesses(history, [], remaining)
-        count = self._drafting.together_once([guess.chance for guess in guesses], others, sequences)
+        chances = [leaving * guess.chance for guess in guesses]
+        count = self._drafting.together_once(chances, others, sequences)
         self._others, self._sequences, self._began = others, sequences, time.perf_counter()
         return [guess.token for guess in guesses[:count]]
 

@@ -14,6 +14,8 @@ from rrt_edge.runtime.decoding.thought import Piece, ReplyText
 from rrt_edge.runtime.system.memory import peak_memory_bytes
 from rrt_edge.runtime.system.options import shown
 
+LATEST = 0.2  # what the last token counts for in the chance that the next one leaves behind depth 1
+
 
 @dataclass(frozen=True)
 class Token:
@@ -110,7 +112,10 @@ class Drafts:
 
 
 class Reply:
-    """A reply under way: `history` holds the tokens of prompt and reply, `finish_reason` is empty until it ends."""
+    """A reply under way: `history` holds the tokens of prompt and reply, `finish_reason` is empty until it ends.
+
+    `leaving` is the chance that the next token leaves behind depth 1, as far as the last ones say.
+    """
 
     def __init__(
         self,
@@ -141,6 +146,7 @@ class Reply:
         self._ends = ends
         self._prompt_tokens = len(prompt)
         self._depths: list[int] = []
+        self.leaving = 1.0
         self._started = self._latest = time.perf_counter()
         self._first = self._longest_gap = 0.0
 
@@ -164,6 +170,7 @@ class Reply:
         token = picked.token
         self.history.append(token)
         self._depths.append(picked.depth)
+        self.leaving += LATEST * ((picked.depth == 1) - self.leaving)
         self._tick()
         thinks = self._text.thinks
         piece = Piece("", "" if thinks else None) if token in self._ends else self._text.push(token)

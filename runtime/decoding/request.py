@@ -123,7 +123,7 @@ class Request:
         pipeline, reply, self._piped, self._copied = self._pipeline, self._reply, False, []
         if pipeline is not None and self._depth == 0 and not self._unread:
             if self._policy.may_leave:
-                self._copied = pipeline.copied(reply.history, reply.remaining, others, sequences)
+                self._copied = pipeline.copied(reply.history, reply.remaining, reply.leaving, others, sequences)
             elif pipeline.is_free:
                 self._piped = True
                 pipeline.enter(reply.history, reply.drafts, reply.remaining, others, sequences)

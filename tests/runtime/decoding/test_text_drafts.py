@@ -138,6 +138,40 @@ def test_where_all_leave_a_step_brings_as_many_tokens_as_run_together(models: An
     assert stats.text_drafted == stats.text_accepted == 6 * 7
 
 
+class Foreseeing(Drafting):
+    """Drafts from a text that is right, as many as the real rule says for steps of given times."""
+
+    def __init__(self, text: Sequence[int]) -> None:
+        super().__init__()
+        self._text = text
+
+    def lookup(self) -> Lookup:
+        return Foreseen(self._text, wrong=0)
+
+    def pays(self, last: int, leaves: bool = False) -> bool:
+        return False
+
+    def stepped_together(self, rows: int, seconds: float, sequences: int = 1) -> None:
+        super().stepped_together(rows, PAIRS[rows], sequences)
+
+
+def test_fewer_run_together_where_tokens_went_deeper_of_late(models: Any) -> None:
+    """Behind a token that goes deeper none counts, however right the text is."""
+    piped, plain = models(2)
+    sampling, drafted = Sampling(max_tokens=100, temperature=1.2, seed=1, logit_bias=FREE), []
+    gates = [token.gates[0] for token in plain.generate(PROMPT, sampling).tokens]
+    for share in (1.0, 0.3):
+        policy = f"threshold={np.quantile(gates, 1 - share):.6f}"
+        theirs = plain.session(lazy_prompt=False).generate(PROMPT, sampling, policy)
+        piped._loaded.drafting = Foreseeing([*PROMPT, *(token.id for token in theirs.tokens)])
+        ours = piped.generate(PROMPT, sampling, policy)
+        same(list(ours.tokens), list(theirs.tokens))
+        leave = sum(token.depth == 1 for token in ours.tokens)
+        assert ours.stats.text_accepted <= min(leave, ours.stats.text_drafted)
+        drafted.append(ours.stats.text_drafted)
+    assert leave > 5 and drafted[0] > 60 and drafted[1] < 20, drafted
+
+
 def test_what_the_first_loop_says_is_told_of_tokens_that_ran_together(models: Any) -> None:
     sampling = Sampling(max_tokens=50, logit_bias=FREE, first_loop=True)
     ours, theirs = both(models(2), PROMPT, sampling, "threshold=0.5", wrong=4)

@@ -157,7 +157,7 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
     facts = f"{size(first['bundle_bytes'])}, {first['threads']} threads, loaded in {first['load_s']:.2f} s"
     facts += "" if first["device"] == "cpu" else f" on {first['device']}"
     title = Text(f"{name}: {facts}, peak memory {size(first['peak_memory_bytes'])}")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # narrow, for a name in one line
     table.add_column("test", overflow="fold", vertical="bottom")
     for column in ("tokens/s", "spread", "depth", "rows/\ntoken", "steps/\ntoken", "ttft", "band-\nwidth"):
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
@@ -170,7 +170,7 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
         test = f"{row['test']} (simulated)" if row["simulated"] else row["test"]
         speed, share = row["tokens_per_second"], row["tokens_per_second"] / fastest[row["test"].partition(":")[0]]
         table.add_row(
-            test,
+            test.replace(" ", "\n"),
             f"{speed:.1f}",
             f"{row['spread']:.0%}",
             f"{row['mean_depth']:.2f}",
@@ -180,7 +180,7 @@ def bench_report(name: str, rows: list[dict[str, Any]]) -> Group:
             f"{row['bandwidth_share']:.0%}",
         )
         plot.add_row(test, "█" * max(1, round(BAR * share)), f"{speed:.1f}")
-    return Group(title, table, plot)
+    return Group(title, "", table, "", plot)
 
 
 def _speeds(rows: list[dict[str, Any]], kind: str) -> list[float]:

@@ -206,11 +206,11 @@ def _export_recursive(
             check_mergeable(checkpoint.folder, spec.architecture)
         outer = outer_weights(weights, spec, outside)
         if blocks is not None:
-            plan = blocks.plan(outer)
+            plan = blocks.plan(spec.tied_head)
         assert plan is not None
         layers = watched(layer_weights(weights, spec, inside), spec.layers, progress)
         weight_bytes = emit(spec, plan, outer, layers, folder, options.merge_adapters)
-        del inside, layers, outer  # they hold much, and what follows needs memory too
+        del inside, layers  # they hold much, and what follows needs memory too
         plan = plan if blocks is None else blocks.written(plan)
         bits = min(plan.block, plan.embedding, plan.head) if blocks is not None else options.bits
         assert isinstance(bits, int)

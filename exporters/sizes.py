@@ -15,10 +15,9 @@ from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
 from rrt_edge.conversion.options import ConvertOptions
 from rrt_edge.exporters.bundle import plan_bits
-from rrt_edge.exporters.checkpoint_weights import outer_weights
 from rrt_edge.exporters.dry_run import SMALL_FILES, Shapes, emitted_bytes
 from rrt_edge.exporters.options import SOURCE, ExportBits, ExportOptions
-from rrt_edge.exporters.source_blocks import ROUNDED, SourceBlocks
+from rrt_edge.exporters.source_blocks import SourceBlocks
 from rrt_edge.exporters.spec import spec_of
 from rrt_edge.model.families import family_of
 from rrt_edge.model.projections import Read
@@ -27,7 +26,6 @@ from rrt_edge.quantisation.blocks import BLOCK, Quantized
 from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
-FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer bits than those that are rounded again get
 BYTES_OF_TOKEN, BYTES_OF_MERGE = 18, 17  # that tokenizer.json takes for each
 MERGES_OF_PIECE = 1.95  # that a vocabulary of SentencePiece's BPE has for each of its pieces
 
@@ -40,10 +38,10 @@ class BlockShapes(SourceBlocks):
         self._shapes = shapes
 
     def matrix(self, name: str) -> Matrix:
-        zeros, kind = self._shapes.tensor(name), self._weights.block_type(name)
-        if kind is None:
+        zeros, bits = self._shapes.tensor(name), self.bits_of(name)
+        if self._weights.block_type(name) is None:
             return zeros.numpy()
-        bits, (rows, columns) = FEWER_BITS.get(kind, ROUNDED), zeros.shape
+        rows, columns = zeros.shape
         packed = torch.zeros((), dtype=torch.uint8).expand(rows, columns // BLOCK, BLOCK * bits // 8)
         scales = torch.zeros(()).expand(rows, columns // BLOCK)
         return Quantized(packed.numpy(), scales.numpy(), bits, columns)
@@ -81,8 +79,7 @@ def bundle_sizes(checkpoint: Checkpoint, loops: int = 1, rank: int = 0, block_si
         if blocks is None:
             plan = plan_bits(options, spec.tied_head)
         else:
-            outer, matrix = outer_weights(shapes, spec, blocks.matrix), blocks.matrix
-            plan = blocks.plan(outer)
+            plan, matrix = blocks.plan(spec.tied_head), blocks.matrix
         sizes[str(bits)] = emitted_bytes(spec, plan, shapes, matrix) + beside
     return sizes
 

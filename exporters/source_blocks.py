@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from rrt_edge.conversion.block import EMBEDDING
 from rrt_edge.conversion.converted import Converted
 from rrt_edge.conversion.gguf_header import GgufHeader
-from rrt_edge.exporters.embedding_and_head import OuterWeights
-from rrt_edge.quantisation.blocks import Quantized, Rows, quantize
+from rrt_edge.conversion.naming import HEAD
+from rrt_edge.quantisation.blocks import quantize
 from rrt_edge.quantisation.ggml import carried
 from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.plan import Bits
@@ -16,6 +17,7 @@ from rrt_edge.quantisation.wide import Matrix
 
 log = logging.getLogger(__name__)
 ROUNDED = 8  # bits of what cannot be carried over
+FEWER_BITS = {"Q4_0": 4}  # GGML's types that keep fewer
 
 
 class SourceBlocks:
@@ -26,7 +28,7 @@ class SourceBlocks:
         kinds = {tensor.type for tensor in header.tensors.values() if len(tensor.shape) > 1}
         floats = kinds & {"F32", "F16", "BF16", "F64"}
         self.float_bits = 16 if floats == {"F16"} else 32
-        self._rounded: dict[str, str] = {}  # GGML's types of those, by name
+        self._rounded: Counter[str] = Counter()
         self._bits: set[int] = set()
 
     def matrix(self, name: str) -> Matrix:
@@ -37,24 +39,25 @@ class SourceBlocks:
             return self._weights.tensor(name).numpy()
         kept = carried(blocks.type, blocks.data)
         if kept is None:
-            self._rounded[name] = blocks.type
+            self._rounded[blocks.type] += 1
             kept = quantize(self._weights.tensor(name).numpy(), ROUNDED)
         self._bits.add(kept.bits)
         return kept
 
-    def plan(self, outer: OuterWeights) -> Bits:
-        """The bits of what stands around the block, and of matrices of the block that are not in blocks."""
-        embedded = self._bits_of(outer.embedding())
-        above = embedded if outer.head is None else self._bits_of(outer.head())
-        return Bits(self.float_bits, self.float_bits, embedded, above)
+    def bits_of(self, name: str) -> int:
+        """The bits that a matrix gets, which is not read."""
+        kind = self._weights.block_type(name)
+        return self.float_bits if kind is None else FEWER_BITS.get(kind, ROUNDED)
 
-    def _bits_of(self, matrix: Matrix | Rows) -> int:
-        return matrix.bits if isinstance(matrix, Quantized) else self.float_bits
+    def plan(self, tied_head: bool) -> Bits:
+        """The bits of what stands around the block, and of matrices of the block that are not in blocks."""
+        embedded = self.bits_of(EMBEDDING)
+        return Bits(self.float_bits, self.float_bits, embedded, embedded if tied_head else self.bits_of(HEAD))
 
     def written(self, plan: Bits) -> Bits:
         """The same once all is read: the block's are the fewest bits of any matrix. Says what was rounded."""
         if self._rounded:
-            counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(Counter(self._rounded.values()).items()))
+            counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(self._rounded.items()))
             why = "which onnxruntime's blocks cannot say exactly"
             log.warning(f"{self._path}: {counts}, {why}, are rounded once more, to {ROUNDED} bits")
         block = min(self._bits)

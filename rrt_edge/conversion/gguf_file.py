@@ -79,11 +79,11 @@ class GgufFile:
         """
         own = self._own[name]
         rows, kind = self._rows(own), self._header.tensors[own].type
-        if kind in PLAIN or kind == "F64":
+        if self.block_type(name) is not None:
+            tensor = self._dequantised(own, rows)
+        else:
             tensor = torch.from_numpy(np.array(rows)).view(PLAIN.get(kind, torch.float64))
             tensor = tensor.float() if kind == "F64" else tensor
-        else:
-            tensor = self._dequantised(own, rows)
         if name.endswith("norm.weight") and self._family.norm_offset:
             tensor = tensor.float() - self._family.norm_offset
         return tensor

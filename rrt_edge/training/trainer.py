@@ -64,7 +64,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         predicts = predicting(inputs["labels"])  # [B, S]
-        exits = self._exits(model, predicts, self._config(model).loops)
+        exits = self._exits(model, predicts)
         loss, outputs = self._mean_loss(model, inputs, predicts, exits)
         loss = share_of_mean(loss, int(predicts.sum()))
         return (loss, outputs) if return_outputs else loss
@@ -101,7 +101,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _share(self, model: Any, part: dict[str, Tensor], count: int) -> Callable[[nn.Module], Tensor]:
         """The loss of a part, which a copy of the model will compute: as much of a mean over `count` as it is."""
         predicts = predicting(part["labels"])
-        exits = self._exits(model, predicts, self._config(model).loops)  # drawn in this thread
+        exits = self._exits(model, predicts)  # drawn in this thread
 
         def loss(replica: nn.Module) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.args.bf16)):
@@ -132,13 +132,15 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         """The random numbers of this step, the same in every process."""
         return random.Random(f"{self.options.seed}/{self.state.global_step}")
 
-    def _exits(self, model: Any, predicts: Tensor, loops: int) -> dict[str, Any]:
+    def _exits(self, model: Any, predicts: Tensor) -> dict[str, Any]:
         """Return the depths at which a batch's tokens leave, under a rule by which that matters."""
-        if self.stage == "uptrain" or not self._config(model).rule.exits_matter:
+        config = self._config(model)
+        if self.stage == "uptrain" or not config.rule.exits_matter:
             return {}
         if not self._by_gate:
-            return {"exit_depths": draw_exits(predicts, loops)}
-        return {"exit_depths": draw_exits(predicts, loops, BY_GATE), "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
+            return {"exit_depths": draw_exits(predicts, config.loops)}
+        exits = draw_exits(predicts, config.loops, BY_GATE)
+        return {"exit_depths": exits, "exit_threshold": self._drawn.uniform(*THRESHOLDS)}
 
     @property
     def _matches_hidden(self) -> bool:

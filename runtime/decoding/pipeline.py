@@ -32,7 +32,7 @@ from rrt_edge.runtime.running.runner import NEVER, Part, PartDone
 
 Float = NDArray[np.float32]
 MOST_TOGETHER = 8  # rows
-HOPELESS = 0.25  # chance to stand below which no draft from the text is worth a row: it costs as much of the first
+HOPELESS = 0.25  # chance to stand below which no draft from the text is worth its row: it costs so much of a first one
 
 
 class _Reading(NamedTuple):

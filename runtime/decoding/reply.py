@@ -51,9 +51,9 @@ class Stats:
     not stand included, and `block_rows_per_token` the same for each token; `steps_per_token` how often the block's
     weights were read for them, which several rows share; `mean_depth` the depths the tokens left at. The first token
     counts as prompt time, the others as decode time; `longest_gap_s` is the longest wait between two tokens. `drafted`
-    and `accepted`: the tokens that were drafted, and those of them that stood; `text_drafted` and `text_accepted`:
-    those among them that came from the text, the others from a lesser depth. `device`: what the model ran on.
-    `kv_rule`: the KV rule it followed.
+    and `accepted`: the tokens that were drafted, and those of them that stood and were kept; `text_drafted` and
+    `text_accepted`: those among them that came from the text, the others from a lesser depth. `device`: what the model
+    ran on. `kv_rule`: the KV rule it followed.
     """
 
     prompt_tokens: int

@@ -178,7 +178,7 @@ def make_data() -> Data:
         path = WORK / f"{name}.jsonl"
         path.write_text("\n".join(lines) + "\n", "utf-8")
         paths.append(path)
-    FEW.write_text("\n".join(lines[:80]) + "\n", "utf-8")
+    FEW.write_text("".join(paths[1].read_text("utf-8").splitlines(keepends=True)[:80]), "utf-8")
     asked = random.Random(8)
     questions = [
         recipe.turn(asked.choice(templates.held_out).format(name), answer)

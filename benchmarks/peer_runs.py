@@ -15,7 +15,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,20 +104,27 @@ class LlamaCpp:
         self._lookup = LlamaPromptLookupDecoding()
         self.most_drafts: int = self._lookup.num_pred_tokens
 
-    def open(self, tokens: int, most_rows: int, sequences: int = 1) -> None:
+    @contextmanager
+    def context(self, tokens: int, most_rows: int, sequences: int = 1) -> Iterator[LlamaContext]:
         """Room for so many tokens of all sequences, and rows of one call."""
         llama, parameters = self._llama, self._llama.llama_context_default_params()
         parameters.n_ctx, parameters.n_seq_max = tokens, sequences
         parameters.n_batch = parameters.n_ubatch = most_rows
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        self._context = llama.llama_init_from_model(self._model, parameters)
-        self._memory = llama.llama_get_memory(self._context)
-        self._room = llama.llama_batch_init(most_rows, 0, 1)
+        context, room = llama.llama_init_from_model(self._model, parameters), llama.llama_batch_init(most_rows, 0, 1)
+        yield LlamaContext(llama, context, room, self._vocabulary, self._lookup)
+        llama.llama_batch_free(room)
+        llama.llama_free(context)
 
-    def close(self) -> None:
-        self._llama.llama_batch_free(self._room)
-        self._llama.llama_free(self._context)
+
+class LlamaContext:
+    """What llama.cpp holds of some sequences."""
+
+    def __init__(self, llama: Any, context: Any, room: Any, vocabulary: int, lookup: Any) -> None:
+        self._llama, self._context, self._room = llama, context, room
+        self._vocabulary, self._lookup = vocabulary, lookup
+        self._memory = llama.llama_get_memory(context)
 
     def forget(self, length: int) -> None:
         """Keep so many tokens of the first sequence."""
@@ -151,31 +159,36 @@ def llama_cpp(path: str, settings: dict[str, Any]) -> list[dict[str, float | str
 
     def run(prompts: list[list[int]], new: int, drafts: bool) -> Run:
         batch, length = len(prompts), len(prompts[0])
-        engine.open(batch * (length + new + drafts * engine.most_drafts), max(length, batch), batch)
-        started = time.perf_counter()
-        last = [
-            engine.feed([(token, place, sequence) for place, token in enumerate(prompt)], 1)[0]
-            for sequence, prompt in enumerate(prompts)
-        ]
-        middle = time.perf_counter()
-        steps = drafted = accepted = tokens = 0
-        if drafts:
-            text = [*prompts[0], last[0]]
-            while tokens < new - 1:
-                follows, count = engine.drafted(text, new - 2 - tokens)
-                text += follows
-                steps, drafted, accepted = steps + 1, drafted + count, accepted + len(follows) - 1
-                tokens += len(follows)
-        else:
-            for steps in range(1, new):
-                rows = [(token, length + steps - 1, sequence) for sequence, token in enumerate(last)]
-                last = engine.feed(rows, batch)
-                tokens += batch
-        ended = time.perf_counter()
-        engine.close()
-        return Run(middle - started, ended - middle, tokens, steps, drafted, accepted)
+        room = batch * (length + new + drafts * engine.most_drafts)
+        with engine.context(room, max(length, batch), batch) as context:
+            return replied(context, prompts, new, drafts)
 
     return measured(run, settings)
+
+
+def replied(context: LlamaContext, prompts: list[list[int]], new: int, drafts: bool) -> Run:
+    """So many new tokens behind each prompt, with n-gram drafts behind the first alone."""
+    batch, length = len(prompts), len(prompts[0])
+    started = time.perf_counter()
+    last = [
+        context.feed([(token, place, sequence) for place, token in enumerate(prompt)], 1)[0]
+        for sequence, prompt in enumerate(prompts)
+    ]
+    middle = time.perf_counter()
+    steps = drafted = accepted = tokens = 0
+    if drafts:
+        text = [*prompts[0], last[0]]
+        while tokens < new - 1:
+            follows, count = context.drafted(text, new - 2 - tokens)
+            text += follows
+            steps, drafted, accepted = steps + 1, drafted + count, accepted + len(follows) - 1
+            tokens += len(follows)
+    else:
+        for steps in range(1, new):
+            rows = [(token, length + steps - 1, sequence) for sequence, token in enumerate(last)]
+            last = context.feed(rows, batch)
+            tokens += batch
+    return Run(middle - started, time.perf_counter() - middle, tokens, steps, drafted, accepted)
 
 
 def llama_cpp_replies(path: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -187,24 +200,24 @@ def llama_cpp_replies(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     prompts = json.loads(Path(settings["file"]).read_text())
     engine, ends = LlamaCpp(path, settings["threads"], settings["vocabulary"]), set(settings["ends"])
     longest = max(len(ids) + most for ids, most in prompts)
-    engine.open(longest + engine.most_drafts, longest)
 
-    def reply(ids: list[int], most: int) -> list[int]:
-        engine.forget(0)
-        text = [*ids, *engine.feed([(token, place, 0) for place, token in enumerate(ids)], 1)]
+    def reply(context: LlamaContext, ids: list[int], most: int) -> list[int]:
+        context.forget(0)
+        text = [*ids, *context.feed([(token, place, 0) for place, token in enumerate(ids)], 1)]
         while text[-1] not in ends and len(text) < len(ids) + most:
             if settings["drafts"]:
-                follows, _ = engine.drafted(text, len(ids) + most - len(text) - 1)
+                follows, _ = context.drafted(text, len(ids) + most - len(text) - 1)
             else:
-                follows = engine.feed([(text[-1], len(text) - 1, 0)], 1)
+                follows = context.feed([(text[-1], len(text) - 1, 0)], 1)
             end = next((i + 1 for i, token in enumerate(follows) if token in ends), len(follows))
             text += follows[:end]
         return text[len(ids) :]
 
-    reply(*prompts[0])
-    started = time.perf_counter()
-    replies = [reply(ids, most) for ids, most in prompts]
-    return {"seconds": time.perf_counter() - started, "replies": replies, "peak": peak_memory_bytes()}
+    with engine.context(longest + engine.most_drafts, longest) as context:
+        reply(context, *prompts[0])
+        started = time.perf_counter()
+        replies = [reply(context, ids, most) for ids, most in prompts]
+        return {"seconds": time.perf_counter() - started, "replies": replies, "peak": peak_memory_bytes()}
 
 
 def genai(path: str, settings: dict[str, Any]) -> list[dict[str, float | str]]:

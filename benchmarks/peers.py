@@ -113,13 +113,17 @@ def python(environment: Path) -> Path:
 
 def make_environment(folder: Path, packages: list[str]) -> None:
     """A virtual environment with packages, llama.cpp among them built for this machine and optimised."""
-    if (folder / "ready").is_file():
+    ready = folder / "ready"  # what was installed
+    there = ready.read_text("utf-8").splitlines() if ready.is_file() else []
+    packages = [package for package in packages if package not in there]
+    if not packages:
         return
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    if not there:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     flags = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"}
     pip = [python(folder), "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python"]
     subprocess.run([*pip, *packages], check=True, env={**os.environ, **flags})
-    (folder / "ready").touch()
+    ready.write_text("\n".join([*there, *packages]) + "\n", "utf-8")
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
@@ -210,9 +214,15 @@ def answer_questions(bundle: Path, settings: dict[str, Any]) -> list[Measured]:
     lines = (bundle.parent / "heldout.jsonl").read_text("utf-8").splitlines()[: WARM_UP + QUESTIONS]
     questions = [json.loads(line)["messages"][:1] for line in lines]
     with Model.load(bundle, threads=settings["threads"]) as model:
-        undrafted = ExitPolicy(trace=(model.loops,) * LONGEST)
-        policies = {"full without drafts": undrafted, "full": ExitPolicy()}
+        policies = {"full without drafts": undrafted(model), "full": ExitPolicy()}
         return [answered(model, questions, test, policies[test], bundle) for test in settings["tests"]]
+
+
+def undrafted(model: Any) -> Any:
+    """Full depth of each token by itself."""
+    from rrt_edge.runtime import ExitPolicy
+
+    return ExitPolicy(trace=(model.loops,))
 
 
 def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: Path) -> Measured:
@@ -221,8 +231,8 @@ def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: P
 
     sampling = Sampling(max_tokens=LONGEST)
     replies = []
-    for question in questions:  # a prompt that waits for its deeper loops would count as tokens
-        session = model.session(lazy_prompt=False)
+    for question in questions:
+        session = model.session(lazy_prompt=False)  # of a trace too: its steps are those of tokens alone
         replies.append(session.generate(model.encode_chat(question), sampling, policy).stats)
     replies = replies[WARM_UP:]
     several = [stats for stats in replies if stats.generated_tokens > 1]

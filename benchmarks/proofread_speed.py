@@ -4,9 +4,10 @@
         [--first 60] [--repeats 3] [--policies undrafted,full,balanced,fast] [--threads 2]
 
 The teacher is written as a GGUF file and brought to Q4_0 by llama.cpp, in an environment of its own that `peers.py`
-makes; it runs with flash attention, and once more with drafts from n-grams. `undrafted` is full depth without drafts.
-All correct one text after another, greedily, each contender in processes of its own, which take turns; seconds count
-prompts and replies, and the table has medians. Answers are the models' own, without the sample's checks.
+makes; it runs with flash attention, and once more with drafts from n-grams. The GGUF stays in the folder and is written
+once. `undrafted` is full depth without drafts. All correct one text after another, greedily, each row in processes of
+its own, which take turns; seconds are from the prompts' token ids to the replies, and the table has medians. Answers
+are the models' own, without the sample's checks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import GGUF_NEEDS, HERE, LLAMA_CPP, check_idle, last_line, make_environment, processor, python
+from peers import GGUF_NEEDS, HERE, LLAMA_CPP, check_idle, last_line, make_environment, processor, python, undrafted
 
 SAMPLE = HERE.parent / "samples" / "proofread"
 
@@ -36,11 +37,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--environment", type=Path, default=Path("build/peers/environment"))
     parser.add_argument("--folder", type=Path, default=Path("build/proofread-speed"))
-    parser.add_argument("--of", choices=["bundle"], help=argparse.SUPPRESS)  # what a process of its own does
+    parser.add_argument("--of", metavar="POLICY", help=argparse.SUPPRESS)  # what a process of its own does
     arguments = parser.parse_args()
     sys.path.append(str(SAMPLE))
     if arguments.of:
-        print(json.dumps(of_bundle(arguments)))
+        print(json.dumps(of_bundle(arguments, arguments.of)))
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     make_environment(arguments.environment, [LLAMA_CPP, *GGUF_NEEDS])
@@ -49,14 +50,15 @@ def main() -> None:
         write = [python(arguments.environment), HERE / "peer_runs.py", "write_gguf", arguments.teacher, gguf]
         subprocess.run(write, check=True)
     check_idle()
-    prompts = Teacher(arguments, gguf)
+    teacher = Teacher(arguments, gguf)
     names = [f"llama.cpp, the teacher at Q4_0{more}" for more in ("", ", n-gram drafts")]
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.repeats):
         for name, drafts in zip(names, (False, True), strict=True):
-            runs.setdefault(name, []).append(prompts.run(drafts))
-        for name, run in last_line([sys.executable, *sys.argv, "--of", "bundle"]).items():
-            runs.setdefault(f"the bundle, `{name}`", []).append(run)
+            runs.setdefault(name, []).append(teacher.run(drafts))
+        for policy in arguments.policies.split(","):
+            run = last_line([sys.executable, *sys.argv, "--of", policy])
+            runs.setdefault(f"the bundle, `{policy}`", []).append(run)
     show(arguments, runs)
 
 
@@ -114,34 +116,31 @@ class Teacher:
         return {**done, "answers": answers, "tokens": sum(map(len, done["replies"]))}
 
 
-def of_bundle(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The replies of the bundle under each policy, and their seconds."""
+def of_bundle(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The replies of the bundle under a policy, and their seconds."""
     import pairs
     from proofread.replies import LONGER, SPARE
 
-    from rrt_edge.runtime import ExitPolicy, Model
-    from rrt_edge.runtime.system.memory import peak_memory_bytes
+    from rrt_edge.runtime import Generation, Model
 
     texts = [text for text, _ in pairs.read_pairs(arguments.texts)[: arguments.first]]
-    found = {}
     with Model.load(arguments.bundle, device="cpu", threads=arguments.threads) as model:
+        policy = undrafted(model) if name == "undrafted" else name
+        prompts = [model.encode_chat([{"role": "user", "content": text}]) for text in texts]
 
-        def reply(text: str, policy: Any) -> Any:
-            ids = model.encode_chat([{"role": "user", "content": text}])
-            return model.generate(ids, temperature=0, max_tokens=round(LONGER * len(ids)) + SPARE, exit_policy=policy)
+        def reply(ids: list[int]) -> Generation:
+            most = round(LONGER * len(ids)) + SPARE
+            return model.generate(ids, temperature=0, max_tokens=most, exit_policy=policy)
 
-        for name in arguments.policies.split(","):
-            policy = ExitPolicy(trace=(model.loops,) * model.context) if name == "undrafted" else name
-            reply(texts[0], policy)
-            started = time.perf_counter()
-            replies = [reply(text, policy) for text in texts]
-            found[name] = {
-                "seconds": time.perf_counter() - started,
-                "answers": [one.text.strip() for one in replies],
-                "tokens": sum(len(one.tokens) for one in replies),
-                "peak": peak_memory_bytes(),
-            }
-    return found
+        reply(prompts[0])
+        started = time.perf_counter()
+        replies = [reply(ids) for ids in prompts]
+        return {
+            "seconds": time.perf_counter() - started,
+            "answers": [one.text.strip() for one in replies],
+            "tokens": sum(len(one.tokens) for one in replies),
+            "peak": replies[-1].stats.peak_memory_bytes,
+        }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""One experiment: a block in 2 bits with adapters in 4. The bytes and time it gains, the quality that training saves.
+"""One experiment: a block in 2 bits with adapters in 4. The time it gains, and the quality that training saves.
 
     python benchmarks/two_bits.py speed
     python benchmarks/two_bits.py quality [--rounds 5] [--folder build/two-bits]
 
-`speed`: products of one and two rows with the matrices of a layer like TinyLlama's, by bits and block, on the CPU; the
-matrices are so many that they come from memory. `quality`: the docstrings demo with its block's weights at 2 bits and
-its adapters, embedding and head at 4, rounded as it is and after a training with that rounding in it, beside 4 bits for
-all; scored on held-out questions. Bundles have no 2 bits: this says whether they should.
+`speed`: products of one and two rows with 22 matrices of TinyLlama's feed-forward shape, up and down in turn, by bits
+and block, on the CPU; they are so many that they come from memory. `quality`: the docstrings demo with its block's
+weights at 2 bits and its adapters, embedding and head at 4, rounded as it is and after a training with that rounding in
+it, beside 4 bits for all; scored on held-out questions. Models that were trained stay in the folder and are not trained
+again.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def products(bits: int, block: int) -> list[float]:
 
 
 def layers_of(bits: int, block: int) -> onnxruntime.InferenceSession:
-    """Products like those of the feed-forward parts of `LAYERS` layers, one behind another."""
+    """A product up and one down for each of `LAYERS` layers, one behind another."""
     rng, nodes, tensors = np.random.default_rng(0), [], []
     name = "x"
     for index in range(2 * LAYERS):
@@ -154,7 +155,7 @@ def main() -> None:
     elif arguments.part == "products":
         print(json.dumps(products(*arguments.form)))
     else:
-        quality(arguments.folder, arguments.rounds)
+        quality(arguments.folder / f"rounds-{arguments.rounds}", arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def keep(model: PreTrainedModel, whole: Sequence[nn.Module], kept: Sequence[int]
     model.config.num_hidden_layers = len(kept)
 
 
-def loss_of(model: PreTrainedModel, examples: Sequence[Example], bf16: bool = False) -> float:
+def loss_of(model: PreTrainedModel, examples: Sequence[Example], bf16: bool) -> float:
     """The mean loss over reply tokens."""
     return share_of_loss(model, sorted(examples, key=len), sum(len(example.reply) for example in examples), bf16=bf16)
 

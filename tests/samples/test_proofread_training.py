@@ -173,7 +173,7 @@ def test_the_layer_goes_without_which_the_loss_is_lowest(
         model = LlamaForCausalLM.from_pretrained(base)
         del model.model.layers[dropped]
         model.model.layers[0].self_attn.layer_idx = 0
-        losses.append(sample.reduced_model.loss_of(model.eval(), examples))
+        losses.append(sample.reduced_model.loss_of(model.eval(), examples, False))
     made = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert sample.reduced_model.loss_of(made, examples) == pytest.approx(min(losses), rel=1e-4)
+    assert sample.reduced_model.loss_of(made, examples, False) == pytest.approx(min(losses), rel=1e-4)
     assert f"loss {min(losses):.4f}" in capsys.readouterr().out

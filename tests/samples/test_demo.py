@@ -97,6 +97,20 @@ def test_the_demo_answers(demo: Path, policy: str) -> None:
             assert (reply.stats.mean_depth == 2) == (policy == "full")
 
 
+@pytest.mark.parametrize("policy", ["full", "balanced"])
+def test_the_sixth_question_of_a_chat_is_answered_as_the_first(demo: Path, data: Path, policy: str) -> None:
+    questions = [json.loads(line)["messages"] for line in (data / "heldout.jsonl").read_text().splitlines()[:60]]
+    right = [0] * 6
+    with Model.load(demo, device="cpu") as model:
+        for start in range(0, len(questions), 6):
+            messages: list[dict[str, str]] = []
+            for turn, (question, answer) in enumerate(questions[start : start + 6]):
+                reply = model.generate([*messages, question], exit_policy=policy).text
+                right[turn] += reply == answer["content"]
+                messages += [question, {"role": "assistant", "content": reply}]
+    assert min(right) >= 8, right  # of 10
+
+
 def test_the_demos_operating_points_keep_their_promises(demo: Path, data: Path) -> None:
     """On questions in phrasings that they were not found on, with the confidence that `calibrate` states."""
     points = Manifest.read(demo).gate.points

@@ -72,7 +72,7 @@ def test_no_loop_makes_drafts_and_the_text_does(merged: Path, bundle: Path) -> N
     with Model.load(merged) as model:
         for prompt, theirs in zip(prompts, plain, strict=True):
             ids = [token.id for token in theirs.tokens]
-            model.drafting = Copying([*prompt, *ids])
+            model._loaded.drafting = Copying([*prompt, *ids])
             ours = model.generate(prompt, sampling, "full")
             engine = Engine(model)
             request = engine.submit(prompt, sampling, "full")

@@ -108,7 +108,10 @@ def test_rows_that_waited_and_rows_held(
     ]
 
 
-def test_sequences_that_share_a_step_have_a_line_each(traced_model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sequences_that_share_a_step_have_a_line_each(
+    traced_model: Model, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traced_model._loaded.drafting, "reads_text", False)  # a token a line, whatever steps take
     engine = Engine(traced_model)
     prompts = [[5, 6, 7], [9] * 40, [12, 13, 14, 15]]
     requests = [engine.submit(prompt, Sampling(max_tokens=20), "threshold=0.5") for prompt in prompts]

@@ -73,11 +73,13 @@ def prepare(folder: Path, shape: str, environment: Path) -> None:
             subprocess.run([*builder, *options], check=True)
     from rrt_edge.exporters.shapes import random_bundle
 
+    forms = [("bundle", LOOPS[shape], RANK, False), ("unshared", 1, 0, False)]
+    if shape in MERGED_SHAPES:
+        forms.append(("merged", LOOPS[shape], RANK, True))
     for size in BLOCKS:
-        for name, loops, rank in (("bundle", LOOPS[shape], RANK), ("merged", LOOPS[shape], RANK), ("unshared", 1, 0)):
+        for name, loops, rank, merge in forms:
             out = home / f"{name}-{size}"
-            if not (out / "manifest.json").is_file() and (name != "merged" or shape in MERGED_SHAPES):
-                merge = name == "merged"
+            if not (out / "manifest.json").is_file():
                 random_bundle(shape, out, loops=loops, rank=rank, block_size=size, merge_adapters=merge)
     as_before(home / f"bundle-{BLOCKS[0]}", home / "before")
 
@@ -230,11 +232,10 @@ def answered(model: Any, questions: list[Any], test: str, policy: Any, bundle: P
     from rrt_edge.runtime import Sampling
 
     sampling = Sampling(max_tokens=LONGEST)
-    replies = []
-    for question in questions:
-        session = model.session(lazy_prompt=False)  # of a trace too: its steps are those of tokens alone
-        replies.append(session.generate(model.encode_chat(question), sampling, policy).stats)
-    replies = replies[WARM_UP:]
+    replies = [  # whose steps are those of tokens alone: no prompt waits for its deeper loops
+        model.session(lazy_prompt=False).generate(model.encode_chat(question), sampling, policy).stats
+        for question in questions
+    ][WARM_UP:]
     several = [stats for stats in replies if stats.generated_tokens > 1]
     drafted = sum(stats.drafted for stats in replies)
     behind = [stats.generated_tokens - 1 for stats in several]

@@ -87,7 +87,7 @@ class Teacher:
 
     def __init__(self, arguments: argparse.Namespace, gguf: Path) -> None:
         import pairs
-        from proofread.replies import LONGER, SPARE
+        from proofread.replies import most_tokens
         from transformers import AutoTokenizer
 
         self._gguf, self._environment = gguf, arguments.environment
@@ -97,7 +97,7 @@ class Teacher:
             chat = [{"role": "user", "content": text}]
             prompt = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             ids = self._tokenizer.encode(prompt, add_special_tokens=False)
-            prompts.append((ids, round(LONGER * len(ids)) + SPARE))
+            prompts.append((ids, most_tokens(len(ids))))
         file = arguments.folder / "prompts.json"
         file.write_text(json.dumps(prompts), "utf-8")
         config = json.loads((arguments.teacher / "config.json").read_text("utf-8"))
@@ -119,22 +119,17 @@ class Teacher:
 def of_bundle(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """The replies of the bundle under a policy, and their seconds."""
     import pairs
-    from proofread.replies import LONGER, SPARE
+    from score_bundle import prompts_of, replies_to
 
-    from rrt_edge.runtime import Generation, Model
+    from rrt_edge.runtime import Model
 
     texts = [text for text, _ in pairs.read_pairs(arguments.texts)[: arguments.first]]
     with Model.load(arguments.bundle, device="cpu", threads=arguments.threads) as model:
         policy = undrafted(model) if name == "undrafted" else name
-        prompts = [model.encode_chat([{"role": "user", "content": text}]) for text in texts]
-
-        def reply(ids: list[int]) -> Generation:
-            most = round(LONGER * len(ids)) + SPARE
-            return model.generate(ids, temperature=0, max_tokens=most, exit_policy=policy)
-
-        reply(prompts[0])
+        prompts = prompts_of(model, texts)
+        replies_to(model, prompts[:1], policy)
         started = time.perf_counter()
-        replies = [reply(ids) for ids in prompts]
+        replies = replies_to(model, prompts, policy)
         return {
             "seconds": time.perf_counter() - started,
             "answers": [one.text.strip() for one in replies],

@@ -23,6 +23,7 @@ from rrt_edge.model.families import family_of
 from rrt_edge.model.projections import Read
 from rrt_edge.model.sharing import check_sharing
 from rrt_edge.quantisation.blocks import BLOCK, Quantized
+from rrt_edge.quantisation.packing import is_packed
 from rrt_edge.quantisation.wide import Matrix
 
 BITS: tuple[ExportBits, ...] = tuple(bits for kind in get_args(ExportBits) for bits in get_args(kind) or (kind,))
@@ -39,7 +40,7 @@ class BlockShapes(SourceBlocks):
 
     def matrix(self, name: str) -> Matrix:
         zeros, bits = self._shapes.tensor(name), self.bits_of(name)
-        if self._weights.block_type(name) is None:
+        if not is_packed(bits):
             return zeros.numpy()
         rows, columns = zeros.shape
         packed = torch.zeros((), dtype=torch.uint8).expand(rows, columns // BLOCK, BLOCK * bits // 8)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pairs
 import scoring
 import torch
-from proofread.replies import LONGER, SPARE
+from proofread.replies import most_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import rrt_edge  # noqa: F401  makes recursive checkpoints known to transformers
@@ -42,7 +42,7 @@ def correct(
             out = model.generate(
                 input_ids=torch.tensor(ids),
                 attention_mask=torch.tensor(mask),
-                max_new_tokens=round(LONGER * width) + SPARE,
+                max_new_tokens=most_tokens(width),
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )

@@ -23,9 +23,9 @@ import pairs
 import scoring
 from proofread import Proofreader
 from proofread.comparing import Change, compare
-from proofread.replies import LONGER, SPARE
+from proofread.replies import most_tokens
 
-from rrt_edge.runtime import Generation, Model
+from rrt_edge.runtime import ExitPolicy, Generation, Model
 
 
 @dataclass
@@ -53,13 +53,13 @@ def _touches(change: Change, start: int, end: int) -> bool:
     return start < change.last and change.first < end
 
 
-def correct(model: Model, texts: Sequence[str], policy: str) -> list[Generation]:
-    replies = []
-    for text in texts:
-        messages = [{"role": "user", "content": text}]
-        most = round(LONGER * len(model.encode_chat(messages))) + SPARE
-        replies.append(model.generate(messages, max_tokens=most, temperature=0, exit_policy=policy))
-    return replies
+def prompts_of(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    return [model.encode_chat([{"role": "user", "content": text}]) for text in texts]
+
+
+def replies_to(model: Model, prompts: Sequence[list[int]], policy: str | ExitPolicy) -> list[Generation]:
+    """The model's greedy replies, one after another."""
+    return [model.generate(ids, max_tokens=most_tokens(len(ids)), temperature=0, exit_policy=policy) for ids in prompts]
 
 
 def record(
@@ -108,11 +108,12 @@ def main() -> None:
                 scores = scoring.score(texts, [target for _, target in chosen], answers).as_record()
                 print(json.dumps({"policy": policy, "sure": sure, **scores}), flush=True)
             return
-        replies = {"full": correct(model, texts, "full")}
+        prompts = prompts_of(model, texts)
+        replies = {"full": replies_to(model, prompts, "full")}
         full = [reply.text.strip() for reply in replies["full"]]
         for policy in arguments.policies:
             if policy not in replies:
-                replies[policy] = correct(model, texts, policy)
+                replies[policy] = replies_to(model, prompts, policy)
             print(json.dumps(record(policy, replies[policy], chosen, full)), flush=True)
 
 

@@ -15,6 +15,11 @@ LONGER, SPARE = 1.3, 8  # a reply may have so many times the tokens of its promp
 QUEUED = 16  # pieces that the engine is given at a time
 
 
+def most_tokens(prompt: int) -> int:
+    """How many tokens a reply may have whose prompt has so many."""
+    return round(LONGER * prompt) + SPARE
+
+
 class Stopped(Exception):
     """A correction was stopped before its end."""
 
@@ -70,8 +75,8 @@ def generate(
         while len(running) < QUEUED and (text := next(waiting, None)) is not None:
             try:
                 ids = model.encode_chat([{"role": "user", "content": text}])
-                most = round(LONGER * len(ids)) + SPARE
-                running[engine.submit(ids, Sampling(max_tokens=most, logprobs=0), policy)] = text
+                sampling = Sampling(max_tokens=most_tokens(len(ids)), logprobs=0)
+                running[engine.submit(ids, sampling, policy)] = text
             except RRTEdgeError as error:
                 yield text, Reply("", (), (), f"the model cannot take it ({error})")
         if not running:
